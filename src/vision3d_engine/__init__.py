@@ -1,0 +1,61 @@
+"""A training engine for 3D vision: exact, free, clear."""
+
+from vision3d_engine.core.cli import get_parser
+from vision3d_engine.core.config import Config, load_config
+from vision3d_engine.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EngineError,
+    FolderError,
+    NonFiniteError,
+    RegistrationError,
+    ResultError,
+)
+from vision3d_engine.data.dataloader import build_dataloader
+from vision3d_engine.data.split import split_batch
+from vision3d_engine.endpoints.context_manager import ContextManager, get_context_manager
+from vision3d_engine.loggers.console import get_logger
+from vision3d_engine.loggers.formatting import get_log_string
+from vision3d_engine.loop.hooks import Hook
+from vision3d_engine.metrics.average_meter import AverageMeter
+from vision3d_engine.metrics.summary_board import SummaryBoard
+from vision3d_engine.metrics.timer import Timer
+from vision3d_engine.optim.optimizer import build_optimizer
+from vision3d_engine.optim.scheduler import build_scheduler
+from vision3d_engine.testers.batch import BatchTester
+from vision3d_engine.testers.single import SingleTester
+from vision3d_engine.trainers.epoch_based import EpochBasedTrainer
+from vision3d_engine.trainers.iter_based import IterBasedTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AverageMeter",
+    "BatchTester",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "ContextManager",
+    "DataError",
+    "EngineError",
+    "EpochBasedTrainer",
+    "FolderError",
+    "Hook",
+    "IterBasedTrainer",
+    "NonFiniteError",
+    "RegistrationError",
+    "ResultError",
+    "SingleTester",
+    "SummaryBoard",
+    "Timer",
+    "build_dataloader",
+    "build_optimizer",
+    "build_scheduler",
+    "get_context_manager",
+    "get_log_string",
+    "get_logger",
+    "get_parser",
+    "load_config",
+    "split_batch",
+]

@@ -1,0 +1,1 @@
+"""Checkpoint files: written whole or not at all, loaded as data only, judged and removed last."""

@@ -1,0 +1,179 @@
+"""The one door to the command line: the parser that scripts share with the engine, and the engine's own flags."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vision3d_engine.core.errors import ConfigError, did_you_mean
+
+# Programs that run other people's code: their command line is not ours.
+_FOREIGN_PROGRAMS = {"pytest", "py.test", "ipykernel_launcher", "colab_kernel_launcher", "ipython", "default_worker"}
+
+
+class Flags(argparse.ArgumentParser):
+    """An argument parser that knows which flags the engine added, so that a script's own flags always win."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            allow_abbrev=False, conflict_handler="resolve", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        self.engine_keys: set[str] = set()
+        self.override_words: list[str] = []
+
+    def add_engine_flag(self, *names: str, **options: Any) -> None:
+        """Add a flag of the engine unless the script has already defined one of its names."""
+        if any(name in self._option_string_actions for name in names):
+            return
+        action = self.add_argument(*names, default=None, **options)
+        self.engine_keys.add(action.dest)
+
+    def known_flags(self) -> list[str]:
+        """Return every flag that can be given."""
+        return list(self._option_string_actions)
+
+    def count(self) -> int:
+        """Return how many arguments are defined; it grows when a script adds one."""
+        return len(self._actions)
+
+
+_SHARED: dict[str, Flags] = {}
+
+
+def get_parser() -> Flags:
+    """Return the parser that all trainers, testers and the script itself share in this process."""
+    if "parser" not in _SHARED:
+        _SHARED["parser"] = Flags()
+    return _SHARED["parser"]
+
+
+def reset_parser() -> None:
+    """Forget the shared parser and every flag in it; for notebooks and tests."""
+    _SHARED.clear()
+
+
+def add_argument(*args: Any, **kwargs: Any) -> None:
+    """Add a flag to the shared parser."""
+    get_parser().add_argument(*args, **kwargs)
+
+
+def add_argument_group(*args: Any, **kwargs: Any) -> None:
+    """Add a group of flags to the shared parser."""
+    get_parser().add_argument_group(*args, **kwargs)
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line with the shared parser; an unknown flag ends the program, as argparse does."""
+    return get_parser().parse_args(own_argv())
+
+
+def own_argv() -> list[str]:
+    """Return the words after the script's name, or nothing in a notebook, under pytest and the like."""
+    return [] if _is_foreign(sys.argv) else sys.argv[1:]
+
+
+def command_line() -> str:
+    """Return the command that started this process, quoted for a shell."""
+    return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def _is_foreign(argv: Sequence[str]) -> bool:
+    """Tell whether the command line belongs to a program that merely runs this code."""
+    if not argv or not argv[0]:
+        return True
+    program = Path(argv[0])
+    return bool({program.stem, program.name, program.parent.name} & _FOREIGN_PROGRAMS)
+
+
+class _Switch(argparse.Action):
+    """``--name``, ``--name False`` and ``--no-name``: a switch that also takes a word, as old scripts pass one."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        opposites = [f"--no-{name[2:]}" for name in option_strings]
+        super().__init__([*option_strings, *opposites], dest, nargs="?", metavar="True|False", **options)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+        value = words.get(str(values).lower()) if values is not None else True
+        if value is None:
+            parser.error(f"argument {option_string}: got {values!r}, expected True or False")
+        setattr(namespace, self.dest, value != (option_string or "").startswith("--no-"))
+
+
+def add_engine_flags(parser: Flags) -> None:
+    """Add the flags that work in any script that builds a trainer or tester."""
+    add = parser.add_engine_flag
+    add("--resume", action="store_const", const=True, help="go on from the latest checkpoint")
+    add("--log_steps", type=int, metavar="N", help="iterations from one log line to the next")
+    add("--debug", action="store_const", const=True, help="anomaly detection and a check of every gradient")
+    add("--save_latest_n_models", type=int, metavar="N", help="how many epoch-N.pth files to keep (-1 = all)")
+    add("--cudnn_deterministic", action=_Switch, help="repeatable cuDNN kernels")
+    add("--checkpoint", metavar="PATH", help="checkpoint to load: a path, or a name in the checkpoint folder")
+    add("--test_epoch", type=int, metavar="N", help="test the model of this epoch")
+    add("--device", help="device to run on, such as cpu, cuda:1 or mps")
+    add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+class Arguments:
+    """The parsed command line of one trainer or tester; flags that a script adds later are parsed when asked for."""
+
+    def __init__(self) -> None:
+        self._parser = get_parser()
+        add_engine_flags(self._parser)
+        self._argv = own_argv()
+        self._namespace, self._unknown = self._parser.parse_known_args(self._argv)
+        self._parsed = self._parser.count()
+
+    @property
+    def namespace(self) -> argparse.Namespace:
+        """All arguments, the engine's and the script's."""
+        if self._parser.count() != self._parsed:
+            self._parser.parse_known_args(self._argv, self._namespace)
+            self._unknown = self._parser.parse_known_args(self._argv)[1]
+            self._parsed = self._parser.count()
+        return self._namespace
+
+    def engine_values(self) -> dict[str, Any]:
+        """Return the engine's own flags that were given."""
+        given = vars(self._namespace)
+        return {key: given[key] for key in self._parser.engine_keys - {"local_rank"} if given.get(key) is not None}
+
+    def fill(self, values: dict[str, Any]) -> None:
+        """Show the settings in force under the engine's flags that were not given."""
+        for key in self._parser.engine_keys & values.keys():
+            setattr(self._namespace, key, values[key])
+
+    def check(self) -> list[str]:
+        """Return flags that nobody knows.
+
+        Raises:
+            ConfigError: for one that is nearly the name of a known flag, since a mistyped ``--resume`` must not start
+                a new run.
+        """
+        _ = self.namespace
+        strange = [word for word in self._unknown if word.startswith("--")]
+        strange = [word for word in strange if word not in self._parser.override_words]
+        for word in strange:
+            if hint := did_you_mean(word.split("=")[0], self._parser.known_flags(), similarity=0.85):
+                message = f"unknown argument {word}{hint}"
+                raise ConfigError(message)
+        return strange
+
+
+def dotted_overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield ``(key, text)`` for ``--a.b text``, ``--a.b=text`` and ``--a.b`` (true) among the words of a command line."""
+    for index, word in enumerate(argv):
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in name:
+            continue
+        following = argv[index + 1] if index + 1 < len(argv) else "--"
+        yield name, text if equals else "true" if following.startswith("--") else following
+
+
+def claim_overrides(argv: Sequence[str], help_lines: Sequence[str]) -> None:
+    """Tell the shared parser which words `dotted_overrides` has taken, and show the settings in its help."""
+    parser = get_parser()
+    parser.override_words += [word for word in argv if word.startswith("--") and "." in word.partition("=")[0]]
+    parser.epilog = "settings:\n" + "\n".join(help_lines)

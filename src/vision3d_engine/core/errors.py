@@ -1,0 +1,47 @@
+"""The one exception family. Every message says what, where, got, expected and what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EngineError(Exception):
+    """Base of every error that the engine raises on purpose."""
+
+
+class ConfigError(EngineError):
+    """A setting or a command line argument is unknown or not allowed."""
+
+
+class RegistrationError(EngineError):
+    """A part (model, optimizer, loader, ...) is missing, of the wrong kind, or registered twice."""
+
+
+class DataError(EngineError):
+    """A loader is empty, yields something other than a dict, or a batch cannot be split."""
+
+
+class ResultError(EngineError):
+    """A step returned something that the engine cannot train on or log."""
+
+
+class CheckpointError(EngineError):
+    """A checkpoint is missing, unreadable, unsafe, or belongs to another model."""
+
+
+class FolderError(EngineError):
+    """A run folder cannot be made or written."""
+
+
+class NonFiniteError(EngineError):
+    """A gradient holds NaN or infinity."""
+
+
+def did_you_mean(name: str, known: Iterable[str], similarity: float = 0.6) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string when none is near."""
+    near = get_close_matches(name, list(known), n=1, cutoff=similarity)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return the names joined by commas, or ``"none"``, for use in a message."""
+    return ", ".join(str(name) for name in names) or "none"

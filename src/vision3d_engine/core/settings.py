@@ -1,0 +1,103 @@
+"""Every setting that the engine reads, with its limits. Loaded on first use, since pydantic costs start-up time."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+
+class _Section(BaseModel):
+    """A frozen group of settings whose field docstrings are its help texts."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class ExpSettings(_Section):
+    """``exp.*``: where the run lives and what it is called."""
+
+    name: str | None = None
+    """Name of the experiment, for people."""
+    output_dir: Path = Path("outputs")
+    """Folder of the run; the other folders default to places inside it."""
+    checkpoint_dir: Path | None = None
+    """Folder of the checkpoints (default: output_dir/checkpoints)."""
+    log_dir: Path | None = None
+    """Folder of the text logs (default: output_dir/logs)."""
+    event_dir: Path | None = None
+    """Folder of the TensorBoard events (default: output_dir/events)."""
+    seed: int = 0
+    """Seed of torch, numpy and python; each process adds its rank."""
+
+
+class TrainerSettings(_Section):
+    """``trainer.*``: how long to train, how to accumulate, what to log and keep."""
+
+    max_epoch: PositiveInt = 10
+    """Epochs to train."""
+    num_iters_per_epoch: PositiveInt | None = None
+    """Iterations that IterBasedTrainer calls an epoch (default: the length of the training loader)."""
+    grad_acc_steps: PositiveInt = 1
+    """Batches whose gradients make one update (1 = no accumulation)."""
+    grad_acc_reduction: Literal["mean", "sum"] = "mean"
+    """Mean makes the update equal that of one big batch; sum adds the gradients up, as the 2022 engine did."""
+    log_steps: PositiveInt = 10
+    """Iterations from one log line to the next."""
+    save_latest_n_models: int = -1
+    """How many epoch-N.pth files to keep (-1 = all); best models and the newest epoch are always kept."""
+    cudnn_deterministic: bool = True
+    """Repeatable cuDNN kernels (true) or the fastest ones for the shapes seen (false)."""
+    find_unused_parameters: bool = False
+    """DistributedDataParallel looks for parameters that take no part in the loss; costs time at every update."""
+    resume: bool = False
+    """Go on from checkpoint.pth."""
+    debug: bool = False
+    """Anomaly detection and a check of every gradient; slow."""
+    checkpoint: str | None = None
+    """Checkpoint to load: a path, or a name in the checkpoint folder."""
+    test_epoch: PositiveInt | None = None
+    """Test the model of this epoch (epoch-N.pth)."""
+    device: str | None = None
+    """Device to run on, such as cpu, cuda, cuda:1 or mps (default: the accelerator if there is one)."""
+
+
+class OptimizerSettings(_Section):
+    """``optimizer.*``: the name of a torch optimizer; all other keys become its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    """Name of a class in torch.optim, such as SGD, Adam or AdamW."""
+
+
+class SchedulerSettings(_Section):
+    """``scheduler.*``: a learning rate schedule; steps are counted in iterations."""
+
+    type: Literal["Step", "Exponential", "Cosine", "Linear"] | None = None
+    """Kind of schedule (none = a constant rate)."""
+    total_steps: PositiveInt | None = None
+    """Iterations until the rate has reached eta_min (Cosine, Linear)."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Iterations of linear warm-up (Cosine, Linear, Exponential)."""
+    eta_init: float = Field(default=0.1, ge=0)
+    """Factor on the learning rate at the start of the warm-up."""
+    eta_min: float = Field(default=0.1, ge=0)
+    """Smallest factor on the learning rate."""
+    gamma: float | None = Field(default=None, gt=0)
+    """Factor of one decay (Step, Exponential)."""
+    step_size: PositiveInt | None = None
+    """Schedule steps from one decay to the next (Step, Exponential)."""
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    "exp": ExpSettings,
+    "trainer": TrainerSettings,
+    "optimizer": OptimizerSettings,
+    "scheduler": SchedulerSettings,
+}
+
+
+class Settings(_Section):
+    """All settings of a run that the engine itself reads."""
+
+    exp: ExpSettings = ExpSettings()
+    trainer: TrainerSettings = TrainerSettings()

@@ -1,0 +1,1 @@
+"""Batches: loaders that know their processes, endless streams, and single cases out of a batch."""

@@ -1,0 +1,1 @@
+"""Processes and devices: the one door to ``torch.distributed`` and to environment variables."""

@@ -1,0 +1,179 @@
+"""Who we are among the processes of a run, and on which device; one process is a world of size 1."""
+
+import atexit
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vision3d_engine.core.errors import ConfigError
+from vision3d_engine.core.tree import map_leaves
+
+
+class World:
+    """The processes of a run. This one is alone; every exchange returns at once.
+
+    Attributes:
+        rank: number of this process among all; ``is_main`` is rank 0.
+        local_rank: number of this process on its machine, which chooses the device.
+        size: number of processes.
+        device: where models and batches go.
+    """
+
+    rank = 0
+    size = 1
+
+    def __init__(self, device: torch.device, local_rank: int = 0) -> None:
+        self.device = device
+        self.local_rank = local_rank
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks on the console."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the picklable values of all processes in rank order; waits for them."""
+        return [value]
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a tensor over all processes, on the device."""
+        return value
+
+
+class ProcessGroupWorld(World):
+    """A world of several processes, spoken to through torch's default process group."""
+
+    def __init__(self, device: torch.device, local_rank: int) -> None:
+        super().__init__(device, local_rank)
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the picklable values of all processes in rank order; waits for them."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a tensor over all processes, on the device; one all-reduce."""
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+
+def join_world(device: str | None = None) -> World:
+    """Join what started this process: an existing process group, torchrun's variables, or nothing (one process).
+
+    Args:
+        device: name of the device; None takes the accelerator of this machine, or the CPU.
+
+    Raises:
+        ConfigError: when there is no such device here.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = _choose_device(device, local_rank)
+    if not is_distributed() and _was_started_by_torchrun():
+        _open_process_group(chosen)
+    return ProcessGroupWorld(chosen, local_rank) if is_distributed() else World(chosen, local_rank)
+
+
+def _was_started_by_torchrun() -> bool:
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def _open_process_group(device: torch.device) -> None:
+    """Open the default group for the rest of the process, so that a tester can follow a trainer."""
+    dist.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
+    atexit.register(_close_process_group)
+
+
+def _close_process_group() -> None:
+    if is_distributed():
+        dist.destroy_process_group()
+
+
+def _choose_device(name: str | None, local_rank: int) -> torch.device:
+    """Return the named device, or this process's accelerator, or the CPU; and make it the current one."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(name) if name else accelerator or torch.device("cpu")
+    except RuntimeError as error:
+        message = f"device '{name}' is not a device that torch knows; use cpu, cuda, cuda:1, mps, ..."
+        raise ConfigError(message) from error
+    _check_device(device, accelerator)
+    if device.type in {"cuda", "xpu"}:
+        device = torch.device(device.type, local_rank if device.index is None else device.index)
+        torch.get_device_module(device).set_device(device)
+    return device
+
+
+def _check_device(device: torch.device, accelerator: torch.device | None) -> None:
+    """Refuse a device that this machine does not have."""
+    if device.type in {"cpu", "meta"}:
+        return
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    if accelerator is None or accelerator.type != device.type or (device.index or 0) >= count:
+        here = f"{count} x {accelerator.type}" if accelerator is not None else "the CPU only"
+        message = f"device '{device}' is not on this machine, which has {here}; leave --device out or use --device cpu"
+        raise ConfigError(message)
+
+
+# ------------------------------------------------------------------------------------------ functions for scripts
+
+
+def setup_distributed(device: str | None = None) -> World:
+    """Join the process group that torchrun asks for; kept for scripts that do so without a trainer."""
+    return join_world(device)
+
+
+def is_distributed() -> bool:
+    """Tell whether a process group is open."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def get_rank() -> int:
+    """Return the number of this process among all."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def get_local_rank() -> int:
+    """Return the number of this process on its machine, which is the index of its device."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
+
+
+def is_master() -> bool:
+    """Tell whether this is the process that writes files."""
+    return get_rank() == 0
+
+
+def master_only(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function do nothing, and return None, on all processes but the main one."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs) if is_master() else None
+
+    return wrapper
+
+
+def all_reduce_tensor(tensor: torch.Tensor, world_size: int | None = None) -> torch.Tensor:
+    """Return the mean of a tensor over all processes."""
+    if not is_distributed():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / (world_size or get_world_size())
+
+
+def all_reduce_tensors(nest: Any, world_size: int | None = None) -> Any:
+    """Return a nest with every tensor replaced by its mean over all processes; one all-reduce a tensor."""
+    return map_leaves(lambda x: all_reduce_tensor(x, world_size) if isinstance(x, torch.Tensor) else x, nest)

@@ -1,0 +1,1 @@
+"""Intermediate tensors (endpoints) that a model hands to losses and hooks without passing them through every call."""

@@ -1,0 +1,1 @@
+"""Where messages and numbers go: console, text file, TensorBoard, JSON lines."""

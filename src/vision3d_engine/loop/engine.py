@@ -1,0 +1,104 @@
+"""What trainers and testers share: a session, a model, hooks, logs."""
+
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from vision3d_engine.core.errors import RegistrationError
+from vision3d_engine.core.tree import describe
+from vision3d_engine.distributed.wrap import unwrap_model, wrap_model
+from vision3d_engine.loop.hooks import Events
+from vision3d_engine.loop.results import ResultChecker
+from vision3d_engine.loop.session import Session
+
+
+class Engine:
+    """Base of all trainers and testers.
+
+    ``cfg``, ``device``, ``output_dir`` and ``log_dir`` are there for scripts, which may overwrite them: the engine
+    itself reads its `Session`.
+    """
+
+    def __init__(self, session: Session, cfg: Any, moments: Sequence[str], base: type) -> None:
+        self._session = session
+        self._events = Events(self, base, moments)
+        self.model: Any = None
+        self.cfg = cfg
+        self.device = session.world.device
+        self.output_dir = str(session.folders.output)
+        self.log_dir = str(session.folders.logs)
+
+    @property
+    def args(self) -> Namespace:
+        """The command line: the engine's flags, with the settings in force, and the script's own."""
+        return self._session.arguments.namespace
+
+    @property
+    def log_file(self) -> str | None:
+        """Path of this run's text log; None on all processes but the main one."""
+        return self._session.logger.log_file
+
+    @property
+    def log_steps(self) -> int:
+        """Iterations from one log line to the next."""
+        return self._session.settings.trainer.log_steps
+
+    def register_model(self, model: nn.Module) -> Any:
+        """Move a model to the device, share it among the processes if there are several, and return it for use.
+
+        Raises:
+            RegistrationError: when it is not a ``torch.nn.Module``.
+        """
+        if not isinstance(model, nn.Module):
+            message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
+            raise RegistrationError(message)
+        unused = self._session.settings.trainer.find_unused_parameters
+        self.model = wrap_model(model.to(self._session.world.device), self._session.world, find_unused_parameters=unused)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        self.log(f"model: {type(unwrap_model(model)).__name__}, {count:,} parameters")
+        self.log(f"model description:\n{model}", level="DEBUG")
+        return self.model
+
+    def add_hook(self, hook: Any) -> Any:
+        """Add a `Hook`, or any object with methods named like moments of the run, and return it."""
+        self._events.add(hook)
+        return hook
+
+    def log(self, message: Any, level: str = "INFO") -> None:
+        """Write a message to the console and to the run's log file; an unknown level is written as INFO."""
+        self._session.logger.log(message, level)
+
+    def write_event(self, phase: str, event_dict: Mapping[str, Any], index: int) -> None:
+        """Write numbers to TensorBoard as ``phase/key`` and to ``metrics.jsonl``; tensors are read, so the host waits."""
+        self._session.events.write(phase, {key: float(value) for key, value in event_dict.items()}, index)
+
+    def write_points(self, tag: str, points: Any, colors: Any = None, index: int = 0) -> None:
+        """Write point clouds for TensorBoard's mesh tab.
+
+        Args:
+            tag: name of the clouds.
+            points: ``(B, N, 3)`` tensor or array; of more than 20,000 points a cloud, evenly many are left out.
+            colors: ``(B, N, 3)``, 0 to 255, or None.
+            index: step on TensorBoard's axis.
+        """
+        self._session.events.write_points(tag, points, colors, index)
+
+    def _checked(self, results: Iterable[Any], checker: ResultChecker) -> list[dict[str, Any]]:
+        """Check result dicts and hand them on."""
+        checked = list(results)
+        for result_dict in checked:
+            checker.check(result_dict)
+        return checked
+
+    def _require(self, **parts: Any) -> None:
+        """Refuse to run without a registered part."""
+        for name, part in parts.items():
+            if part is None:
+                message = f"{type(self).__name__} has no {name.replace('_', ' ')}; call register_{_register_name(name)}"
+                raise RegistrationError(message + " before run()")
+
+
+def _register_name(part: str) -> str:
+    return "loader" if part.endswith("_loader") else part

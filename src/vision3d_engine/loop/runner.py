@@ -1,0 +1,103 @@
+"""The only loop over batches: training, validation and testing hand in their step."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from vision3d_engine.core.errors import DataError
+from vision3d_engine.core.tree import to_device
+from vision3d_engine.endpoints.context_manager import clear_context_manager
+from vision3d_engine.loop.results import check_batch
+from vision3d_engine.metrics.moments import Moments
+from vision3d_engine.metrics.timer import Timer
+
+Step = Callable[[int, Any], Iterable[dict[str, Any]]]
+
+
+class Runner:
+    """One pass over batches.
+
+    Args:
+        phase: ``"train"``, ``"val"`` or ``"test"``, for messages.
+        step: what to do with a batch; returns the result dicts to average (one a batch, or one a case).
+        after_step: called after the results are taken in; writes the log line when one is due.
+        device: where batches go.
+        moments: takes in the results.
+        progress_bar: show a bar if the console is a terminal or notebook.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        step: Step,
+        after_step: Callable[[int], None],
+        *,
+        device: torch.device,
+        moments: Moments,
+        progress_bar: bool = False,
+    ) -> None:
+        self.phase = phase
+        self.moments = moments
+        self.timer = Timer()
+        self.is_last = False
+        self.max_iteration: int | None = None
+        self._step = step
+        self._after_step = after_step
+        self._device = device
+        self._progress_bar = progress_bar
+
+    def run(self, batches: Iterable[Any], max_iteration: int | None) -> None:
+        """Walk the batches; ``max_iteration`` is their number, None when it is not known.
+
+        Raises:
+            DataError: when there is no batch, or one is not a dict.
+        """
+        self.max_iteration = max_iteration
+        iteration = 0
+        self.timer.tic("data")
+        for iteration, data_dict in enumerate(self._with_bar(self._mark_last(batches)), start=1):
+            clear_context_manager()
+            data_dict = self._receive(data_dict)
+            self._switch("data", "model")
+            results = self._step(iteration, data_dict)
+            self._switch("model", "data")
+            for result_dict in results:
+                self.moments.update(result_dict)
+            self._after_step(iteration)
+        if iteration == 0:
+            message = f"the {self.phase} loader is empty: it yields no batch. Check the data set, batch_size and drop_last"
+            raise DataError(message)
+
+    def _receive(self, data_dict: Any) -> Any:
+        """Check a batch and move it to the device."""
+        check_batch(data_dict, self.phase)
+        return data_dict if self._device.type == "cpu" else to_device(data_dict, self._device)
+
+    def _switch(self, ended: str, begun: str) -> None:
+        self.timer.toc(ended)
+        self.timer.tic(begun)
+
+    def _mark_last(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Keep `is_last` true while the last batch is at hand; without a known number, by looking one batch ahead."""
+        if self.max_iteration is not None:
+            for number, batch in enumerate(batches, start=1):
+                self.is_last = number == self.max_iteration
+                yield batch
+            return
+        stream = iter(batches)
+        upcoming = next(stream, _END)
+        while upcoming is not _END:
+            batch, upcoming = upcoming, next(stream, _END)
+            self.is_last = upcoming is _END
+            yield batch
+
+    def _with_bar(self, batches: Iterator[Any]) -> Iterable[Any]:
+        """Show a bar on a terminal or in a notebook (``disable=None`` is silent elsewhere)."""
+        if not self._progress_bar:
+            return batches
+        return tqdm(batches, total=self.max_iteration, desc=self.phase, disable=None, leave=False)
+
+
+_END = object()

@@ -1,0 +1,149 @@
+"""What a trainer or tester runs in: settings, processes, folders, logs. Opened by its constructor, closed by `run`."""
+
+import contextlib
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vision3d_engine.core.cli import Arguments, command_line
+from vision3d_engine.core.config import read_settings
+from vision3d_engine.core.files import atomic_write, make_folder
+from vision3d_engine.core.plain import to_plain
+from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
+from vision3d_engine.distributed.world import join_world
+from vision3d_engine.loggers.board import EventBoard
+from vision3d_engine.loggers.console import Logger, set_logger
+
+_PACKAGES = ("torch", "numpy", "vision3d-engine")
+
+
+class Folders:
+    """The folders of a run; by default inside ``exp.output_dir``, made when missing."""
+
+    def __init__(self, exp: Any) -> None:
+        self.output = make_folder(exp.output_dir)
+        self.checkpoints = make_folder(exp.checkpoint_dir or self.output / "checkpoints")
+        self.logs = make_folder(exp.log_dir or self.output / "logs")
+        self.events = Path(exp.event_dir or self.output / "events")
+
+
+class Session:
+    """The surroundings of one trainer or tester.
+
+    Args:
+        cfg: the user's config object, of any kind.
+        role: ``"train"`` or ``"test"``, the first word of the log file's name.
+        given: settings that a constructor was called with; they win over the config, and the command line over them.
+
+    Raises:
+        ConfigError: for wrong settings or flags.
+        FolderError: when a folder cannot be made or written.
+    """
+
+    def __init__(self, cfg: Any, role: str, given: Mapping[str, Any] | None = None) -> None:
+        self.arguments = Arguments()
+        overrides = {key: value for key, value in (given or {}).items() if value is not None}
+        self.settings, warnings = read_settings(cfg, overrides | self.arguments.engine_values())
+        self.arguments.fill(self.settings.trainer.model_dump())
+        self.world = join_world(self.settings.trainer.device)
+        self.folders = Folders(self.settings.exp)
+        log_file = self.folders.logs / time.strftime(f"{role}-%Y%m%d-%H%M%S.log")
+        self.logger = Logger(log_file, is_main=self.world.is_main)
+        set_logger(self.logger)
+        self.events = EventBoard(self.folders.events, self.folders.output / "metrics.jsonl", self.world.is_main)
+        self._announce(warnings)
+        seed_everything(self.settings.exp.seed + self.world.rank)
+        set_cudnn_deterministic(self.settings.trainer.cudnn_deterministic)
+
+    def _announce(self, warnings: list[str]) -> None:
+        """Say where the run lives and what it runs on."""
+        self.logger.info(f"run folder: {self.folders.output} | {self.world.device}, {self.world.size} process(es)")
+        self.logger.debug(f"command: {command_line()}")
+        for warning in warnings:
+            self.logger.warn(f"{warning} (the key is ignored)")
+
+    def write_records(self, cfg: Any) -> None:
+        """Write ``config.yaml`` (what the user passed and the settings in force) and ``env.json`` into the run folder."""
+        if not self.world.is_main:
+            return
+        import yaml
+
+        record = to_plain(cfg) if cfg is not None else {}
+        record |= self.settings.model_dump(mode="json")
+        _write_text(self.folders.output / "config.yaml", yaml.safe_dump(_printable(record), sort_keys=False))
+        _write_text(self.folders.output / "env.json", json.dumps(self._environment(), indent=2) + "\n")
+
+    def _environment(self) -> dict[str, Any]:
+        return {
+            "command": command_line(),
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "host": platform.node(),
+            "python": platform.python_version(),
+            "packages": {name: _version(name) for name in _PACKAGES},
+            "device": str(self.world.device),
+            "processes": self.world.size,
+            "seed": self.settings.exp.seed,
+            "git": _git_state(),
+        }
+
+    def check_arguments(self) -> None:
+        """Warn of flags that nobody knows; raise `ConfigError` for one that is nearly a known flag."""
+        for word in self.arguments.check():
+            self.logger.warn(f"unknown argument {word} is ignored")
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run with the settings' autograd mode; at the end put it back and close the files, on errors too."""
+        try:
+            with torch.enable_grad(), torch.autograd.set_detect_anomaly(self.settings.trainer.debug):
+                yield
+        except BaseException as error:
+            self.logger.error(f"stopped by {type(error).__name__}: {error}")
+            raise
+        finally:
+            self.events.close()
+            self.logger.close()
+            set_logger(None)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _printable(value: Any) -> Any:
+    """Turn what YAML cannot hold (functions, tensors) into text."""
+    if isinstance(value, dict):
+        return {str(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and cleanness of the repository that the command runs in, or None outside one."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "modified": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*words: str) -> str:
+    finished = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10)  # noqa: S603, S607
+    return finished.stdout.strip()

@@ -1,0 +1,124 @@
+"""Count, sum and sum of squares of named numbers over a pass, and over the window since the last log line.
+
+The engine's own meters. Numbers of a step are copied into one small vector on their device; nothing is read back until
+a log line asks, and then all of them in one copy. What is kept does not grow with the number of steps.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+# Steps whose numbers wait on the device before they are summed up there; bounds memory between rare log lines.
+_MAX_ROWS = 256
+
+Sums = dict[str, tuple[float, float, float]]
+Gather = Callable[[Sums], list[Sums]]
+
+
+class Moments:
+    """Running means of the dicts that the steps of one pass return.
+
+    A key's mean is over the steps that had it. Values may be python numbers, numpy scalars, or tensors and arrays of
+    one element; a tensor may be freed, or changed in place, as soon as `update` returns.
+
+    Args:
+        gather: returns the sums of all processes, given those of this one (``World.gather``).
+    """
+
+    def __init__(self, gather: Gather = lambda sums: [sums]) -> None:
+        self._gather = gather
+        self._keys: dict[str, None] = {}
+        self._total: Sums = {}
+        self._window: Sums = {}
+        self._waiting: dict[tuple, _Rows] = {}
+
+    def update(self, results: Mapping[str, Any]) -> None:
+        """Take in the numbers of one step; never waits for the device."""
+        on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
+        for key, value in results.items():
+            self._keys.setdefault(key)
+            if isinstance(value, torch.Tensor):
+                on_device.setdefault(value.device, {})[key] = value
+            else:
+                number = value.item() if isinstance(value, np.ndarray) else float(value)
+                self._window[key] = _add(self._window.get(key), (1.0, number, number * number))
+        for device, tensors in on_device.items():
+            layout = (device, *tensors)
+            if layout not in self._waiting:
+                self._waiting[layout] = _Rows(list(tensors))
+            self._waiting[layout].append(list(tensors.values()))
+
+    def window_means(self) -> dict[str, float]:
+        """Return the means since the last call, over all processes, and start a new window; one copy from the device."""
+        self._read()
+        window, self._window = self._window, {}
+        _merge(self._total, window)
+        return self._means(window)
+
+    def means(self) -> dict[str, float]:
+        """Return the means of the whole pass, over all processes; one copy from the device."""
+        self._read()
+        return self._means(_merge(dict(self._total), self._window))
+
+    def _means(self, sums: Sums) -> dict[str, float]:
+        """Return the means over all processes, in the order in which the keys first came."""
+        merged: Sums = {key: (0.0, 0.0, 0.0) for key in self._keys if key in sums}
+        for sums_of_rank in self._gather(sums):
+            _merge(merged, sums_of_rank)
+        return {key: total / count if count else math.nan for key, (count, total, _) in merged.items()}
+
+    def _read(self) -> None:
+        """Bring what waits on the devices into the window."""
+        for rows in self._waiting.values():
+            _merge(self._window, rows.take())
+        self._waiting = {}
+
+
+class _Rows:
+    """Vectors of the same keys on the same device, one a step."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._keys = keys
+        self._rows: list[torch.Tensor] = []
+        self._count = 0
+        self._sums: torch.Tensor | None = None
+
+    def append(self, values: list[torch.Tensor]) -> None:
+        """Copy the values of one step into one vector."""
+        with torch.no_grad():
+            self._rows.append(torch.stack([value.reshape(()) if value.ndim else value for value in values]))
+        self._count += 1
+        if len(self._rows) >= _MAX_ROWS:
+            self._sum_up()
+
+    def take(self) -> Sums:
+        """Return count, sum and sum of squares by key; waits for the device."""
+        self._sum_up()
+        assert self._sums is not None
+        sums, squares = self._sums.tolist()
+        return {key: (float(self._count), sums[i], squares[i]) for i, key in enumerate(self._keys)}
+
+    def _sum_up(self) -> None:
+        """Add the waiting rows to the sums on the device, in float64 where the device has it."""
+        if not self._rows:
+            return
+        block = torch.stack(self._rows)
+        block = block.to(torch.float32 if block.device.type == "mps" else torch.float64)
+        sums = torch.stack([block.sum(0), (block * block).sum(0)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._rows = []
+
+
+def _add(a: tuple[float, float, float] | None, b: tuple[float, float, float]) -> tuple[float, float, float]:
+    return b if a is None else (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+
+
+def _merge(into: Sums, sums: Sums) -> Sums:
+    """Add sums to others, key by key."""
+    for key, value in sums.items():
+        into[key] = _add(into.get(key), value)
+    return into
+

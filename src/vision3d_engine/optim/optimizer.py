@@ -1,0 +1,51 @@
+"""A torch optimizer by name."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from vision3d_engine.core.config import read_section
+from vision3d_engine.core.errors import ConfigError, did_you_mean, listed
+
+
+def build_optimizer(model: nn.Module, cfg: Any) -> torch.optim.Optimizer:
+    """Build ``torch.optim.<cfg.optimizer.type>`` for all parameters of a model.
+
+    All other keys of ``cfg.optimizer`` are its arguments: ``{"type": "SGD", "lr": 0.1, "momentum": 0.9}``.
+
+    Raises:
+        ConfigError: for an unknown type or argument, or a value that torch refuses.
+    """
+    section = read_section(cfg, "optimizer")
+    arguments = dict(section.model_extra or {})
+    optimizer = _optimizer_class(section.type)
+    _check_arguments(optimizer, arguments)
+    try:
+        return optimizer(model.parameters(), **arguments)
+    except (TypeError, ValueError) as error:
+        message = f"torch.optim.{section.type} refuses cfg.optimizer: {error} (got {arguments})"
+        raise ConfigError(message) from error
+
+
+def _optimizer_class(name: str) -> Any:
+    known = [key for key, value in vars(torch.optim).items() if _is_optimizer(value)]
+    if name not in known:
+        message = f"cfg.optimizer.type is '{name}'{did_you_mean(name, known)} (torch.optim has: {listed(known)})"
+        raise ConfigError(message)
+    return getattr(torch.optim, name)
+
+
+def _is_optimizer(value: Any) -> bool:
+    base = torch.optim.Optimizer
+    return isinstance(value, type) and issubclass(value, base) and value is not base
+
+
+def _check_arguments(optimizer: Any, arguments: dict[str, Any]) -> None:
+    known = [name for name in inspect.signature(optimizer).parameters if name != "params"]
+    for name in arguments:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            message = f"cfg.optimizer.{name} is not an argument of {optimizer.__name__}{hint} (it has: {listed(known)})"
+            raise ConfigError(message)

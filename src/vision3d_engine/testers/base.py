@@ -1,0 +1,164 @@
+"""The tester that both kinds of testing share."""
+
+import abc
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from vision3d_engine.checkpoint.files import available, find_checkpoint, read_checkpoint
+from vision3d_engine.checkpoint.parts import load_model
+from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
+from vision3d_engine.core.tree import describe, to_array
+from vision3d_engine.data.cycle_loader import length_of
+from vision3d_engine.loggers.formatting import get_log_string
+from vision3d_engine.loop.engine import Engine
+from vision3d_engine.loop.hooks import TEST_MOMENTS
+from vision3d_engine.loop.results import ResultChecker, as_numbers
+from vision3d_engine.loop.runner import Runner
+from vision3d_engine.loop.session import Session
+from vision3d_engine.metrics.moments import Moments
+
+
+class BaseTester(Engine, abc.ABC):
+    """Tests a model: subclass `SingleTester` or `BatchTester`, register model and loader, write the steps, call `run`.
+
+    Args:
+        cfg: settings of any kind; only ``exp.*`` and ``trainer.*`` are read.
+        checkpoint: the weights to test: an absolute path, one from where the command runs, or a name in the checkpoint
+            folder. ``--checkpoint`` and ``--test_epoch`` on the command line win over it.
+
+    Raises:
+        ConfigError: for wrong settings or flags, all at once.
+        FolderError: when the run folder cannot be written.
+    """
+
+    def __init__(self, cfg: Any = None, checkpoint: str | None = None) -> None:
+        super().__init__(Session(cfg, "test", {"checkpoint": checkpoint}), cfg, TEST_MOMENTS, BaseTester)
+        self._checker = ResultChecker("eval_step")
+        self.iteration = 0
+        self.test_loader: Any = None
+
+    def register_loader(self, test_loader: Iterable[Any]) -> None:
+        """Register the loader; it yields dicts."""
+        if not hasattr(test_loader, "__iter__"):
+            message = f"register_loader got {describe(test_loader)}; it must be an iterable of dicts"
+            raise RegistrationError(message)
+        self.test_loader = test_loader
+
+    def load(self, filename: str) -> None:
+        """Load the weights of a checkpoint, strictly.
+
+        Raises:
+            CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model.
+        """
+        path = find_checkpoint(filename, self._session.folders.checkpoints)
+        state = read_checkpoint(path)
+        load_model(self.model, state.get("model", state), str(path))
+        metadata = state.get("metadata", {})
+        self.log(f"loaded {path}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
+
+    def _checkpoint_name(self) -> str:
+        """Return the checkpoint to test; a flag that was given wins over the constructor and the config."""
+        trainer = self._session.settings.trainer
+        given = self._session.arguments.engine_values()
+        if trainer.test_epoch is not None and "checkpoint" not in given:
+            return f"epoch-{trainer.test_epoch}.pth"
+        if trainer.checkpoint is None:
+            folder = self._session.folders.checkpoints
+            message = (
+                f"no checkpoint is given. Use --checkpoint PATH or --test_epoch N; in '{folder}' there are: "
+                f"{listed(available(folder))}"
+            )
+            raise CheckpointError(message)
+        return trainer.checkpoint
+
+    # ------------------------------------------------------------------------------------------- hooks and steps
+
+    def before_test_epoch(self) -> None:
+        """Act before the test."""
+
+    def before_test_step(self, iteration: int, data_dict: Any) -> None:
+        """Act before a test step; the batch is on the device."""
+
+    @abc.abstractmethod
+    def test_step(self, iteration: int, data_dict: Any) -> Any:
+        """Return the model's output dict for a batch; must be implemented. Runs without gradients unless it turns them
+        on."""
+
+    @abc.abstractmethod
+    def eval_step(self, iteration: int, data_dict: Any, output_dict: Any) -> dict[str, Any]:
+        """Return the results of a case, each one number; must be implemented."""
+
+    def after_test_step(self, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
+        """Act after a test step."""
+
+    def after_test_epoch(self, summary_dict: dict[str, Any]) -> None:
+        """Act after the test; ``summary_dict`` holds the means of the results. Numbers added to it are logged."""
+
+    def get_log_string(self, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> str:  # noqa: ARG002
+        """Return what a log line says of a case; ``result_dict`` holds numbers of the host."""
+        return get_log_string(result_dict)
+
+    # ------------------------------------------------------------------------------------------- the run
+
+    def run(self) -> None:
+        """Load the checkpoint and test.
+
+        Raises:
+            EngineError: for a missing part or checkpoint, an empty loader, a wrong result dict, ...
+        """
+        self._require(test_loader=self.test_loader, model=self.model)
+        with self._session.running():
+            self._session.check_arguments()
+            self.load(self._checkpoint_name())
+            self.model.eval()
+            self._events.bind()
+            self.test_epoch()
+
+    def test_epoch(self) -> None:
+        """Test once over the loader."""
+        world = self._session.world
+        self._events.fire("before_test_epoch")
+        runner = self._runner = Runner(
+            "test",
+            self._test_iteration,
+            self._after_test_iteration,
+            device=world.device,
+            moments=Moments(world.gather),
+            progress_bar=world.is_main,
+        )
+        runner.run(self.test_loader, length_of(self.test_loader))
+        summary_dict: dict[str, Any] = runner.moments.means()
+        self._events.fire("after_test_epoch", summary_dict)
+        times = runner.timer.summary(("data", "model"))
+        self.log("[Test] " + get_log_string(as_numbers(summary_dict), time_dict=times), level="SUCCESS")
+
+    def _test_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
+        self.iteration = iteration
+        with torch.no_grad():
+            self._events.fire("before_test_step", iteration, data_dict)
+            output_dict = self.test_step(iteration, data_dict)
+            return self._checked(self._evaluate(iteration, data_dict, output_dict), self._checker)
+
+    @abc.abstractmethod
+    def _evaluate(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[dict[str, Any]]:
+        """Evaluate the cases of a batch and yield their results."""
+
+    def _evaluate_case(self, number: int, data_dict: Any, output_dict: Any) -> dict[str, Any]:
+        """Evaluate one case; the last one is kept for the log line."""
+        result_dict = self.eval_step(number, data_dict, output_dict)
+        self._checker.check(result_dict)
+        self._events.fire("after_test_step", number, data_dict, output_dict, result_dict)
+        self._last_case = (number, data_dict, output_dict, result_dict)
+        return result_dict
+
+    def _after_test_iteration(self, iteration: int) -> None:
+        """Write the numbers of the latest case when a log line is due."""
+        if iteration % self.log_steps:
+            return
+        number, data_dict, output_dict, result_dict = self._last_case
+        message = self.get_log_string(number, data_dict, output_dict, to_array(result_dict))
+        total = self._runner.max_iteration
+        times = self._runner.timer.tostring(("data", "model"), verbose=False)
+        self.log(f"iter: {iteration}{f'/{total}' if total else ''}, {message}, {times}")

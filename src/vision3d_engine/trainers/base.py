@@ -1,0 +1,482 @@
+"""The trainer that both kinds of training share."""
+
+import abc
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
+from vision3d_engine.checkpoint.manager import CheckpointManager
+from vision3d_engine.checkpoint.parts import load_model
+from vision3d_engine.core.errors import CheckpointError, DataError, RegistrationError, ResultError, did_you_mean, listed
+from vision3d_engine.core.tree import describe
+from vision3d_engine.data.cycle_loader import length_of
+from vision3d_engine.debug.finite import check_gradients
+from vision3d_engine.loggers.formatting import get_log_string
+from vision3d_engine.loop.engine import Engine
+from vision3d_engine.loop.hooks import TRAIN_MOMENTS
+from vision3d_engine.loop.progress import Progress
+from vision3d_engine.loop.results import ResultChecker, as_numbers
+from vision3d_engine.loop.runner import Runner
+from vision3d_engine.loop.session import Session
+from vision3d_engine.loop.update import Update
+from vision3d_engine.metrics.moments import Moments
+
+
+class BaseTrainer(Engine, abc.ABC):
+    """Trains a model: subclass `EpochBasedTrainer` or `IterBasedTrainer`, register the parts, write two steps.
+
+    In the constructor call ``super().__init__(cfg)``, then `register_loader`, `register_model`, `register_optimizer`
+    and, if wanted, `register_scheduler` and `save_best_model_on_metric`. Implement `train_step` and `val_step`;
+    override any other hook. Then call `run`.
+
+    Validation pipeline: before_val_epoch; for each iteration before_val_step, val_step, after_val_step; then
+    after_val_epoch, log line and events, best models.
+
+    Files: after each training epoch ``epoch-N.pth`` (metadata and weights), after each validation ``checkpoint.pth``
+    (optimizer, schedule and selection too) and ``best_METRIC.pth`` for each metric that improved.
+
+    Args:
+        cfg: settings of any kind (dict, EasyDict, OmegaConf, dataclass, Namespace, pydantic, None for defaults); only
+            ``exp.*`` and ``trainer.*`` are read.
+
+    Raises:
+        ConfigError: for wrong settings or flags, all at once.
+        FolderError: when the run folder cannot be written.
+    """
+
+    def __init__(self, cfg: Any = None) -> None:
+        super().__init__(Session(cfg, "train"), cfg, TRAIN_MOMENTS, BaseTrainer)
+        trainer = self._session.settings.trainer
+        self._progress = Progress()
+        self._checkpoints = CheckpointManager(self._session.folders.checkpoints, trainer.save_latest_n_models)
+        self.optimizer: Any = None
+        self.scheduler: Any = None
+        self.train_loader: Any = None
+        self.val_loader: Any = None
+        self._session.write_records(cfg)
+
+    # ------------------------------------------------------------------------------------------- state
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is running, from 1; 0 before the first."""
+        return self._progress.epoch
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._progress.epoch = value
+
+    @property
+    def iteration(self) -> int:
+        """The batch of the running pass, from 1."""
+        return self._progress.iteration
+
+    @iteration.setter
+    def iteration(self, value: int) -> None:
+        self._progress.iteration = value
+
+    @property
+    def total_steps(self) -> int:
+        """Training batches since the beginning of the run."""
+        return self._progress.total_steps
+
+    @total_steps.setter
+    def total_steps(self, value: int) -> None:
+        self._progress.total_steps = value
+
+    @property
+    def max_epoch(self) -> int:
+        """Epochs to train."""
+        return self._session.settings.trainer.max_epoch
+
+    @property
+    def grad_acc_steps(self) -> int:
+        """Batches whose gradients make one update."""
+        return self._session.settings.trainer.grad_acc_steps
+
+    @property
+    def metadata(self) -> dict[str, int]:
+        """What every checkpoint says about its moment: epoch and total_steps."""
+        return self._progress.metadata()
+
+    # ------------------------------------------------------------------------------------------- parts
+
+    def register_optimizer(self, optimizer: Any) -> None:
+        """Register the optimizer: torch's, or anything with ``step``, ``zero_grad``, ``param_groups``, ``state_dict``.
+
+        The learning rate is used as it is on any number of processes.
+        """
+        wanted = ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict")
+        self.optimizer = _with_methods("register_optimizer", optimizer, wanted)
+
+    def register_scheduler(self, scheduler: Any) -> None:
+        """Register the learning rate schedule: torch's, anything with ``step`` and ``state_dict``, or None for none.
+
+        Raises:
+            RegistrationError: for ReduceLROnPlateau, unless `scheduler_step` is overridden to hand it its metric.
+        """
+        if isinstance(scheduler, ReduceLROnPlateau) and type(self).scheduler_step is BaseTrainer.scheduler_step:
+            message = "ReduceLROnPlateau needs a metric: override scheduler_step() to call self.scheduler.step(metric)"
+            raise RegistrationError(message)
+        wanted = ("step", "state_dict", "load_state_dict")
+        self.scheduler = None if scheduler is None else _with_methods("register_scheduler", scheduler, wanted)
+
+    def register_loader(self, train_loader: Iterable[Any], val_loader: Iterable[Any]) -> None:
+        """Register the loaders; each yields dicts."""
+        for name, loader in (("training", train_loader), ("validation", val_loader)):
+            if not hasattr(loader, "__iter__"):
+                message = f"register_loader got {describe(loader)} as {name} loader; it must be an iterable of dicts"
+                raise RegistrationError(message)
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+
+    def save_best_model_on_metric(self, metric: str, largest: bool = True) -> None:
+        """Keep the model that is best on a metric of the validation summary as ``best_METRIC.pth``; call for each metric.
+
+        Args:
+            metric: key of the summary dict, from `val_step` or added in `after_val_epoch`.
+            largest: whether more is better.
+        """
+        self._checkpoints.add_metric(metric, largest)
+
+    def get_lr(self) -> float:
+        """Return the learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def set_train_mode(self) -> None:
+        """Put the model into training mode."""
+        self.model.train()
+
+    def set_eval_mode(self) -> None:
+        """Put the model into evaluation mode; the engine validates without gradients in any case."""
+        self.model.eval()
+
+    def optimizer_step(self) -> None:
+        """Make one update and clear the gradients; override to clip gradients or drive several optimizers."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def scheduler_step(self) -> None:
+        """Move the schedule on by one step."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def loss_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:  # noqa: ARG002  for overriding
+        """Return how many things ``result_dict["loss"]`` is a mean over: a number, or a tensor of one element.
+
+        Override it when batches hold varying numbers of points, correspondences or samples, so that an accumulated
+        update equals that of one big batch. By default every batch counts 1.
+        """
+        return 1
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self, filename: str, save_training_states: bool = False) -> None:
+        """Save the model into the checkpoint folder, with optimizer, schedule and selection if asked for.
+
+        The file appears whole or not at all; only the main process writes.
+        """
+        with_states = {"optimizer": self.optimizer, "scheduler": self.scheduler} if save_training_states else {}
+        self._checkpoints.save_checkpoint(
+            filename, self.metadata, self.model, save_ckpt_manager=save_training_states, **with_states
+        )
+        self.log(f"saved {filename}", level="DEBUG")
+
+    def load(self, filename: str) -> None:
+        """Load a checkpoint with all parts that it holds, and go on from its epoch.
+
+        Args:
+            filename: an absolute path, one from where the command runs, or a name in the checkpoint folder.
+
+        Raises:
+            CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model.
+        """
+        metadata = self._checkpoints.load_checkpoint(filename, self.model, self.optimizer, self.scheduler)
+        self._progress.epoch = metadata["epoch"]
+        self._progress.total_steps = metadata["total_steps"]
+        self.log(f"loaded {filename}: epoch {self.epoch}, total_steps {self.total_steps}")
+
+    def _begin(self) -> None:
+        """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
+        trainer = self._session.settings.trainer
+        if trainer.resume:
+            self._resume(trainer.checkpoint or "checkpoint.pth", optional=trainer.checkpoint is None)
+        elif trainer.checkpoint is not None:
+            path = find_checkpoint(trainer.checkpoint, self._session.folders.checkpoints)
+            state = read_checkpoint(path)
+            load_model(self.model, state.get("model", state), str(path))
+            self.log(f"loaded the weights of {path}")
+
+    def _resume(self, name: str, optional: bool) -> None:
+        """Go on from a checkpoint; an empty folder starts anew, as a requeued job needs it."""
+        folder = self._session.folders.checkpoints
+        if not optional or (folder / name).exists():
+            self.load(name)
+        elif any(folder.glob("*.pth")):
+            message = f"--resume found no '{name}' in '{folder}', only {listed(p.name for p in folder.glob('*.pth'))}. "
+            raise CheckpointError(message + "Name one with --checkpoint, or move these files away to start anew")
+        else:
+            self.log(f"--resume: '{folder}' is empty, so the run starts anew", level="WARNING")
+
+    # ------------------------------------------------------------------------------------------- hooks and steps
+
+    def before_train(self) -> None:
+        """Act once before the first epoch, after a checkpoint has been loaded."""
+
+    def before_train_epoch(self, epoch: int) -> None:
+        """Act before a training epoch."""
+
+    def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
+        """Act before a training step; the batch is on the device."""
+
+    @abc.abstractmethod
+    def train_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
+        """Return ``output_dict, result_dict`` for a batch; must be implemented.
+
+        ``result_dict["loss"]`` is one number that requires grad; every other value is one number to be logged. Keep
+        numbers as tensors: the engine reads them when a log line is due.
+        """
+
+    def after_backward(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
+        """Act after the backward pass; in the batch that ends a window the gradients are those of the update."""
+
+    def after_train_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
+        """Act after the training step; numbers added to ``result_dict`` are logged."""
+
+    def after_train_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
+        """Act after a training epoch; ``summary_dict`` holds the means over the epoch."""
+
+    def before_val_epoch(self, epoch: int) -> None:
+        """Act before a validation epoch."""
+
+    def before_val_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
+        """Act before a validation step; the batch is on the device."""
+
+    @abc.abstractmethod
+    def val_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
+        """Return ``output_dict, result_dict`` for a batch; must be implemented. Every result is one number."""
+
+    def after_val_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
+        """Act after a validation step; numbers added to ``result_dict`` are logged."""
+
+    def after_val_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
+        """Act after a validation epoch; numbers added to ``summary_dict`` are logged and can select best models."""
+
+    def after_train(self) -> None:
+        """Act once after the last epoch."""
+
+    # ------------------------------------------------------------------------------------------- the run
+
+    def run(self, only_validation: bool = False) -> None:
+        """Train and validate until ``max_epoch``; or validate once and save nothing.
+
+        Raises:
+            EngineError: for a missing part, an empty loader, a wrong result dict, a checkpoint that does not fit, ...
+        """
+        self._require(train_loader=self.train_loader, val_loader=self.val_loader, model=self.model)
+        self._require(optimizer=self.optimizer)
+        with self._session.running():
+            self._check_loaders()
+            self._session.check_arguments()
+            if self.scheduler is None:
+                self.log("no learning rate schedule is registered: the rate stays as it is")
+            self._begin()
+            self._events.bind()
+            self.set_train_mode()
+            self._events.fire("before_train")
+            self._validate_once() if only_validation else self._train()
+            self._events.fire("after_train")
+
+    def _train(self) -> None:
+        while self.epoch < self.max_epoch:
+            self._progress.epoch += 1
+            self.train_epoch()
+            self.save(f"epoch-{self.epoch}.pth")
+            self.val_epoch()
+        self._session.events.flush()
+
+    def _validate_once(self) -> None:
+        summary_dict = self._run_validation()
+        self._check_metrics(summary_dict)
+
+    def _check_loaders(self) -> None:
+        """Refuse empty loaders, and training loaders of different lengths, which would wait for each other for ever."""
+        for name, loader in (("training", self.train_loader), ("validation", self.val_loader)):
+            if length_of(loader) == 0:
+                message = f"the {name} loader is empty: len(loader) is 0. Check the data set, batch_size and drop_last"
+                raise DataError(message)
+        lengths = self._session.world.gather(length_of(self.train_loader))
+        if len(set(lengths)) > 1:
+            message = (
+                f"the training loaders of the {len(lengths)} processes have {listed(lengths)} batches; they must be "
+                "equal. Use build_dataloader(..., shuffle=True), or drop_last=True"
+            )
+            raise DataError(message)
+
+    # ------------------------------------------------------------------------------------------- training
+
+    @abc.abstractmethod
+    def _train_batches(self) -> tuple[Iterable[Any], int | None]:
+        """Return the batches of the coming epoch and their number, None when it is not known."""
+
+    @abc.abstractmethod
+    def _schedule_after_step(self, updated: bool) -> None:
+        """Move the schedule on after a training step, if it follows iterations."""
+
+    @abc.abstractmethod
+    def _schedule_after_epoch(self) -> None:
+        """Move the schedule on after a training epoch, if it follows epochs."""
+
+    def train_epoch(self) -> None:
+        """Train for one epoch."""
+        batches, max_iteration = self._train_batches()
+        self._events.fire("before_train_epoch", self.epoch)
+        self._update = self._new_update()
+        self._checker = ResultChecker("train_step")
+        self._runner = self._new_runner("train", self._train_iteration, self._after_train_iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._runner.run(batches, max_iteration)
+        if self._update.close():
+            self._count_update()
+        self._schedule_after_epoch()
+        self._end_train_epoch(self._runner)
+
+    def _new_update(self) -> Update:
+        trainer = self._session.settings.trainer
+        return Update(
+            self.model,
+            self.optimizer,
+            self.optimizer_step,
+            window_size=trainer.grad_acc_steps,
+            reduction=trainer.grad_acc_reduction,
+            world=self._session.world,
+            equal_weights=type(self).loss_weight is BaseTrainer.loss_weight,
+        )
+
+    def _new_runner(self, phase: str, step: Any, after_step: Any) -> Runner:
+        world = self._session.world
+        moments = Moments(world.gather)
+        bar = phase != "train" and world.is_main
+        return Runner(phase, step, after_step, device=world.device, moments=moments, progress_bar=bar)
+
+    def _train_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
+        """One micro-batch: forward, backward and, when its window is full, the optimiser step."""
+        epoch, update = self.epoch, self._update
+        self._progress.iteration = iteration
+        self._progress.total_steps += 1
+        self._events.fire("before_train_step", epoch, iteration, data_dict)
+        with update.micro_batch(self._runner.is_last):
+            output_dict, result_dict = self._checker.unpack(self.train_step(epoch, iteration, data_dict))
+            loss = self._checker.loss(result_dict)
+            update.backward(loss, self.loss_weight(data_dict, output_dict, result_dict))
+        self._events.fire("after_backward", epoch, iteration, data_dict, output_dict, result_dict)
+        self._check_gradients(data_dict)
+        self._learning_rate = self.optimizer.param_groups[0]["lr"]
+        if update.step_if_due():
+            self._count_update()
+        self._events.fire("after_train_step", epoch, iteration, data_dict, output_dict, result_dict)
+        return self._checked((result_dict,), self._checker)
+
+    def _count_update(self) -> None:
+        self._progress.updates += 1
+
+    def _check_gradients(self, data_dict: Any) -> None:
+        """In debug mode, stop at the first gradient that is not finite."""
+        if self._session.settings.trainer.debug:
+            folder = self._session.folders.output / "debug"
+            check_gradients(self.model, data_dict, self.epoch, self.iteration, folder)
+
+    def _after_train_iteration(self, iteration: int) -> None:
+        if iteration % self.log_steps == 0:
+            self._log_train(self._runner)
+        self._schedule_after_step(self._update.is_complete)
+
+    def _log_train(self, runner: Runner) -> None:
+        """Write the means since the last log line, with the learning rate that the step used."""
+        means = runner.moments.window_means()
+        lr = float(self._learning_rate)
+        message = get_log_string(
+            means,
+            epoch=self.epoch,
+            max_epoch=self.max_epoch,
+            iteration=self.iteration,
+            max_iteration=runner.max_iteration,
+            lr=lr,
+            time_dict=runner.timer.summary(("data", "model")),
+        )
+        self.log(message)
+        position = {"epoch": self.epoch, "iteration": self.iteration, "updates": self._progress.updates, "lr": lr}
+        self._session.events.write("train", means, self.total_steps, **position)
+
+    def _end_train_epoch(self, runner: Runner) -> None:
+        summary_dict: dict[str, Any] = runner.moments.means()
+        times = runner.timer.summary(("data", "model"))
+        self.log("[Train] " + get_log_string(summary_dict, self.epoch, self.max_epoch, time_dict=times))
+        self._session.events.write_row("train_epoch", summary_dict, step=self.total_steps, epoch=self.epoch)
+        self._events.fire("after_train_epoch", self.epoch, summary_dict)
+
+    # ------------------------------------------------------------------------------------------- validation
+
+    def val_epoch(self) -> None:
+        """Validate, keep best models and write ``checkpoint.pth``."""
+        summary_dict = self._run_validation()
+        improved = self._checkpoints.update_best_model(as_numbers(summary_dict), self.metadata, self.model)
+        for metric, score in improved.items():
+            self.log(f"new best {metric}: {score:.4f}", level="SUCCESS")
+        self.save("checkpoint.pth", save_training_states=True)
+        self._session.events.flush()
+        self._check_metrics(summary_dict)
+
+    def _run_validation(self) -> dict[str, Any]:
+        """Validate without gradients; return the summary with what `after_val_epoch` added to it."""
+        self.set_eval_mode()
+        self._events.fire("before_val_epoch", self.epoch)
+        self._checker = ResultChecker("val_step")
+        runner = self._runner = self._new_runner("val", self._val_iteration, self._after_val_iteration)
+        runner.run(self.val_loader, length_of(self.val_loader))
+        summary_dict: dict[str, Any] = runner.moments.means()
+        self._events.fire("after_val_epoch", self.epoch, summary_dict)
+        self._log_validation(as_numbers(summary_dict), runner)
+        self.set_train_mode()
+        return summary_dict
+
+    def _val_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
+        epoch = self.epoch
+        self._progress.iteration = iteration
+        with torch.no_grad():
+            self._events.fire("before_val_step", epoch, iteration, data_dict)
+            output_dict, result_dict = self._checker.unpack(self.val_step(epoch, iteration, data_dict))
+            self._events.fire("after_val_step", epoch, iteration, data_dict, output_dict, result_dict)
+        return self._checked((result_dict,), self._checker)
+
+    def _after_val_iteration(self, iteration: int) -> None:
+        """Nothing: the numbers of a validation are read once, at its end."""
+
+    def _log_validation(self, summary_dict: dict[str, float], runner: Runner) -> None:
+        times = runner.timer.summary(("data", "model"))
+        message = get_log_string(summary_dict, epoch=self.epoch, max_epoch=self.max_epoch, time_dict=times)
+        self.log("[Val] " + message, level="SUCCESS")
+        self._session.events.write("val", summary_dict, self.epoch, epoch=self.epoch, total_steps=self.total_steps)
+
+    def _check_metrics(self, summary_dict: dict[str, Any]) -> None:
+        """Refuse to go on when a metric that selects best models is never there."""
+        for metric in self._checkpoints.metrics:
+            if metric not in as_numbers(summary_dict):
+                hint = did_you_mean(metric, summary_dict)
+                message = (
+                    f"save_best_model_on_metric('{metric}'): the validation summary has no number '{metric}'{hint} "
+                    f"(it has: {listed(summary_dict)}). Return it from val_step or add it in after_val_epoch"
+                )
+                raise ResultError(message)
+
+
+def _with_methods(caller: str, part: Any, names: tuple[str, ...]) -> Any:
+    """Return the part if it has all that the engine uses of it."""
+    missing = [name for name in names if not hasattr(part, name)]
+    if missing:
+        message = f"{caller} got {describe(part)}, which has no {listed(missing)}"
+        raise RegistrationError(message)
+    return part
