@@ -39,7 +39,7 @@ class Flags(argparse.ArgumentParser):
         return len(self._actions)
 
 
-_SHARED: dict[str, Flags] = {}
+_SHARED: dict[str, Any] = {}
 
 
 def get_parser() -> Flags:
@@ -71,7 +71,13 @@ def parse_args() -> argparse.Namespace:
 
 def own_argv() -> list[str]:
     """Return the words after the script's name, or nothing in a notebook, under pytest and the like."""
-    return [] if _is_foreign(sys.argv) else sys.argv[1:]
+    is_ours = "parsed elsewhere" not in _SHARED and not _is_foreign(sys.argv)
+    return sys.argv[1:] if is_ours else []
+
+
+def without_script_flags() -> None:
+    """Say that another parser reads this process's command line, as the engine's own commands do."""
+    _SHARED["parsed elsewhere"] = True
 
 
 def command_line() -> str:

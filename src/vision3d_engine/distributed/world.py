@@ -125,6 +125,11 @@ def _check_device(device: torch.device, accelerator: torch.device | None) -> Non
 # ------------------------------------------------------------------------------------------ functions for scripts
 
 
+def current_device() -> torch.device:
+    """Return this process's accelerator, or the CPU when the machine has none."""
+    return _choose_device(None, int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def setup_distributed(device: str | None = None) -> World:
     """Join the process group that torchrun asks for; kept for scripts that do so without a trainer."""
     return join_world(device)

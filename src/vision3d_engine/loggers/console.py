@@ -41,7 +41,7 @@ class Logger:
         self, log_file: str | Path | None = None, event_dir: str | Path | None = None, is_main: bool = True
     ) -> None:
         self._loguru = _new_loguru()
-        self._loguru.add(_BarSafeConsole(), format=_CONSOLE_FORMAT, level="DEBUG" if is_main else "ERROR")
+        self._loguru.add(_BarSafeConsole(), format=_CONSOLE_FORMAT, level="INFO" if is_main else "ERROR")
         self._log_file = str(log_file) if log_file is not None and is_main else None
         self._event_dir = str(event_dir) if event_dir is not None and is_main else None
         self._events: Any = None

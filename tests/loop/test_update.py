@@ -1,0 +1,147 @@
+"""Accumulated updates against the one big batch, computed by a hand-written loop."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.toys import Rows, ToyEpochTrainer, ToyIterTrainer, linear_model, rows_loader, settings
+
+
+def gradients_of_updates(kind, folder, loader, **trainer):
+    """Return the gradient (weight and bias in one vector) of every update of one epoch."""
+    found = []
+
+    class Recorder(kind):
+        def optimizer_step(self):
+            found.append(torch.cat([p.grad.flatten().clone() for p in self.model.parameters()]))
+            super().optimizer_step()
+
+    Recorder(settings(folder, **trainer), loader, lr=0.0).run()  # every update starts from the same weights
+    return found
+
+
+def big_batch_gradient(indices, reduce=torch.mean):
+    """The reference: one plain backward pass over all samples at once."""
+    model, rows = linear_model(), Rows(64)
+    loss = reduce((model(rows.x[indices])[:, 0] - rows.y[indices]).square())
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("kind", [ToyEpochTrainer, ToyIterTrainer])
+def test_an_accumulated_update_has_the_gradient_of_the_one_big_batch(kind, tmp_path):
+    loader = rows_loader(24, batch_size=4)
+    found = gradients_of_updates(kind, tmp_path, loader, grad_acc_steps=3)
+    expected = [big_batch_gradient(range(12)), big_batch_gradient(range(12, 24))]
+    assert len(found) == 2
+    for got, wanted in zip(found, expected, strict=True):
+        assert (got - wanted).abs().max() <= 1e-12
+
+
+def test_the_incomplete_last_window_is_stepped_with_its_true_weight(tmp_path):
+    loader = rows_loader(20, batch_size=4)  # 5 batches, windows of 3 and 2
+    found = gradients_of_updates(ToyEpochTrainer, tmp_path, loader, grad_acc_steps=3)
+    assert len(found) == 2
+    assert (found[1] - big_batch_gradient(range(12, 20))).abs().max() <= 1e-12
+
+
+def test_the_incomplete_last_window_of_a_loader_without_a_length_is_stepped_too(tmp_path):
+    found = gradients_of_updates(ToyEpochTrainer, tmp_path, _Stream(20, 4), grad_acc_steps=3)
+    assert (found[1] - big_batch_gradient(range(12, 20))).abs().max() <= 1e-12
+
+
+def test_the_reduction_sum_adds_the_gradients_up(tmp_path):
+    loader = rows_loader(8, batch_size=4)
+    found = gradients_of_updates(ToyEpochTrainer, tmp_path, loader, grad_acc_steps=2, grad_acc_reduction="sum")
+    expected = big_batch_gradient(range(4)) + big_batch_gradient(range(4, 8))
+    assert (found[0] - expected).abs().max() <= 1e-12
+
+
+def test_after_backward_sees_the_gradient_of_the_update(tmp_path):
+    found = []
+
+    class Look(ToyEpochTrainer):
+        def after_backward(self, epoch, iteration, data_dict, output_dict, result_dict):
+            found.append(self.model.bias.grad.clone())
+
+    Look(settings(tmp_path, grad_acc_steps=2), rows_loader(8, batch_size=4)).run()
+    assert (found[1] - big_batch_gradient(range(8))[3:]).abs().max() <= 1e-12
+
+
+class _Stream:
+    """Batches without a length, of one size or of given sizes."""
+
+    def __init__(self, count, sizes):
+        self.rows = Rows(64)
+        self.sizes = [sizes] * (count // sizes) if isinstance(sizes, int) else sizes
+
+    def __iter__(self):
+        start = 0
+        for size in self.sizes:
+            yield {"x": self.rows.x[start : start + size], "y": self.rows.y[start : start + size]}
+            start += size
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), steps=st.integers(1, 4))
+def test_with_a_loss_weight_any_split_into_unequal_batches_gives_the_gradient_of_the_big_batch(
+    sizes, steps, tmp_path_factory
+):
+    class Weighted(ToyEpochTrainer):
+        def loss_weight(self, data_dict, output_dict, result_dict):
+            return len(data_dict["y"])
+
+    folder = tmp_path_factory.mktemp("run")
+    found = gradients_of_updates(Weighted, folder, _Stream(0, sizes), grad_acc_steps=steps)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    for number, got in enumerate(found):
+        window = range(number * steps, min((number + 1) * steps, len(sizes)))
+        indices = range(starts[window[0]], starts[window[-1]] + sizes[window[-1]])
+        assert (got - big_batch_gradient(indices)).abs().max() <= 1e-12
+    assert len(found) == -(-len(sizes) // steps)
+
+
+def test_a_loss_weight_may_be_a_tensor_on_the_device(tmp_path):
+    class Weighted(ToyEpochTrainer):
+        def loss_weight(self, data_dict, output_dict, result_dict):
+            return torch.tensor(float(len(data_dict["y"])))
+
+    found = gradients_of_updates(Weighted, tmp_path, _Stream(0, [1, 5]), grad_acc_steps=2)
+    assert (found[0] - big_batch_gradient(range(6))).abs().max() <= 1e-12
+
+
+def test_training_equals_a_hand_written_loop_bit_for_bit(tmp_path):
+    toy = ToyEpochTrainer(settings(tmp_path, max_epoch=3), rows_loader(12, batch_size=4))
+    toy.run()
+    model = linear_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        for batch in rows_loader(12, batch_size=4):
+            optimizer.zero_grad()
+            (model(batch["x"])[:, 0] - batch["y"]).square().mean().backward()
+            optimizer.step()
+    assert torch.equal(toy.model.weight, model.weight)
+    assert torch.equal(toy.model.bias, model.bias)
+
+
+def test_parameters_that_only_the_optimizer_knows_are_averaged_too(tmp_path):
+    class WithLossParameter(ToyEpochTrainer):
+        def __init__(self, cfg, loader):
+            super().__init__(cfg, loader)
+            self.register_scheduler(None)
+            self.temperature = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+            self.register_optimizer(torch.optim.SGD([*self.model.parameters(), self.temperature], lr=0.1))
+            self.found = []
+
+        def train_step(self, epoch, iteration, data_dict):
+            output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+            result_dict["loss"] = result_dict["loss"] * 0 + self.temperature * 3
+            return output_dict, result_dict
+
+        def optimizer_step(self):
+            self.found.append(self.temperature.grad.item())
+            super().optimizer_step()
+
+    toy = WithLossParameter(settings(tmp_path, grad_acc_steps=2), rows_loader(8, batch_size=2))
+    toy.run()
+    assert toy.found == [3.0, 3.0]

@@ -1,0 +1,83 @@
+"""The layers of the house: imports point down, and what is slow to load is loaded on use."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "vision3d_engine"
+ROOMS = ("data", "optim", "metrics", "loggers", "checkpoint", "endpoints", "debug")
+LAYERS = (("core",), ("distributed",), ROOMS, ("loop",), ("trainers", "testers"), ("front",))
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "utils.py")
+
+
+def room_of(module: str) -> str:
+    """``vision3d_engine.loop.runner`` lies in ``loop``; everything outside the rooms is the front."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in LEVEL else "front"
+
+
+def imports_of(path: Path) -> list[str]:
+    """All modules that a file imports, also inside functions."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+    return names
+
+
+def module_of(path: Path) -> str:
+    return ".".join(["vision3d_engine", *path.relative_to(SOURCE).with_suffix("").parts])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down_and_rooms_do_not_know_each_other(path):
+    here = room_of(module_of(path))
+    for name in imports_of(path):
+        if not name.startswith("vision3d_engine"):
+            continue
+        there = room_of(name)
+        assert name != "vision3d_engine.utils", f"{path} imports the door for old scripts"
+        assert there == here or LEVEL[there] < LEVEL[here], f"{path} ({here}) imports {name} ({there})"
+
+
+DOORS = {
+    "argparse": {"core/cli.py", "core/plain.py", "loop/engine.py"},  # the latter two name its Namespace only
+    "os.environ": {"distributed/world.py"},
+    "torch.distributed": {"distributed/world.py"},
+    "sys.argv": {"core/cli.py"},
+    "tensorboard": {"loggers/tensorboard.py", "loggers/board.py", "loggers/console.py"},  # two name the first
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_outside_world_has_one_door_each(door):
+    def mentions(path):
+        tree = ast.parse(path.read_text())
+        attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        return any(name == door or name.startswith(f"{door}.") for name in attributes) or any(
+            door in name for name in imports_of(path)
+        )
+
+    found = {str(path.relative_to(SOURCE)) for path in FILES if mentions(path)}
+    assert found <= DOORS[door]
+
+
+def test_importing_the_engine_loads_nothing_that_is_slow():
+    slow = ("pydantic", "tyro", "tensorboard", "matplotlib", "loguru", "yaml", "IPython")
+    code = f"import vision3d_engine, sys; print([name for name in {slow} if name in sys.modules])"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there_and_documented():
+    import vision3d_engine
+
+    assert list(vision3d_engine.__all__) == sorted(vision3d_engine.__all__)
+    for name in vision3d_engine.__all__:
+        assert getattr(vision3d_engine, name).__doc__

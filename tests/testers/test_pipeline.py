@@ -1,0 +1,120 @@
+"""The order of the testers' hook calls, and what the steps are given."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toys import ToyBatchTester, ToySingleTester, save_weights, settings
+from vision3d_engine import CheckpointError
+
+
+def test_the_single_tester_calls_every_step_for_every_batch(tmp_path):
+    save_weights(tmp_path)
+    toy = ToySingleTester(settings(tmp_path))
+    toy.run()
+    expected = [("before_test_epoch",)]
+    for iteration in (1, 2, 3):
+        names = ("before_test_step", "test_step", "eval_step", "after_test_step")
+        expected += [(name, iteration) for name in names]
+    assert toy.calls == [*expected, ("after_test_epoch",)]
+
+
+def test_the_batch_tester_evaluates_case_by_case(tmp_path):
+    save_weights(tmp_path)
+    toy = ToyBatchTester(settings(tmp_path))
+    toy.run()
+    expected, case = [("before_test_epoch",)], 0
+    for iteration, size in ((1, 2), (2, 2), (3, 1)):
+        expected += [("before_test_step", iteration), ("test_step", iteration)]
+        for _ in range(size):
+            case += 1
+            expected += [("eval_step", case), ("after_test_step", case)]
+    assert toy.calls == [*expected, ("after_test_epoch",)]
+
+
+def test_the_batch_tester_hands_the_single_case_to_eval_step_and_after_test_step(tmp_path):
+    save_weights(tmp_path)
+    shapes = []
+
+    class Shapes(ToyBatchTester):
+        def eval_step(self, iteration, data_dict, output_dict):
+            shapes.append((tuple(data_dict["x"].shape), tuple(output_dict["prediction"].shape)))
+            return super().eval_step(iteration, data_dict, output_dict)
+
+        def after_test_step(self, iteration, data_dict, output_dict, result_dict):
+            shapes.append((tuple(data_dict["x"].shape), tuple(output_dict["prediction"].shape)))
+
+    Shapes(settings(tmp_path)).run()
+    assert set(shapes) == {((3,), ())}
+    assert len(shapes) == 10
+
+
+def test_the_summary_is_the_mean_over_cases_not_over_batches(tmp_path):
+    model = save_weights(tmp_path)
+    toy = ToyBatchTester(settings(tmp_path))
+    toy.run()
+    rows = toy.test_loader.dataset
+    expected = (model(rows.x)[:, 0] - rows.y).abs().mean().item()
+    assert toy.summary["mae"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_test_step_runs_without_gradients_and_may_turn_them_on(tmp_path):
+    save_weights(tmp_path)
+    seen = []
+
+    class WithGradients(ToySingleTester):
+        def test_step(self, iteration, data_dict):
+            seen.append(torch.is_grad_enabled())
+            torch.set_grad_enabled(True)
+            prediction = self.model(data_dict["x"])[:, 0]
+            seen.append(prediction.requires_grad)
+            return {"prediction": prediction.detach()}
+
+    WithGradients(settings(tmp_path)).run()
+    assert seen == [False, True] * 3
+    assert torch.is_grad_enabled()
+
+
+def test_a_split_of_ones_own_replaces_the_default(tmp_path):
+    save_weights(tmp_path)
+
+    class Halves(ToyBatchTester):
+        def split_batch_dict(self, iteration, data_dict, output_dict):
+            parts = [{"y": y} for y in data_dict["y"]]
+            return parts, [{"prediction": p} for p in output_dict["prediction"]]
+
+    toy = Halves(settings(tmp_path))
+    toy.run()
+    assert toy.calls.count(("eval_step", 5)) == 1
+
+
+def test_the_log_line_uses_the_testers_own_string(tmp_path):
+    save_weights(tmp_path)
+
+    class Worded(ToySingleTester):
+        def get_log_string(self, iteration, data_dict, output_dict, result_dict):
+            assert isinstance(result_dict["mae"], float)
+            return f"case {iteration} is done"
+
+    toy = Worded(settings(tmp_path, log_steps=2))
+    log_file = toy.log_file
+    toy.run()
+    text = Path(log_file).read_text()
+    assert "iter: 2/3, case 2 is done, time: " in text
+    assert "case 1 is done" not in text
+
+
+def test_no_checkpoint_is_an_error_that_lists_those_there_are(tmp_path):
+    save_weights(tmp_path)
+    toy = ToySingleTester(settings(tmp_path), checkpoint=None)
+    with pytest.raises(CheckpointError, match=r"--checkpoint PATH or --test_epoch N.*weights\.pth"):
+        toy.run()
+
+
+def test_a_checkpoint_is_found_by_absolute_path_by_path_from_here_and_by_name(tmp_path, monkeypatch):
+    save_weights(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    absolute = str(tmp_path / "checkpoints" / "weights.pth")
+    for checkpoint in (absolute, "checkpoints/weights.pth", "weights.pth"):
+        ToySingleTester(settings(tmp_path), checkpoint=checkpoint).run()
