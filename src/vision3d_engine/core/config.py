@@ -95,7 +95,7 @@ def _unknown_keys(name: str, section: Mapping[str, Any]) -> list[str]:
 
     known = SECTIONS[name].model_fields
     strange = [key for key in section if key not in known]
-    return [f"cfg.{name}.{key} is unknown{did_you_mean(key, known)}" for key in strange]
+    return [f"cfg.{name}.{key} is unknown{did_you_mean(key, known, similarity=0.75)}" for key in strange]
 
 
 def _validate(model: type["_Section"], values: Mapping[str, Any], prefix: tuple[str, ...]) -> tuple[Any, list[str]]:

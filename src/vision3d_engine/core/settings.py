@@ -1,9 +1,11 @@
 """Every setting that the engine reads, with its limits. Loaded on first use, since pydantic costs start-up time."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
+
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
@@ -32,15 +34,15 @@ class ExpSettings(_Section):
 class TrainerSettings(_Section):
     """``trainer.*``: how long to train, how to accumulate, what to log and keep."""
 
-    max_epoch: PositiveInt = 10
+    max_epoch: AtLeastOne = 10
     """Epochs to train."""
-    num_iters_per_epoch: PositiveInt | None = None
+    num_iters_per_epoch: AtLeastOne | None = None
     """Iterations that IterBasedTrainer calls an epoch (default: the length of the training loader)."""
-    grad_acc_steps: PositiveInt = 1
+    grad_acc_steps: AtLeastOne = 1
     """Batches whose gradients make one update (1 = no accumulation)."""
     grad_acc_reduction: Literal["mean", "sum"] = "mean"
     """Mean makes the update equal that of one big batch; sum adds the gradients up, as the 2022 engine did."""
-    log_steps: PositiveInt = 10
+    log_steps: AtLeastOne = 10
     """Iterations from one log line to the next."""
     save_latest_n_models: int = -1
     """How many epoch-N.pth files to keep (-1 = all); best models and the newest epoch are always kept."""
@@ -54,7 +56,7 @@ class TrainerSettings(_Section):
     """Anomaly detection and a check of every gradient; slow."""
     checkpoint: str | None = None
     """Checkpoint to load: a path, or a name in the checkpoint folder."""
-    test_epoch: PositiveInt | None = None
+    test_epoch: AtLeastOne | None = None
     """Test the model of this epoch (epoch-N.pth)."""
     device: str | None = None
     """Device to run on, such as cpu, cuda, cuda:1 or mps (default: the accelerator if there is one)."""
@@ -74,7 +76,7 @@ class SchedulerSettings(_Section):
 
     type: Literal["Step", "Exponential", "Cosine", "Linear"] | None = None
     """Kind of schedule (none = a constant rate)."""
-    total_steps: PositiveInt | None = None
+    total_steps: AtLeastOne | None = None
     """Iterations until the rate has reached eta_min (Cosine, Linear)."""
     warmup_steps: int = Field(default=0, ge=0)
     """Iterations of linear warm-up (Cosine, Linear, Exponential)."""
@@ -84,7 +86,7 @@ class SchedulerSettings(_Section):
     """Smallest factor on the learning rate."""
     gamma: float | None = Field(default=None, gt=0)
     """Factor of one decay (Step, Exponential)."""
-    step_size: PositiveInt | None = None
+    step_size: AtLeastOne | None = None
     """Schedule steps from one decay to the next (Step, Exponential)."""
 
 

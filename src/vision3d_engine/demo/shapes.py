@@ -133,7 +133,7 @@ def sample_shape(name: str, num_points: int, rng: Generator, augment: bool = Tru
     parts = _SHAPES[name](lambda low, high: float(rng.uniform(low, high)))
     if not augment:
         return _normalized(sample_parts(parts, num_points, rng))
-    missing = rng.uniform(0.0, 0.2)
+    missing = rng.uniform(0.0, 0.15)
     points = sample_parts(parts, int(np.ceil(num_points / (1 - missing))), rng)
     points = _cut_away(_turned(points, rng), num_points, rng)
     return _normalized(points + rng.normal(scale=0.015, size=points.shape))

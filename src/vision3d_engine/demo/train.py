@@ -31,7 +31,7 @@ class DemoSettings:
     """Validation clouds."""
     num_points: int = 256
     """Points of a cloud."""
-    batch_size: int = 32
+    batch_size: int = 25
     """Clouds of a batch."""
     seed: int = 0
     """Seed of the clouds, the weights and the order."""
@@ -48,7 +48,7 @@ class DemoSettings:
         return {
             "exp": {"name": "shapes", "output_dir": str(self.output_dir), "seed": self.seed},
             "trainer": {"max_epoch": self.max_epoch, "resume": self.resume},
-            "optimizer": {"type": "AdamW", "lr": 6e-3, "weight_decay": 1e-3},
+            "optimizer": {"type": "AdamW", "lr": 4e-3, "weight_decay": 1e-3},
             "scheduler": {
                 "type": "Cosine",
                 "total_steps": iterations,
@@ -133,10 +133,10 @@ def accuracy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def chosen_clouds(labels: torch.Tensor, predictions: torch.Tensor, count: int) -> list[int]:
-    """Return the indices of clouds to show: wrong ones first, then one of each kind."""
+    """Return the indices of clouds to show: a few wrong ones, then one of each kind."""
     wrong = torch.nonzero(predictions != labels).flatten().tolist()
     kinds = [int(torch.nonzero(labels == kind)[0]) for kind in range(len(SHAPE_NAMES)) if (labels == kind).any()]
-    return list(dict.fromkeys([*wrong[: count // 2], *kinds]))[:count]
+    return list(dict.fromkeys([*wrong[: max(count - len(kinds), 2)], *kinds]))[:count]
 
 
 def run_demo(settings: DemoSettings) -> float:

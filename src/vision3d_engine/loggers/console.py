@@ -1,6 +1,7 @@
 """Messages for people: on the console and in a file, by loguru, without touching the host program's sinks."""
 
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Logger:
         self, log_file: str | Path | None = None, event_dir: str | Path | None = None, is_main: bool = True
     ) -> None:
         self._loguru = _new_loguru()
+        weakref.finalize(self, self._loguru.remove)  # a logger that nobody closed closes its file all the same
         self._loguru.add(_BarSafeConsole(), format=_CONSOLE_FORMAT, level="INFO" if is_main else "ERROR")
         self._log_file = str(log_file) if log_file is not None and is_main else None
         self._event_dir = str(event_dir) if event_dir is not None and is_main else None
