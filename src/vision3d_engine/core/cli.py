@@ -66,6 +66,7 @@ def add_argument_group(*args: Any, **kwargs: Any) -> None:
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line with the shared parser; an unknown flag ends the program, as argparse does."""
+    add_engine_flags(get_parser())
     return get_parser().parse_args(own_argv())
 
 

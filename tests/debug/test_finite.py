@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from tests.toys import ToyEpochTrainer, settings
+from vision3d_engine import NonFiniteError
+from vision3d_engine.utils.profiling import profile_cpu_runtime, profile_cuda_runtime
+
+
+def test_in_debug_mode_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):
+    class Explodes(ToyEpochTrainer):
+        def train_step(self, epoch, iteration, data_dict):
+            if iteration == 2:
+                self.model.weight.register_hook(lambda gradient: gradient * float("inf"))
+            return super().train_step(epoch, iteration, data_dict)
+
+    toy = Explodes(settings(tmp_path, debug=True))
+    toy.model.bias.requires_grad_(False)  # a frozen parameter has no gradient
+    with pytest.raises(NonFiniteError, match="epoch 1, iteration 2: the gradient is not finite in weight"):
+        toy.run()
+    batch = torch.load(tmp_path / "debug" / "batch-epoch1-iter2.pt", weights_only=True)
+    assert batch["x"].shape == (2, 3)
+
+
+def test_anomaly_detection_is_on_only_while_a_debug_run_lasts(tmp_path):
+    seen = []
+
+    class Look(ToyEpochTrainer):
+        def before_train(self):
+            seen.append(torch.is_anomaly_enabled())
+
+    Look(settings(tmp_path, debug=True)).run()
+    assert seen == [True]
+    assert not torch.is_anomaly_enabled()
+
+
+def test_run_times_are_printed(capsys):
+    with profile_cpu_runtime("load"):
+        pass
+    with profile_cuda_runtime("copy"):
+        pass
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["load", "copy"]

@@ -1,0 +1,109 @@
+"""The meters that scripts use, and the engine's own."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vision3d_engine import AverageMeter, EngineError, SummaryBoard, Timer
+from vision3d_engine.metrics.moments import Moments
+
+numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
+
+
+@given(numbers, st.integers(1, 40))
+def test_an_average_meter_agrees_with_numpy_on_the_last_n_records(values, last_n):
+    meter = AverageMeter()
+    for value in values:
+        meter.update(value)
+    tail = np.array(values[-last_n:])
+    assert meter.mean(last_n) == pytest.approx(tail.mean())
+    assert meter.std(last_n) == pytest.approx(tail.std())
+    assert meter.median(last_n) == pytest.approx(np.median(tail))
+    assert meter.sum() == pytest.approx(np.sum(values))
+
+
+def test_an_average_meter_takes_tensors_arrays_and_numbers_in_order():
+    meter = AverageMeter()
+    for value in (1, torch.tensor(2.0), np.float32(3), torch.tensor([4.0], requires_grad=True), np.array([5.0])):
+        meter.update(value)
+    assert meter.get_records().tolist() == [1, 2, 3, 4, 5]
+
+
+def test_the_mean_of_an_empty_meter_is_nan():
+    meter = AverageMeter()
+    assert math.isnan(meter.mean())
+    assert math.isnan(meter.median())
+    assert meter.sum() == 0
+
+
+def test_a_summary_board_registers_on_the_fly_when_told_to():
+    board = SummaryBoard(auto_register=True)
+    board.update_from_dict({"loss": 1.0, "acc": 3.0})
+    board.update_from_dict({"loss": 2.0})
+    assert board.summary() == {"loss": 1.5, "acc": 3.0}
+    assert board.tostring() == "loss: 1.500, acc: 3.000"
+
+
+def test_a_summary_board_forgives_an_unknown_reset_and_warns_of_an_unknown_update():
+    board = SummaryBoard(["loss"])
+    board.reset_meter("nothing")
+    with pytest.warns(UserWarning, match="no meter 'acc'"):
+        board.update("acc", 1)
+    with pytest.raises(EngineError, match=r"no meter 'los' in the SummaryBoard; did you mean 'loss'"):
+        board.mean("los")
+    with pytest.raises(EngineError, match="already has a meter 'loss'"):
+        board.register_meter("loss")
+
+
+def test_a_timer_takes_the_mean_of_its_stretches(monkeypatch):
+    times = iter([0.0, 1.0, 5.0, 8.0, 9.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    timer = Timer()
+    for _ in range(2):
+        timer.tic("data")
+        timer.toc("data")
+    assert timer.get_time("data") == 2.0
+    assert timer.tostring(["data"], verbose=False) == "time: 2.000s"
+    with pytest.raises(EngineError, match=r"Timer\.toc\('model'\) without"):
+        timer.toc("model")
+
+
+steps = st.lists(
+    st.dictionaries(st.sampled_from(["a", "b", "c"]), st.tuples(st.floats(-100, 100), st.booleans())), max_size=20
+)
+
+
+@given(steps, st.integers(1, 5))
+def test_moments_give_the_means_over_the_steps_that_had_a_key(steps, window):
+    moments = Moments()
+    seen, recent = {}, {}
+    for number, step in enumerate(steps, start=1):
+        moments.update({k: torch.tensor(v, dtype=torch.float64) if t else v for k, (v, t) in step.items()})
+        for key, (value, _) in step.items():
+            seen.setdefault(key, []).append(value)
+            recent.setdefault(key, []).append(value)
+        if number % window == 0:
+            means = moments.window_means()
+            assert means == pytest.approx({key: np.mean(values) for key, values in recent.items()})
+            recent = {}
+    assert moments.means() == pytest.approx({key: np.mean(values) for key, values in seen.items()})
+
+
+def test_moments_do_not_grow_with_the_number_of_steps():
+    moments = Moments()
+    for _ in range(2000):
+        moments.update({"loss": torch.ones(())})
+    waiting = [len(rows._rows) for rows in moments._waiting.values()]
+    assert waiting and max(waiting) <= 256
+    assert moments.means() == {"loss": 1.0}
+
+
+def test_moments_over_processes_are_weighted_by_their_counts():
+    other = {"loss": (3.0, 30.0, 300.0), "rare": (1.0, 5.0, 25.0)}
+    moments = Moments(gather=lambda sums: [sums, other])
+    moments.update({"loss": 2.0})
+    assert moments.means() == {"loss": 8.0, "rare": 5.0}

@@ -1,0 +1,101 @@
+"""Optimizers by name, and schedules at the published rates, computed here from their formulas."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vision3d_engine import ConfigError, build_optimizer, build_scheduler
+
+BASE = {"warmup_steps": 4, "eta_init": 0.1, "eta_min": 0.05}
+
+
+def rates(scheduler, steps=16, **trainer):
+    """Return the factors that an optimizer of rate 1 sees."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = build_scheduler(optimizer, {"scheduler": scheduler, "trainer": trainer})
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return found
+
+
+def formula(kind, n, warmup=4, total=12, eta_init=0.1, eta_min=0.05, gamma=0.5, step_size=3):
+    if n < warmup:
+        return eta_init + (1 - eta_init) * n / warmup
+    if kind == "Exponential":
+        return max(gamma ** ((n - warmup + 1) // step_size), eta_min)
+    if n > total:
+        return eta_min
+    done = (n - warmup) / (total - warmup)
+    part = (1 + math.cos(math.pi * done)) / 2 if kind == "Cosine" else 1 - done
+    return eta_min + (1 - eta_min) * part
+
+
+@pytest.mark.parametrize("kind", ["Cosine", "Linear", "Exponential"])
+def test_a_schedule_has_the_published_rates(kind):
+    scheduler = {"type": kind, **BASE, "total_steps": 12, "gamma": 0.5, "step_size": 3}
+    assert rates(scheduler) == pytest.approx([formula(kind, updates + 1) for updates in range(16)])
+
+
+def test_steps_are_counted_in_iterations_and_divided_by_the_accumulation():
+    scheduler = {"type": "Cosine", **BASE, "warmup_steps": 8, "total_steps": 24}
+    found = rates(scheduler, grad_acc_steps=2)
+    assert found == pytest.approx([formula("Cosine", updates + 1) for updates in range(16)])
+
+
+def test_step_is_torchs_own_and_none_is_none():
+    assert rates({"type": "Step", "step_size": 2, "gamma": 0.1}, steps=4) == pytest.approx([1, 1, 0.1, 0.1])
+    assert rates({"type": None}, steps=2) == [1.0, 1.0]
+
+
+def test_a_schedule_goes_on_with_its_new_settings_after_a_resume():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    cfg = {"scheduler": {"type": "Linear", "total_steps": 10}}
+    state = build_scheduler(optimizer, cfg).state_dict()
+    longer = build_scheduler(optimizer, {"scheduler": {"type": "Linear", "total_steps": 100}})
+    longer.load_state_dict(state)
+    optimizer.step()
+    longer.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 + 0.9 * 0.98)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"type": "Cosin"}, r"cfg\.scheduler\.type is 'Cosin'; it must be 'Step', 'Exponential', 'Cosine' or 'Linear'"),
+        ({"type": "Cosine"}, r"cfg\.scheduler\.total_steps is missing; the schedule 'Cosine' needs it"),
+        ({"type": "Step", "gamma": 0.5}, r"cfg\.scheduler\.step_size is missing"),
+        ({"type": "Cosine", "total_steps": 5, "warmup_steps": -1}, r"warmup_steps is -1; it must be greater than"),
+    ],
+)
+def test_a_wrong_schedule_is_an_error_that_says_what_is_allowed(scheduler, message):
+    with pytest.raises(ConfigError, match=message):
+        rates(scheduler)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("SGD", {"momentum": 0.9}), ("AdamW", {"betas": (0.8, 0.9)}), ("RAdam", {})])
+def test_any_torch_optimizer_is_built_by_name_with_the_other_keys_as_arguments(kind, options):
+    optimizer = build_optimizer(nn.Linear(2, 1), {"optimizer": {"type": kind, "lr": 0.25, **options}})
+    assert type(optimizer) is getattr(torch.optim, kind)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert all(optimizer.param_groups[0][key] == pytest.approx(value) for key, value in options.items())
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"type": "Adm", "lr": 1}, r"cfg\.optimizer\.type is 'Adm'; did you mean 'Adam'\?"),
+        ({"type": "SGD", "lr": 1, "momentun": 0.9}, r"momentun is not an argument of SGD; did you mean 'momentum'"),
+        ({"type": "SGD", "lr": -1}, r"torch\.optim\.SGD refuses cfg\.optimizer: Invalid learning rate"),
+        ({"lr": 1}, r"cfg\.optimizer\.type is missing"),
+    ],
+)
+def test_a_wrong_optimizer_is_an_error_that_names_the_nearest(section, message):
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(nn.Linear(2, 1), {"optimizer": section})
