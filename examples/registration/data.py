@@ -46,11 +46,12 @@ def load_terrain() -> ndarray:
     """Return the terrain as a grid of points ``(H, W, 3)`` in metres."""
     from matplotlib.cbook import get_sample_data
 
-    with get_sample_data("jacksboro_fault_dem.npz") as grid:
-        height = grid["elevation"].astype(float)
-        meters_per_degree = 111_200
-        dy = meters_per_degree * float(grid["dy"])
-        dx = meters_per_degree * float(grid["dx"]) * np.cos(np.radians(float(grid["ymin"])))
+    grid: Any = get_sample_data("jacksboro_fault_dem.npz")
+    height = grid["elevation"].astype(float)
+    meters_per_degree = 111_200
+    dy = meters_per_degree * float(grid["dy"])
+    dx = meters_per_degree * float(grid["dx"]) * np.cos(np.radians(float(grid["ymin"])))
+    grid.close()
     y, x = np.mgrid[: height.shape[0], : height.shape[1]]
     return np.stack([x * dx, y * dy, height], axis=-1)
 
@@ -131,7 +132,13 @@ class PairDataset(Dataset):
     """
 
     def __init__(
-        self, patches: list[Patch], num_pairs: int, num_points: int, max_angle_deg: float, seed: int, fixed: bool = False
+        self,
+        patches: list[Patch],
+        num_pairs: int,
+        num_points: int,
+        max_angle_deg: float,
+        seed: int,
+        fixed: bool = False,
     ) -> None:
         rng = np.random.default_rng(seed)
         self._patches = [patches[index % len(patches)](num_points, rng) for index in range(num_pairs)]

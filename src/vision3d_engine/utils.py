@@ -1,4 +1,4 @@
-"""Old import paths: ``from vision3d_engine.utils.<module> import <name>`` keeps working, for scripts of the 2022 engine.
+"""Old import paths, for scripts of the 2022 engine: ``from vision3d_engine.utils.<module> import <name>`` works.
 
 Every old module is a door to the places where its names live now; nothing inside the engine uses this file.
 """

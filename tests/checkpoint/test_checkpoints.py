@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_an_optimizer_that_does_not_fit_is_named(tmp_path):
     toy = ToyEpochTrainer(settings(tmp_path, resume=True, max_epoch=2))
     two_groups = [{"params": [toy.model.weight]}, {"params": [toy.model.bias]}]
     toy.register_optimizer(torch.optim.SGD(two_groups, lr=0.1))
-    with pytest.raises(CheckpointError, match="part 'optimizer' of .* does not fit"):
+    with pytest.raises(CheckpointError, match=r"part 'optimizer' of .* does not fit"):
         toy.run()
 
 
@@ -125,8 +126,7 @@ def test_resuming_in_an_empty_folder_starts_anew_and_says_so(tmp_path):
     toy = ToyEpochTrainer(settings(tmp_path, resume=True))
     log_file = toy.log_file
     toy.run()
-    with open(log_file) as file:
-        assert "is empty, so the run starts anew" in file.read()
+    assert "is empty, so the run starts anew" in Path(log_file).read_text()
 
 
 def test_resuming_where_checkpoint_pth_is_missing_is_an_error_that_lists_what_is_there(tmp_path):

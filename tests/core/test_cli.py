@@ -1,6 +1,7 @@
 """The flags of old scripts, and the command lines of programs that merely run us."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,13 +69,18 @@ def test_a_mistyped_flag_is_an_error_and_a_foreign_one_a_warning(argv, tmp_path)
     toy = ToyEpochTrainer(settings(tmp_path))
     log_file = toy.log_file
     toy.run()
-    with open(log_file) as file:
-        assert "unknown argument --wandb_project is ignored" in file.read()
+    assert "unknown argument --wandb_project is ignored" in Path(log_file).read_text()
 
 
 @pytest.mark.parametrize(
     "program",
-    ["/venv/bin/pytest", "/venv/site-packages/pytest/__main__.py", "/x/ipykernel_launcher.py", "", "/ray/default_worker.py"],
+    [
+        "/venv/bin/pytest",
+        "/venv/site-packages/pytest/__main__.py",
+        "/x/ipykernel_launcher.py",
+        "",
+        "/ray/default_worker.py",
+    ],
 )
 def test_the_command_line_of_another_program_is_not_touched(program, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [program, "--resume", "-f", "kernel.json"])
@@ -117,5 +123,4 @@ def test_test_epoch_and_checkpoint_name_what_to_test(argv, tmp_path):
         toy = ToySingleTester(settings(tmp_path), checkpoint=None)
         log_file = toy.log_file
         toy.run()
-        with open(log_file) as file:
-            assert name in file.read()
+        assert name in Path(log_file).read_text()

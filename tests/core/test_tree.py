@@ -1,4 +1,4 @@
-from collections import namedtuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -6,7 +6,10 @@ from easydict import EasyDict
 
 from vision3d_engine.core.tree import to_array, to_device, to_tensor
 
-Pair = namedtuple("Pair", ["left", "right"])
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
 
 
 def test_a_nest_keeps_its_containers_and_everything_that_is_no_tensor():

@@ -57,7 +57,11 @@ def test_what_belongs_to_the_whole_batch_is_shared():
 @pytest.mark.parametrize(
     ("data", "output", "message"),
     [
-        ({"x": torch.zeros(2, 3)}, {"y": torch.zeros(3, 4)}, r"output_dict\['y'\]: it is a tensor of shape \(3, 4\), not 2"),
+        (
+            {"x": torch.zeros(2, 3)},
+            {"y": torch.zeros(3, 4)},
+            r"output_dict\['y'\]: it is a tensor of shape \(3, 4\), not 2",
+        ),
         ({"x": torch.zeros(2), "n": {"l": [1, 2, 3]}}, {}, r"data_dict\['n'\]\['l'\]: it is a list of 3, not 2 cases"),
         ({"x": torch.zeros(4, 3), "lengths": [3, 2]}, {}, r"data_dict\['x'\].*nor the sum of 'lengths' \(5\)"),
         ({"a": 1}, {}, "cannot tell the batch size"),

@@ -94,9 +94,9 @@ def test_a_batch_that_is_not_a_dict_is_an_error_that_says_where_to_change_it(tmp
 @pytest.mark.parametrize("which", ["training", "validation"])
 def test_an_empty_loader_is_an_error_before_anything_runs(which, tmp_path):
     loaders = {"training": [], "validation": rows_loader()} if which == "training" else {"t": rows_loader(), "v": []}
+    toy = ToyEpochTrainer(settings(tmp_path))
+    toy.register_loader(*loaders.values())
     with pytest.raises(DataError, match=f"the {which} loader is empty"):
-        toy = ToyEpochTrainer(settings(tmp_path))
-        toy.register_loader(*loaders.values())
         toy.run()
 
 

@@ -79,7 +79,9 @@ def test_a_wrong_schedule_is_an_error_that_says_what_is_allowed(scheduler, messa
         rates(scheduler)
 
 
-@pytest.mark.parametrize(("kind", "options"), [("SGD", {"momentum": 0.9}), ("AdamW", {"betas": (0.8, 0.9)}), ("RAdam", {})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("SGD", {"momentum": 0.9}), ("AdamW", {"betas": (0.8, 0.9)}), ("RAdam", {})]
+)
 def test_any_torch_optimizer_is_built_by_name_with_the_other_keys_as_arguments(kind, options):
     optimizer = build_optimizer(nn.Linear(2, 1), {"optimizer": {"type": kind, "lr": 0.25, **options}})
     assert type(optimizer) is getattr(torch.optim, kind)

@@ -12,7 +12,7 @@ import torch
 from vision3d_engine.core.errors import CheckpointError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
 
-_PLAIN_TYPES = (bool, int, float, complex, str, bytes)
+_PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 _TORCH_TYPES = (torch.Tensor, torch.Size, torch.dtype, torch.device)
 
 
@@ -45,7 +45,7 @@ def plain_state(value: Any, path: str = "") -> Any:
         return items if isinstance(value, list) else tuple(items)
     for kind in _PLAIN_TYPES:
         if isinstance(value, kind):
-            return kind(value)  # subclasses, such as torch.__version__, would not load
+            return kind(value)  # a subclass (torch.__version__) would not load
     message = (
         f"state{path} is {type(value).__module__}.{type(value).__qualname__}, which a checkpoint cannot hold: loading "
         "it would run code. Return tensors, numbers, text, lists and dicts from state_dict()"

@@ -38,7 +38,9 @@ def load_model(model: nn.Module, state: Mapping[str, Any], source: str, strict: 
     report = _misfits(found, model_state(own))
     if report and strict:
         raise CheckpointError(f"part 'model' of '{source}' does not fit: " + "; ".join(report))
-    own.load_state_dict({names[key]: value for key, value in found.items() if _fits(key, value, names, own)}, strict=False)
+    own.load_state_dict(
+        {names[key]: value for key, value in found.items() if _fits(key, value, names, own)}, strict=False
+    )
     return report
 
 

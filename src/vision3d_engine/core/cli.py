@@ -102,7 +102,16 @@ class _Switch(argparse.Action):
         super().__init__([*option_strings, *opposites], dest, nargs="?", metavar="True|False", **options)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+        words = {
+            "true": True,
+            "1": True,
+            "yes": True,
+            "on": True,
+            "false": False,
+            "0": False,
+            "no": False,
+            "off": False,
+        }
         value = words.get(str(values).lower()) if values is not None else True
         if value is None:
             parser.error(f"argument {option_string}: got {values!r}, expected True or False")
@@ -170,7 +179,7 @@ class Arguments:
 
 
 def dotted_overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield ``(key, text)`` for ``--a.b text``, ``--a.b=text`` and ``--a.b`` (true) among the words of a command line."""
+    """Yield ``(key, text)`` for ``--a.b text``, ``--a.b=text`` and ``--a.b`` (true) among words of a command line."""
     for index, word in enumerate(argv):
         name, equals, text = word.removeprefix("--").partition("=")
         if not word.startswith("--") or "." not in name:

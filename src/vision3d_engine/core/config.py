@@ -121,7 +121,7 @@ def _help_of(model: Any, location: tuple) -> str:
     """Return the docstring of the field at a location of a section or of the whole settings."""
     from vision3d_engine.core.settings import SECTIONS
 
-    section = SECTIONS.get(str(location[0]), model)
+    section: Any = SECTIONS.get(str(location[0]), model)
     field = section.model_fields.get(str(location[1])) if len(location) > 1 else None
     return (field.description or "") if field else ""
 

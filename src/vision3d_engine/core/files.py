@@ -11,7 +11,7 @@ from vision3d_engine.core.errors import FolderError
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder and its parents; raise `FolderError` with the reason when that, or writing into it, is impossible."""
+    """Make a folder and its parents; raise `FolderError` with the reason if that, or writing into it, is impossible."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

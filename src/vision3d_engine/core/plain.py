@@ -35,8 +35,8 @@ def _fields_of(value: Any) -> Mapping | None:
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Namespace | SimpleNamespace):
         return vars(value)
-    if hasattr(type(value), "model_fields") and hasattr(value, "model_dump"):
-        return value.model_dump()
+    if hasattr(type(value), "model_fields") and not isinstance(value, type):
+        return value.model_dump()  # pyright: ignore[reportAttributeAccessIssue]  a pydantic model
     return None
 
 

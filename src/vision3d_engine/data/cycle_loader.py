@@ -16,9 +16,10 @@ def length_of(loader: Any) -> int | None:
 
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the samplers of a loader which epoch comes, so that each epoch has an order of its own."""
-    for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
-        if callable(getattr(sampler, "set_epoch", None)):
-            sampler.set_epoch(epoch)
+    for name in ("sampler", "batch_sampler"):
+        announce = getattr(getattr(loader, name, None), "set_epoch", None)
+        if callable(announce):
+            announce(epoch)
 
 
 class CycleLoader:

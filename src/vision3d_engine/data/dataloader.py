@@ -27,7 +27,7 @@ class ShardSampler(Sampler[int]):
         return len(self._indices)
 
 
-def build_dataloader(
+def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
     dataset: Dataset,
     batch_size: int = 1,
     num_workers: int = 1,

@@ -36,7 +36,7 @@ class RuntimeProfiler:
 
 
 def profile_cpu_runtime(description: str) -> RuntimeProfiler:
-    """Print the host time of a block: ``with profile_cpu_runtime("load data"): ...``."""
+    """Print the host time of a ``with`` block after a description."""
     return RuntimeProfiler(description)
 
 

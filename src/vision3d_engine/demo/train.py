@@ -181,4 +181,3 @@ def finish(settings: DemoSettings, result: float, seconds: float) -> None:
 def say(text: str) -> None:
     """Speak to the person at the console."""
     print(text)  # noqa: T201  a demo talks
-

@@ -2,6 +2,7 @@
 
 import contextlib
 from contextlib import AbstractContextManager
+from typing import cast
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,7 +24,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         if isinstance(model, DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # noqa: SLF001  the name that torch.compile documents for the wrapped module
+            model = cast("nn.Module", model._orig_mod)  # noqa: SLF001  torch.compile's name for the wrapped module
         else:
             return model
 

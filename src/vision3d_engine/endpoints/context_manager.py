@@ -33,7 +33,7 @@ class ContextManager:
         self._values[self._full_name(name)] = value
 
     def get(self, name: str | None = None, full_name: str | None = None) -> Any:
-        """Return a value by its name in the current scope or by its full name; None, with a warning, if there is none."""
+        """Return a value by its name in the current scope or by its full name; None, with a warning, if unknown."""
         if full_name is None:
             full_name = self._full_name(name or "")
         if full_name not in self._values:

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+_SMALL, _TINY = 1e-3, 1e-6
+
 
 def get_print_format(value: Any) -> str:
     """Return the format of one value: three decimals, more for small numbers, none for integers and text."""
     if isinstance(value, int | str) or not hasattr(value, "__float__"):
         return ""
     size = abs(float(value))
-    if size == 0 or size >= 1e-3:
+    if size == 0 or size >= _SMALL:
         return ".3f"
-    return ".6f" if size >= 1e-6 else ".3e"
+    return ".6f" if size >= _TINY else ".3e"
 
 
 def get_format_strings(result_dict: Mapping[str, Any]) -> list[str]:

@@ -24,14 +24,12 @@ class TensorBoardWriter:
             self._writer.add_scalar(f"{phase}/{key}" if phase else key, value, step)
 
     def points(self, tag: str, points: Any, colors: Any, step: int) -> None:
-        """Write clouds ``(B, N, 3)`` with colours ``(B, N, 3)`` from 0 to 255; at most 20,000 points of each are kept."""
+        """Write clouds ``(B, N, 3)`` with colours ``(B, N, 3)``, 0 to 255; at most 20,000 points of each are kept."""
         points = torch.as_tensor(points).detach().cpu()
         colors = None if colors is None else torch.as_tensor(colors).detach().cpu()
         stride = -(-points.shape[1] // _MAX_POINTS)
         colors = None if colors is None else colors[:, ::stride]
-        self._writer.add_mesh(
-            tag, points[:, ::stride], colors=colors, config_dict=_POINT_MATERIAL, global_step=step
-        )
+        self._writer.add_mesh(tag, points[:, ::stride], colors=colors, config_dict=_POINT_MATERIAL, global_step=step)
 
     def flush(self) -> None:
         """Hand everything to the operating system."""

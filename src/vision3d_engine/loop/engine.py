@@ -55,7 +55,9 @@ class Engine:
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
         unused = self._session.settings.trainer.find_unused_parameters
-        self.model = wrap_model(model.to(self._session.world.device), self._session.world, find_unused_parameters=unused)
+        self.model = wrap_model(
+            model.to(self._session.world.device), self._session.world, find_unused_parameters=unused
+        )
         count = sum(parameter.numel() for parameter in model.parameters())
         self.log(f"model: {type(unwrap_model(model)).__name__}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")
@@ -71,7 +73,7 @@ class Engine:
         self._session.logger.log(message, level)
 
     def write_event(self, phase: str, event_dict: Mapping[str, Any], index: int) -> None:
-        """Write numbers to TensorBoard as ``phase/key`` and to ``metrics.jsonl``; tensors are read, so the host waits."""
+        """Write numbers to TensorBoard (``phase/key``) and ``metrics.jsonl``; tensors are read, so the host waits."""
         self._session.events.write(phase, {key: float(value) for key, value in event_dict.items()}, index)
 
     def write_points(self, tag: str, points: Any, colors: Any = None, index: int = 0) -> None:

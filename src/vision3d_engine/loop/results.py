@@ -35,7 +35,9 @@ class ResultChecker:
     def unpack(self, returned: Any) -> tuple[Any, dict[str, Any]]:
         """Return the output dict and the result dict of a step that must return these two."""
         if not (isinstance(returned, tuple | list) and len(returned) == 2 and isinstance(returned[1], Mapping)):  # noqa: PLR2004
-            message = f"{self._step_name} returned {describe(returned)}; it must return two dicts: output_dict, result_dict"
+            message = (
+                f"{self._step_name} returned {describe(returned)}; it must return two dicts: output_dict, result_dict"
+            )
             raise ResultError(message)
         return returned[0], returned[1]  # pyright: ignore[reportReturnType]
 
@@ -57,8 +59,8 @@ class ResultChecker:
         if isinstance(loss, torch.Tensor) and loss.numel() != 1:
             return f"'loss' of {self._step_name} is {describe(loss)}; it must be one number: use loss.mean()"
         return (
-            f"'loss' of {self._step_name} is {describe(loss)} and does not require grad, so nothing can be learned from "
-            "it. Compute it from the model's output without .item(), .detach(), .numpy() or torch.no_grad(), and check "
+            f"'loss' of {self._step_name} is {describe(loss)} and does not require grad, so it teaches nothing. "
+            "Compute it from the model's output without .item(), .detach(), .numpy() or torch.no_grad(), and check "
             "that some parameter is not frozen"
         )
 

@@ -57,9 +57,9 @@ class Runner:
         self.max_iteration = max_iteration
         iteration = 0
         self.timer.tic("data")
-        for iteration, data_dict in enumerate(self._with_bar(self._mark_last(batches)), start=1):
+        for iteration, batch in enumerate(self._with_bar(self._mark_last(batches)), start=1):
             clear_context_manager()
-            data_dict = self._receive(data_dict)
+            data_dict = self._receive(batch)
             self._switch("data", "model")
             results = self._step(iteration, data_dict)
             self._switch("model", "data")
@@ -67,7 +67,9 @@ class Runner:
                 self.moments.update(result_dict)
             self._after_step(iteration)
         if iteration == 0:
-            message = f"the {self.phase} loader is empty: it yields no batch. Check the data set, batch_size and drop_last"
+            message = (
+                f"the {self.phase} loader is empty: it yields no batch. Check the data set, batch_size and drop_last"
+            )
             raise DataError(message)
 
     def _receive(self, data_dict: Any) -> Any:

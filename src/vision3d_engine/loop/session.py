@@ -69,7 +69,7 @@ class Session:
             self.logger.warn(f"{warning} (the key is ignored)")
 
     def write_records(self, cfg: Any) -> None:
-        """Write ``config.yaml`` (what the user passed and the settings in force) and ``env.json`` into the run folder."""
+        """Write ``config.yaml`` (the user's config and the settings in force) and ``env.json`` into the run folder."""
         if not self.world.is_main:
             return
         import yaml
@@ -104,7 +104,7 @@ class Session:
             with torch.enable_grad(), torch.autograd.set_detect_anomaly(self.settings.trainer.debug):
                 yield
         except BaseException as error:
-            self.logger.error(f"stopped by {type(error).__name__}: {error}")
+            self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")
             raise
         finally:
             self.events.close()

@@ -110,7 +110,7 @@ class Update:
             return
         gradients = list(self._gradients())
         if gradients:
-            torch._foreach_div_(gradients, weight)  # noqa: SLF001  torch's own clip_grad_norm_ is built on it
+            torch._foreach_div_(gradients, weight)  # pyright: ignore  like torch's clip_grad_norm_
 
     def _gradients(self) -> Iterator[torch.Tensor]:
         """Yield the gradients of the model and of whatever else the optimizer holds, each once."""

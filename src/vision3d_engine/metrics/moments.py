@@ -52,7 +52,7 @@ class Moments:
             self._waiting[layout].append(list(tensors.values()))
 
     def window_means(self) -> dict[str, float]:
-        """Return the means since the last call, over all processes, and start a new window; one copy from the device."""
+        """Return the means since the last call, over all processes, and begin a window; one copy from the device."""
         self._read()
         window, self._window = self._window, {}
         _merge(self._total, window)
@@ -96,20 +96,19 @@ class _Rows:
 
     def take(self) -> Sums:
         """Return count, sum and sum of squares by key; waits for the device."""
-        self._sum_up()
-        assert self._sums is not None
-        sums, squares = self._sums.tolist()
+        sums, squares = self._sum_up().tolist()
         return {key: (float(self._count), sums[i], squares[i]) for i, key in enumerate(self._keys)}
 
-    def _sum_up(self) -> None:
-        """Add the waiting rows to the sums on the device, in float64 where the device has it."""
-        if not self._rows:
-            return
+    def _sum_up(self) -> torch.Tensor:
+        """Add the waiting rows to the sums on the device, in float64 where the device has it, and return the sums."""
+        if self._sums is not None and not self._rows:
+            return self._sums
         block = torch.stack(self._rows)
         block = block.to(torch.float32 if block.device.type == "mps" else torch.float64)
         sums = torch.stack([block.sum(0), (block * block).sum(0)])
         self._sums = sums if self._sums is None else self._sums + sums
         self._rows = []
+        return self._sums
 
 
 def _add(a: tuple[float, float, float] | None, b: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -121,4 +120,3 @@ def _merge(into: Sums, sums: Sums) -> Sums:
     for key, value in sums.items():
         into[key] = _add(into.get(key), value)
     return into
-

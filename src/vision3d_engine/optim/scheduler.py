@@ -17,7 +17,7 @@ Factor = Callable[[int], float]
 
 
 def cosine_factor(n: int, total: int, warmup: int, eta_min: float) -> float:
-    """Return the cosine annealing factor (Loshchilov & Hutter 2017, one cycle): 1 after the warm-up, eta_min at total."""
+    """Return the cosine annealing factor (Loshchilov & Hutter 2017): 1 after the warm-up, eta_min at total."""
     return eta_min + 0.5 * (1.0 - eta_min) * (1.0 + math.cos(math.pi * _progress(n, total, warmup)))
 
 
@@ -37,7 +37,7 @@ def _progress(n: int, total: int, warmup: int) -> float:
 
 
 def with_warmup(decay: Factor, warmup: int, eta_init: float) -> Factor:
-    """Return a factor by updates done that climbs from eta_init to 1 while ``n < warmup``, then follows ``decay(n)``."""
+    """Return a factor by updates done that climbs from eta_init to 1 while ``n < warmup``, then is ``decay(n)``."""
 
     def factor(updates: int) -> float:
         n = updates + 1

@@ -83,8 +83,10 @@ class BaseTester(Engine, abc.ABC):
 
     @abc.abstractmethod
     def test_step(self, iteration: int, data_dict: Any) -> Any:
-        """Return the model's output dict for a batch; must be implemented. Runs without gradients unless it turns them
-        on."""
+        """Return the model's output dict for a batch; must be implemented.
+
+        Runs without gradients unless it turns them on.
+        """
 
     @abc.abstractmethod
     def eval_step(self, iteration: int, data_dict: Any, output_dict: Any) -> dict[str, Any]:
@@ -96,7 +98,7 @@ class BaseTester(Engine, abc.ABC):
     def after_test_epoch(self, summary_dict: dict[str, Any]) -> None:
         """Act after the test; ``summary_dict`` holds the means of the results. Numbers added to it are logged."""
 
-    def get_log_string(self, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> str:  # noqa: ARG002
+    def get_log_string(self, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> str:
         """Return what a log line says of a case; ``result_dict`` holds numbers of the host."""
         return get_log_string(result_dict)
 

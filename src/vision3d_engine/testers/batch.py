@@ -20,7 +20,7 @@ class BatchTester(BaseTester):
         super().__init__(cfg, checkpoint)
         self._cases = 0
 
-    def split_batch_dict(self, iteration: int, data_dict: Any, output_dict: Any) -> tuple[list[Any], list[Any]]:  # noqa: ARG002
+    def split_batch_dict(self, iteration: int, data_dict: Any, output_dict: Any) -> tuple[list[Any], list[Any]]:
         """Return a list of data dicts and a list of output dicts, one of each for every case.
 
         By default tensors, arrays and lists are taken apart along the batch, packed point clouds by ``lengths``; see

@@ -134,7 +134,9 @@ class BaseTrainer(Engine, abc.ABC):
         self.val_loader = val_loader
 
     def save_best_model_on_metric(self, metric: str, largest: bool = True) -> None:
-        """Keep the model that is best on a metric of the validation summary as ``best_METRIC.pth``; call for each metric.
+        """Keep the model that is best on a metric of the validation summary as ``best_METRIC.pth``.
+
+        Call it once for each metric.
 
         Args:
             metric: key of the summary dict, from `val_step` or added in `after_val_epoch`.
@@ -164,7 +166,7 @@ class BaseTrainer(Engine, abc.ABC):
         if self.scheduler is not None:
             self.scheduler.step()
 
-    def loss_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:  # noqa: ARG002  for overriding
+    def loss_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:
         """Return how many things ``result_dict["loss"]`` is a mean over: a number, or a tensor of one element.
 
         Override it when batches hold varying numbers of points, correspondences or samples, so that an accumulated

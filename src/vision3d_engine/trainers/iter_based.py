@@ -10,8 +10,9 @@ from vision3d_engine.trainers.base import BaseTrainer
 
 
 class IterBasedTrainer(BaseTrainer):
-    """Trains for ``trainer.max_epoch`` epochs of ``trainer.num_iters_per_epoch`` iterations; the data starts over as
-    often as needed.
+    """Trains for ``trainer.max_epoch`` epochs of ``trainer.num_iters_per_epoch`` iterations.
+
+    The data starts over as often as needed.
 
     Pipeline of an epoch: before_train_epoch; for each iteration before_train_step, train_step, after_backward,
     optimizer_step, after_train_step, log line, scheduler_step (once an update); then after_train_epoch.
