@@ -1,0 +1,85 @@
+"""The registration example: its geometry, and a shortened run of its two scripts as processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "registration"
+
+
+@pytest.fixture(autouse=True)
+def _example_on_path(monkeypatch):
+    """Import the scripts' modules as the scripts do, and forget them afterwards."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    yield
+    for name in ("data", "model", "picture"):
+        sys.modules.pop(name, None)
+
+
+def test_a_pixel_becomes_the_metric_point_of_its_calibration():
+    from data import points_from_disparity
+
+    disparity = np.full((300, 400), np.inf)
+    disparity[254, 311] = 100.0 - 31.086
+    (point,) = points_from_disparity(disparity)
+    depth = 0.193001 * 994.978 / 100.0
+    assert point == pytest.approx([(311 - 311.193) / 994.978 * depth, (254 - 254.877) / 994.978 * depth, depth])
+
+
+def test_the_scan_is_a_room_of_metres():
+    from data import load_scan
+
+    scan = load_scan()
+    assert len(scan) > 300_000
+    assert 1.0 < np.median(scan[:, 2]) < 6.0
+
+
+def test_a_motion_is_recovered_from_perfect_matches():
+    from model import apply_motion, rotation_error_deg, weighted_rigid_motion
+
+    torch.manual_seed(0)
+    source = torch.randn(4, 50, 3)
+    rotation = torch.linalg.qr(torch.randn(4, 3, 3)).Q
+    rotation = rotation * torch.det(rotation)[:, None, None]
+    translation = torch.randn(4, 3)
+    target = apply_motion(source, rotation, translation)
+    found = weighted_rigid_motion(source, target, torch.full((4, 50), 1 / 50))
+    assert rotation_error_deg(found[0], rotation).max() < 1e-2
+    assert torch.allclose(found[1], translation, atol=1e-4)
+
+
+def test_the_error_of_a_known_angle_is_that_angle():
+    from model import rotation_error_deg
+
+    for degrees in (0.0, 1e-3, 30.0, 90.0, 180.0):
+        angle = np.radians(degrees)
+        turn = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+        turn = torch.tensor(turn, dtype=torch.float64)
+        assert rotation_error_deg(torch.eye(3), turn).item() == pytest.approx(degrees, abs=1e-6)
+
+
+def test_the_motion_of_a_pair_brings_its_source_onto_its_target():
+    from data import make_pair
+
+    points = np.random.default_rng(0).normal(size=(400, 3))
+    points[1::2] = points[::2]  # both clouds from the same points
+    pair = make_pair(points, np.random.default_rng(1), 45.0)
+    moved = pair["source"] @ pair["rotation"].T + pair["translation"]
+    nearest = torch.cdist(moved, pair["target"]).min(dim=1).values
+    assert nearest.quantile(0.5) < 0.02
+    assert pair["source"].shape == pair["target"].shape == (160, 3)
+
+
+def test_the_scripts_train_and_test_in_a_shortened_form(tmp_path):
+    short = ["--data.num_train", "16", "--data.num_val", "8", "--data.num_test", "4", "--data.num_points", "100"]
+    short += ["--trainer.num_iters_per_epoch", "4", "--trainer.max_epoch", "1"]
+    for script in ("train.py", "test.py"):
+        command = [sys.executable, str(EXAMPLE / script), *short]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "median_after_deg" in done.stderr
+    assert (tmp_path / "runs" / "registration" / "registration.png").stat().st_size > 0
