@@ -33,7 +33,7 @@ def draw_pairs(path: Path, pairs: Sequence[Pair]) -> None:
 
 def _draw(axes: Any, source: ndarray, target: ndarray, text: str) -> None:
     for cloud, color in ((target, _BLUE), (source, _ORANGE)):
-        axes.scatter(cloud[:, 0], cloud[:, 2], -cloud[:, 1], s=8, c=color, linewidths=0)
+        axes.scatter(cloud[:, 0], cloud[:, 2], -cloud[:, 1], s=13, c=color, linewidths=0)
     axes.set_title(text, fontsize=12, color=_INK, y=0.95)
     axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8), box_aspect=(1, 1, 1))
     axes.view_init(elev=18, azim=-70)

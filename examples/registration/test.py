@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import scan_set
-from model import RegistrationModel, rotation_error_deg
+from model import RegistrationModel, apply_motion, rotation_error_deg
 from picture import draw_pairs
 
 from vision3d_engine import AverageMeter, Config, SingleTester, build_dataloader, load_config
@@ -27,7 +27,7 @@ class RegistrationTester(SingleTester):
         self.register_model(RegistrationModel(rounds=cfg.model.train_rounds))
         self.rounds = cfg.model.test_rounds
         self.before, self.after, self.shift = AverageMeter(), AverageMeter(), AverageMeter()
-        self.shown: list[tuple[np.ndarray, np.ndarray, np.ndarray, float, float]] = []
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def test_step(self, iteration: int, data_dict: Any) -> Any:
         """Estimate the motion of a pair."""
@@ -47,18 +47,29 @@ class RegistrationTester(SingleTester):
         self.before.update(result_dict["before_deg"])
         self.after.update(result_dict["after_deg"])
         self.shift.update(result_dict["shift_m"])
-        if len(self.shown) < 4:
-            source, target = data_dict["source"][0].cpu(), data_dict["target"][0].cpu()
-            moved = source @ output_dict["rotation"][0].cpu().T + output_dict["translation"][0].cpu()
-            errors = float(result_dict["before_deg"]), float(result_dict["after_deg"])
-            self.shown.append((source.numpy(), target.numpy(), moved.numpy(), *errors))
+        moved = apply_motion(data_dict["source"], output_dict["rotation"], output_dict["translation"])
+        self.pairs.append((data_dict["source"][0], data_dict["target"][0], moved[0]))
 
     def after_test_epoch(self, summary_dict: dict[str, Any]) -> None:
-        """Add the medians, which the published figures are."""
+        """Add the medians, which the published figures are, and draw typical pairs."""
+        before, after = self.before.get_records(), self.after.get_records()
         summary_dict["median_before_deg"] = self.before.median()
         summary_dict["median_after_deg"] = self.after.median()
         summary_dict["median_shift_m"] = self.shift.median()
-        draw_pairs(Path(self.output_dir) / "registration.png", self.shown)
+        shown = [(*to_numpy(self.pairs[i]), before[i], after[i]) for i in typical_pairs(before, after)]
+        draw_pairs(Path(self.output_dir) / "registration.png", shown)
+
+
+def typical_pairs(before: np.ndarray, after: np.ndarray) -> list[int]:
+    """Return the indices of four pairs: of those turned by more than 15 degrees, from well to badly registered."""
+    turned = np.flatnonzero(before > min(15.0, before.max() - 1e-3))
+    ranked = turned[np.argsort(after[turned])]
+    return [int(ranked[int(share * (len(ranked) - 1))]) for share in (0.2, 0.4, 0.6, 0.8)]
+
+
+def to_numpy(clouds: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """Return clouds as arrays."""
+    return [cloud.cpu().numpy() for cloud in clouds]
 
 
 def main(argv: Sequence[str]) -> None:

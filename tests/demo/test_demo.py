@@ -28,7 +28,7 @@ def test_the_demo_trains_tests_draws_and_says_what_to_do_next(tmp_path):
     assert "vision3d-engine demo --output-dir runs/shapes --resume --max-epoch 6" in done.stdout
     again = demo(tmp_path, *SHORT, "--resume", "--max-epoch", "3", "--no-picture")
     assert again.returncode == 0, again.stderr
-    assert "loaded checkpoint.pth: epoch 2" in again.stderr
+    assert "checkpoints/checkpoint.pth: epoch 2" in again.stderr
 
 
 def test_a_mistyped_option_names_the_nearest(capsys):

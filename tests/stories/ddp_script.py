@@ -59,4 +59,7 @@ rank = trainer._session.world.rank
 trainer.run()
 keys = [key for key, _ in trainer.model.named_parameters()]
 weights = [parameter.tolist() for parameter in trainer.model.parameters()]
-print("RESULT" + json.dumps({"rank": rank, "weights": weights, "seen": trainer.seen, "summary": trainer.summary, "keys": keys}))
+print(
+    "RESULT"
+    + json.dumps({"rank": rank, "weights": weights, "seen": trainer.seen, "summary": trainer.summary, "keys": keys})
+)

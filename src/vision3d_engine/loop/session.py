@@ -99,7 +99,10 @@ class Session:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run with the settings' autograd mode; at the end put it back and close the files, on errors too."""
+        """Run with the settings' autograd mode; at the end put it back and close the event files, on errors too.
+
+        The text log stays open for what the script still has to say; it is closed with the last reference to it.
+        """
         try:
             with torch.enable_grad(), torch.autograd.set_detect_anomaly(self.settings.trainer.debug):
                 yield
@@ -108,8 +111,6 @@ class Session:
             raise
         finally:
             self.events.close()
-            self.logger.close()
-            set_logger(None)
 
 
 def _write_text(path: Path, text: str) -> None:

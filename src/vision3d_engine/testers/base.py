@@ -63,7 +63,7 @@ class BaseTester(Engine, abc.ABC):
         trainer = self._session.settings.trainer
         given = self._session.arguments.engine_values()
         if trainer.test_epoch is not None and "checkpoint" not in given:
-            return f"epoch-{trainer.test_epoch}.pth"
+            return str((self._session.folders.checkpoints / f"epoch-{trainer.test_epoch}.pth").absolute())
         if trainer.checkpoint is None:
             folder = self._session.folders.checkpoints
             message = (

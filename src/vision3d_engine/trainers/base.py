@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
+from vision3d_engine.checkpoint.files import available, find_checkpoint, read_checkpoint
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.checkpoint.parts import load_model
 from vision3d_engine.core.errors import CheckpointError, DataError, RegistrationError, ResultError, did_you_mean, listed
@@ -204,21 +204,23 @@ class BaseTrainer(Engine, abc.ABC):
     def _begin(self) -> None:
         """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
         trainer = self._session.settings.trainer
-        if trainer.resume:
-            self._resume(trainer.checkpoint or "checkpoint.pth", optional=trainer.checkpoint is None)
+        if trainer.resume and trainer.checkpoint is None:
+            self._resume()
+        elif trainer.resume:
+            self.load(trainer.checkpoint)
         elif trainer.checkpoint is not None:
             path = find_checkpoint(trainer.checkpoint, self._session.folders.checkpoints)
             state = read_checkpoint(path)
             load_model(self.model, state.get("model", state), str(path))
             self.log(f"loaded the weights of {path}")
 
-    def _resume(self, name: str, optional: bool) -> None:
-        """Go on from a checkpoint; an empty folder starts anew, as a requeued job needs it."""
+    def _resume(self) -> None:
+        """Go on from the run's checkpoint.pth; an empty folder starts anew, as a requeued job needs it."""
         folder = self._session.folders.checkpoints
-        if not optional or (folder / name).exists():
-            self.load(name)
-        elif any(folder.glob("*.pth")):
-            message = f"--resume found no '{name}' in '{folder}', only {listed(p.name for p in folder.glob('*.pth'))}. "
+        if (folder / "checkpoint.pth").exists():
+            self.load(str((folder / "checkpoint.pth").absolute()))
+        elif found := available(folder):
+            message = f"--resume found no 'checkpoint.pth' in '{folder}', only {listed(found)}. "
             raise CheckpointError(message + "Name one with --checkpoint, or move these files away to start anew")
         else:
             self.log(f"--resume: '{folder}' is empty, so the run starts anew", level="WARNING")
