@@ -27,7 +27,7 @@ class RegistrationTester(SingleTester):
         self.register_model(RegistrationModel(rounds=cfg.model.train_rounds))
         self.rounds = cfg.model.test_rounds
         self.before, self.after, self.shift = AverageMeter(), AverageMeter(), AverageMeter()
-        self.pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def test_step(self, iteration: int, data_dict: Any) -> Any:
         """Estimate the motion of a pair."""
@@ -48,7 +48,8 @@ class RegistrationTester(SingleTester):
         self.after.update(result_dict["after_deg"])
         self.shift.update(result_dict["shift_m"])
         moved = apply_motion(data_dict["source"], output_dict["rotation"], output_dict["translation"])
-        self.pairs.append((data_dict["source"][0], data_dict["target"][0], moved[0]))
+        source, target, moved = (cloud[0].cpu().numpy() for cloud in (data_dict["source"], data_dict["target"], moved))
+        self.pairs.append((source, target, moved))
 
     def after_test_epoch(self, summary_dict: dict[str, Any]) -> None:
         """Add the medians, which the published figures are, and draw typical pairs."""
@@ -56,8 +57,9 @@ class RegistrationTester(SingleTester):
         summary_dict["median_before_deg"] = self.before.median()
         summary_dict["median_after_deg"] = self.after.median()
         summary_dict["median_shift_m"] = self.shift.median()
-        shown = [(*to_numpy(self.pairs[i]), before[i], after[i]) for i in typical_pairs(before, after)]
-        draw_pairs(Path(self.output_dir) / "registration.png", shown)
+        shown = typical_pairs(before, after)
+        pairs = [(*self.pairs[i], float(before[i]), float(after[i])) for i in shown]
+        draw_pairs(Path(self.output_dir) / "registration.png", pairs)
 
 
 def typical_pairs(before: np.ndarray, after: np.ndarray) -> list[int]:
@@ -65,11 +67,6 @@ def typical_pairs(before: np.ndarray, after: np.ndarray) -> list[int]:
     turned = np.flatnonzero(before > min(15.0, before.max() - 1e-3))
     ranked = turned[np.argsort(after[turned])]
     return [int(ranked[int(share * (len(ranked) - 1))]) for share in (0.2, 0.4, 0.6, 0.8)]
-
-
-def to_numpy(clouds: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """Return clouds as arrays."""
-    return [cloud.cpu().numpy() for cloud in clouds]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,11 +1,13 @@
 """Put loaded states into models, optimizers and schedules, or say exactly why they do not fit."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.core.errors import CheckpointError
 from vision3d_engine.distributed.wrap import clean_key, unwrap_model
 
@@ -42,6 +44,23 @@ def load_model(model: nn.Module, state: Mapping[str, Any], source: str, strict: 
         {names[key]: value for key, value in found.items() if _fits(key, value, names, own)}, strict=False
     )
     return report
+
+
+def load_weights(model: nn.Module, name: str | Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Load the weights of a file, strictly, whether under the key ``model`` or bare; return its path and metadata.
+
+    Args:
+        model: what to load into.
+        name: an absolute path, one from where the command runs, or a name in the folder.
+        folder: the checkpoint folder.
+
+    Raises:
+        CheckpointError: when there is no such file, it cannot be read, or it does not fit.
+    """
+    path = find_checkpoint(name, folder)
+    state = read_checkpoint(path)
+    load_model(model, state.get("model", state), str(path))
+    return path, dict(state.get("metadata", {}))
 
 
 def _fits(key: str, value: Any, names: Mapping[str, str], model: nn.Module) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from vision3d_engine.checkpoint.files import available, find_checkpoint, read_checkpoint
-from vision3d_engine.checkpoint.parts import load_model
+from vision3d_engine.checkpoint.files import available
+from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
 from vision3d_engine.core.tree import describe, to_array
 from vision3d_engine.data.cycle_loader import length_of
@@ -52,10 +52,7 @@ class BaseTester(Engine, abc.ABC):
         Raises:
             CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model.
         """
-        path = find_checkpoint(filename, self._session.folders.checkpoints)
-        state = read_checkpoint(path)
-        load_model(self.model, state.get("model", state), str(path))
-        metadata = state.get("metadata", {})
+        path, metadata = load_weights(self.model, filename, self._session.folders.checkpoints)
         self.log(f"loaded {path}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
 
     def _checkpoint_name(self) -> str:

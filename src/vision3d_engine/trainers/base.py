@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vision3d_engine.checkpoint.files import available, find_checkpoint, read_checkpoint
+from vision3d_engine.checkpoint.files import available
 from vision3d_engine.checkpoint.manager import CheckpointManager
-from vision3d_engine.checkpoint.parts import load_model
+from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.core.errors import CheckpointError, DataError, RegistrationError, ResultError, did_you_mean, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.cycle_loader import length_of
@@ -204,14 +204,13 @@ class BaseTrainer(Engine, abc.ABC):
     def _begin(self) -> None:
         """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
         trainer = self._session.settings.trainer
-        if trainer.resume and trainer.checkpoint is None:
-            self._resume()
+        if trainer.checkpoint is None:
+            if trainer.resume:
+                self._resume()
         elif trainer.resume:
             self.load(trainer.checkpoint)
-        elif trainer.checkpoint is not None:
-            path = find_checkpoint(trainer.checkpoint, self._session.folders.checkpoints)
-            state = read_checkpoint(path)
-            load_model(self.model, state.get("model", state), str(path))
+        else:
+            path, _ = load_weights(self.model, trainer.checkpoint, self._session.folders.checkpoints)
             self.log(f"loaded the weights of {path}")
 
     def _resume(self) -> None:
