@@ -25,6 +25,7 @@ def test_the_demo_trains_tests_draws_and_says_what_to_do_next(tmp_path):
         assert (run / name).stat().st_size > 0
     assert "of the validation clouds are classified rightly" in done.stdout
     assert "tensorboard --logdir runs/shapes" in done.stdout
+    assert done.stdout.startswith("python ")
     assert "vision3d-engine demo --output-dir runs/shapes --resume --max-epoch 6" in done.stdout
     again = demo(tmp_path, *SHORT, "--resume", "--max-epoch", "3", "--no-picture")
     assert again.returncode == 0, again.stderr

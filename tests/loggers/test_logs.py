@@ -100,6 +100,15 @@ def test_the_learning_rate_in_the_line_is_the_one_that_the_step_used(tmp_path):
     assert [row["lr"] for row in rows(tmp_path) if row["phase"] == "train"] == used == [0.1, 0.05, 0.025]
 
 
+def test_a_run_anew_in_a_used_folder_puts_the_old_json_lines_aside_and_a_resumed_one_goes_on(tmp_path):
+    ToyEpochTrainer(settings(tmp_path)).run()
+    ToyEpochTrainer(settings(tmp_path, max_epoch=2, resume=True)).run()
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 1, 2, 2]
+    ToyEpochTrainer(settings(tmp_path)).run()
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 1]
+    assert len(list(tmp_path.glob("metrics-*.jsonl"))) == 1
+
+
 def test_not_a_number_is_null_in_json_lines(tmp_path):
     class Nan(ToyEpochTrainer):
         def after_val_epoch(self, epoch, summary_dict):

@@ -2,6 +2,8 @@
 
 import json
 import platform
+import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,11 +175,19 @@ def finish(settings: DemoSettings, result: float, seconds: float) -> None:
     if settings.picture:
         say(f"picture: {folder / 'result.png'}")
     say("what next:")
-    say(f"  tensorboard --logdir {folder}     # curves, and clouds in the MESH tab")
-    say(f"  vision3d-engine demo --output-dir {folder} --resume --max-epoch {more}")
-    say("  vision3d-engine demo --help")
+    say(f"  {program('tensorboard')} --logdir {folder}     # curves, and clouds in the MESH tab")
+    say(f"  {program('vision3d-engine')} demo --output-dir {folder} --resume --max-epoch {more}")
+    say(f"  {program('vision3d-engine')} demo --help")
+
+
+def program(name: str) -> str:
+    """Return how to call an installed program from here: by its name, or by its path when it is not on PATH."""
+    if shutil.which(name):
+        return name
+    path = Path(sys.executable).with_name(name)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def say(text: str) -> None:
     """Speak to the person at the console."""
-    print(text)  # noqa: T201  a demo talks
+    print(text, flush=True)  # noqa: T201  a demo talks

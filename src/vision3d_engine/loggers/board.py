@@ -47,6 +47,13 @@ class EventBoard:
         if self._enabled:
             self._open_tensorboard().points(tag, points, colors, step)
 
+    def start_anew(self) -> None:
+        """Put the JSON lines of an earlier run in the same folder aside, under the time of their last line."""
+        path = Path(self._jsonl_file)
+        if self._enabled and self._jsonl is None and path.exists():
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+            path.rename(path.with_name(f"{path.stem}-{stamp}{path.suffix}"))
+
     def flush(self) -> None:
         """Hand everything written so far to the operating system."""
         if self._tensorboard is not None:

@@ -103,8 +103,9 @@ class Session:
 
         The text log stays open for what the script still has to say; it is closed with the last reference to it.
         """
+        anomaly = self.settings.trainer.debug or torch.is_anomaly_enabled()
         try:
-            with torch.enable_grad(), torch.autograd.set_detect_anomaly(self.settings.trainer.debug):
+            with torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
                 yield
         except BaseException as error:
             self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")

@@ -204,6 +204,8 @@ class BaseTrainer(Engine, abc.ABC):
     def _begin(self) -> None:
         """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
         trainer = self._session.settings.trainer
+        if not trainer.resume:
+            self._session.events.start_anew()
         if trainer.checkpoint is None:
             if trainer.resume:
                 self._resume()
