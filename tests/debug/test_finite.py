@@ -1,9 +1,9 @@
 import pytest
 import torch
-from vision3d_engine.utils.profiling import profile_cpu_runtime, profile_cuda_runtime
 
 from tests.toys import ToyEpochTrainer, settings
 from vision3d_engine import NonFiniteError
+from vision3d_engine.utils.profiling import profile_cpu_runtime, profile_cuda_runtime
 
 
 def test_in_debug_mode_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):

@@ -76,4 +76,4 @@ def describe(value: Any) -> str:
         return f"a dict with the keys {', '.join(map(str, value)) or 'none'}"
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
-    return f"{value!r} ({type(value).__name__})"
+    return "None" if value is None else f"{value!r} ({type(value).__name__})"
