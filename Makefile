@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Tiny tensors: more than one thread a process only makes the processes wait for each other.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check bench clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing into .venv (about a minute) ..."
@@ -29,6 +29,9 @@ check: .venv/installed  ## style, types, layers, examples of the docs
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_docs.py
+
+bench: .venv/installed  ## what the engine costs per step
+	$(BIN)/python benchmarks/overhead.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

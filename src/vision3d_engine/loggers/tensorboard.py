@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  made by protobuf
 from torch.utils.tensorboard import SummaryWriter
 
 # Without a material TensorBoard draws points 1 to 2 pixels wide.
@@ -16,12 +17,13 @@ class TensorBoardWriter:
     """Writes scalars and point clouds into one event folder."""
 
     def __init__(self, event_dir: str | Path) -> None:
-        self._writer = SummaryWriter(log_dir=str(event_dir))
+        self._writer: Any = SummaryWriter(log_dir=str(event_dir))
 
     def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
-        """Write numbers as ``phase/key``."""
-        for key, value in values.items():
-            self._writer.add_scalar(f"{phase}/{key}" if phase else key, value, step)
+        """Write numbers as ``phase/key``, all in one event."""
+        tags = {f"{phase}/{key}" if phase else key: float(value) for key, value in values.items()}
+        packed = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
+        self._writer.file_writer.add_summary(packed, step)
 
     def points(self, tag: str, points: Any, colors: Any, step: int) -> None:
         """Write clouds ``(B, N, 3)`` with colours ``(B, N, 3)``, 0 to 255; at most 20,000 points of each are kept."""

@@ -1,5 +1,6 @@
 """The only loop over batches: training, validation and testing hand in their step."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -55,16 +56,17 @@ class Runner:
             DataError: when there is no batch, or one is not a dict.
         """
         self.max_iteration = max_iteration
-        iteration = 0
-        self.timer.tic("data")
+        iteration, waiting_since = 0, time.perf_counter()
         for iteration, batch in enumerate(self._with_bar(self._mark_last(batches)), start=1):
             clear_context_manager()
             data_dict = self._receive(batch)
-            self._switch("data", "model")
-            results = self._step(iteration, data_dict)
-            self._switch("model", "data")
-            for result_dict in results:
+            started = time.perf_counter()
+            for result_dict in self._step(iteration, data_dict):
                 self.moments.update(result_dict)
+            ended = time.perf_counter()
+            self.timer.add("data", started - waiting_since)
+            self.timer.add("model", ended - started)
+            waiting_since = ended
             self._after_step(iteration)
         if iteration == 0:
             message = (
@@ -76,10 +78,6 @@ class Runner:
         """Check a batch and move it to the device."""
         check_batch(data_dict, self.phase)
         return data_dict if self._device.type == "cpu" else to_device(data_dict, self._device)
-
-    def _switch(self, ended: str, begun: str) -> None:
-        self.timer.toc(ended)
-        self.timer.tic(begun)
 
     def _mark_last(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Keep `is_last` true while the last batch is at hand; without a known number, by looking one batch ahead."""

@@ -5,7 +5,7 @@ a log line asks, and then all of them in one copy. What is kept does not grow wi
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,23 +33,30 @@ class Moments:
         self._keys: dict[str, None] = {}
         self._total: Sums = {}
         self._window: Sums = {}
-        self._waiting: dict[tuple, _Rows] = {}
+        self._waiting: dict[tuple[str, ...], _Rows] = {}
 
     def update(self, results: Mapping[str, Any]) -> None:
         """Take in the numbers of one step; never waits for the device."""
-        on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
-        for key, value in results.items():
-            self._keys.setdefault(key)
-            if isinstance(value, torch.Tensor):
-                on_device.setdefault(value.device, {})[key] = value
-            else:
-                number = value.item() if isinstance(value, np.ndarray) else float(value)
-                self._window[key] = _add(self._window.get(key), (1.0, number, number * number))
-        for device, tensors in on_device.items():
-            layout = (device, *tensors)
-            if layout not in self._waiting:
-                self._waiting[layout] = _Rows(list(tensors))
-            self._waiting[layout].append(list(tensors.values()))
+        tensors = {key: value for key, value in results.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            self._rows_of(tuple(tensors)).append(tensors.values())
+        if len(tensors) < len(results):
+            self._add_numbers({key: value for key, value in results.items() if key not in tensors})
+        if results.keys() != self._keys.keys():
+            self._keys |= dict.fromkeys(results)
+
+    def _rows_of(self, keys: tuple[str, ...]) -> "_Rows":
+        """Return the waiting rows of steps that had just these tensors."""
+        rows = self._waiting.get(keys)
+        if rows is None:
+            rows = self._waiting[keys] = _Rows(keys)
+        return rows
+
+    def _add_numbers(self, numbers: Mapping[str, Any]) -> None:
+        """Add numbers of the host straight to the window."""
+        for key, value in numbers.items():
+            number = value.item() if isinstance(value, np.ndarray) else float(value)
+            self._window[key] = _add(self._window.get(key), (1.0, number, number * number))
 
     def window_means(self) -> dict[str, float]:
         """Return the means since the last call, over all processes, and begin a window; one copy from the device."""
@@ -78,18 +85,21 @@ class Moments:
 
 
 class _Rows:
-    """Vectors of the same keys on the same device, one a step."""
+    """Vectors of the same keys, one a step."""
 
-    def __init__(self, keys: list[str]) -> None:
+    def __init__(self, keys: Sequence[str]) -> None:
         self._keys = keys
         self._rows: list[torch.Tensor] = []
         self._count = 0
         self._sums: torch.Tensor | None = None
 
-    def append(self, values: list[torch.Tensor]) -> None:
+    def append(self, values: Iterable[torch.Tensor]) -> None:
         """Copy the values of one step into one vector."""
-        with torch.no_grad():
-            self._rows.append(torch.stack([value.reshape(()) if value.ndim else value for value in values]))
+        scalars = [value.detach() if value.ndim == 0 else value.detach().reshape(()) for value in values]
+        try:
+            self._rows.append(torch.stack(scalars))
+        except RuntimeError:  # tensors of several devices; rare, and looking for them would cost every step
+            self._rows.append(torch.stack([scalar.to(scalars[0].device) for scalar in scalars]))
         self._count += 1
         if len(self._rows) >= _MAX_ROWS:
             self._sum_up()

@@ -27,7 +27,11 @@ class Timer:
         if key not in self._started:
             message = f"Timer.toc('{key}') without a Timer.tic('{key}') before it"
             raise EngineError(message)
-        self._total_s[key] = self._total_s.get(key, 0.0) + now - self._started.pop(key)
+        self.add(key, now - self._started.pop(key))
+
+    def add(self, key: str, duration_s: float) -> None:
+        """Count a stretch that was measured elsewhere."""
+        self._total_s[key] = self._total_s.get(key, 0.0) + duration_s
         self._count[key] = self._count.get(key, 0) + 1
 
     def get_time(self, key: str) -> float:

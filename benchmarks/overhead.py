@@ -1,0 +1,275 @@
+"""What the engine costs per step, beside a bare loop, a careful hand-written loop and other engines.
+
+    python benchmarks/overhead.py [--steps 2000] [--rounds 5] [--out benchmarks/overhead.json]
+
+All contestants do the same work in one process, in turn, for several rounds; figures are medians over rounds, and the
+cost of an engine is the median of its difference to the bare loop of the same round. Peers take part when installed
+(``pip install lightning pytorch-ignite accelerate mmengine``). One thread, since the tensors are tiny.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peers
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from vision3d_engine import EpochBasedTrainer, IterBasedTrainer, SingleTester
+
+LOG_EVERY = 10
+BATCHES = [{"x": torch.randn(16, 64), "y": torch.randint(0, 10, (16,))} for _ in range(64)]
+
+
+class Loader:
+    """The same batches again and again, without any cost of loading."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return (BATCHES[i % len(BATCHES)] for i in range(self.steps))
+
+
+def network(width: int = 128) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+
+
+def results(model: nn.Module, batch: Any, metrics: int) -> dict[str, torch.Tensor]:
+    """The work of every step: a loss and ``metrics - 1`` more numbers."""
+    logits = model(batch["x"])
+    found = {"loss": cross_entropy(logits, batch["y"])}
+    found["accuracy"] = (logits.detach().argmax(1) == batch["y"]).float().mean()
+    for index in range(metrics - 2):
+        found[f"metric{index}"] = logits.detach()[index % 16, 0]
+    return found
+
+
+# --------------------------------------------------------------------------------------------- contestants
+
+
+def bare(steps: int, metrics: int, folder: Path, width: int = 128) -> float:
+    """A loop without any logging."""
+    model = network(width)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    started = time.perf_counter()
+    for batch in Loader(steps):
+        found = results(model, batch, metrics)
+        found["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - started
+
+
+def by_hand(steps: int, metrics: int, folder: Path, width: int = 128) -> float:
+    """A careful loop: sums on the device, and every 10 steps one line, TensorBoard and JSON."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    model = network(width)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    writer, lines = SummaryWriter(str(folder / "events")), (folder / "metrics.jsonl").open("w")
+    sums: dict[str, torch.Tensor] = {}
+    started = time.perf_counter()
+    for step, batch in enumerate(Loader(steps), start=1):
+        found = results(model, batch, metrics)
+        found["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for key, value in found.items():
+            sums[key] = sums[key] + value.detach() if key in sums else value.detach().clone()
+        if step % LOG_EVERY == 0:
+            means = {key: value.item() / LOG_EVERY for key, value in sums.items()}
+            for key, value in means.items():
+                writer.add_scalar(f"train/{key}", value, step)
+            lines.write(json.dumps({"step": step, **means}) + "\n")
+            print(f"step {step}, " + ", ".join(f"{k}: {v:.3f}" for k, v in means.items()), file=sys.stderr)
+            sums = {}
+    elapsed = time.perf_counter() - started
+    writer.close()
+    lines.close()
+    return elapsed
+
+
+class _Steps:
+    """The engine's side of the same work; notes when its passes begin and end."""
+
+    model: Any
+    metrics = 2
+
+    def train_step(self, epoch: int, iteration: int, data_dict: Any) -> Any:
+        return {}, results(self.model, data_dict, self.metrics)
+
+    def val_step(self, epoch: int, iteration: int, data_dict: Any) -> Any:
+        return {}, results(self.model, data_dict, self.metrics)
+
+    def before_train_epoch(self, epoch: int) -> None:
+        self.began = time.perf_counter()
+
+    def after_train_epoch(self, epoch: int, summary_dict: Any) -> None:
+        self.train_s = time.perf_counter() - self.began
+
+    def before_val_epoch(self, epoch: int) -> None:
+        self.began = time.perf_counter()
+
+    def after_val_epoch(self, epoch: int, summary_dict: Any) -> None:
+        self.val_s = time.perf_counter() - self.began
+
+
+class EpochTrainer(_Steps, EpochBasedTrainer):
+    pass
+
+
+class IterTrainer(_Steps, IterBasedTrainer):
+    pass
+
+
+def train(kind: Any, steps: int, metrics: int, folder: Path, width: int = 128) -> Any:
+    """Run one of the engine's trainers and return it."""
+    settings = {"max_epoch": 1, "log_steps": LOG_EVERY, "device": "cpu"}
+    trainer = kind({"exp": {"output_dir": str(folder)}, "trainer": settings})
+    trainer.metrics = metrics
+    trainer.register_loader(Loader(steps), Loader(steps))
+    model = trainer.register_model(network(width))
+    trainer.register_optimizer(torch.optim.SGD(model.parameters(), lr=0.01))
+    trainer.run()
+    return trainer
+
+
+def engine_epoch(steps: int, metrics: int, folder: Path, width: int = 128) -> float:
+    return train(EpochTrainer, steps, metrics, folder, width).train_s
+
+
+def engine_iter(steps: int, metrics: int, folder: Path, width: int = 128) -> float:
+    return train(IterTrainer, steps, metrics, folder, width).train_s
+
+
+def engine_val(steps: int, metrics: int, folder: Path) -> float:
+    return train(EpochTrainer, steps, metrics, folder).val_s
+
+
+class Tester(SingleTester):
+    metrics = 2
+
+    def test_step(self, iteration: int, data_dict: Any) -> Any:
+        return results(self.model, data_dict, self.metrics)
+
+    def eval_step(self, iteration: int, data_dict: Any, output_dict: Any) -> Any:
+        return output_dict
+
+    def before_test_epoch(self) -> None:
+        self.began = time.perf_counter()
+
+    def after_test_epoch(self, summary_dict: Any) -> None:
+        self.test_s = time.perf_counter() - self.began
+
+
+def engine_test(steps: int, metrics: int, folder: Path) -> float:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": network().state_dict()}, folder / "weights.pth")
+    settings = {"log_steps": LOG_EVERY, "device": "cpu"}
+    tester = Tester({"exp": {"output_dir": str(folder)}, "trainer": settings}, str(folder / "weights.pth"))
+    tester.register_loader(Loader(steps))
+    tester.register_model(network())
+    tester.run()
+    return tester.test_s
+
+
+def bare_no_grad(steps: int, metrics: int, folder: Path) -> float:
+    """A validation loop without any bookkeeping."""
+    model = network().eval()
+    started = time.perf_counter()
+    with torch.no_grad():
+        for batch in Loader(steps):
+            results(model, batch, metrics)
+    return time.perf_counter() - started
+
+
+# --------------------------------------------------------------------------------------------- measuring
+
+Contestant = Callable[..., float]
+
+
+def measure(
+    contestants: dict[str, Contestant], steps: int, rounds: int, metrics: int, **options: Any
+) -> dict[str, list[float]]:
+    """Return microseconds a step for every contestant and round; the first round warms up and does not count."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, contestant in contestants.items():
+            folder = Path(tempfile.mkdtemp())
+            with quiet():
+                seconds = contestant(steps if number else min(steps, 200), metrics, folder, **options)
+            shutil.rmtree(folder, ignore_errors=True)
+            if number:
+                found[name].append(seconds / steps * 1e6)
+    return found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let everybody write log lines, but into the void."""
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        yield
+        logging.disable(logging.NOTSET)
+
+
+def table(title: str, found: dict[str, list[float]], base: str) -> dict[str, Any]:
+    """Print a table and return its rows: median, cost over the base, ratio to it."""
+    print(f"\n{title}\n  {'':24}{'us/step':>10}{'over ' + base:>16}{'ratio':>8}")
+    rows = {}
+    for name, values in found.items():
+        cost = statistics.median(a - b for a, b in zip(values, found[base], strict=True))
+        ratio = statistics.median(a / b for a, b in zip(values, found[base], strict=True))
+        rows[name] = {"us": statistics.median(values), "over": cost, "ratio": ratio, "rounds": values}
+        print(f"  {name:24}{rows[name]['us']:10.1f}{cost:16.1f}{ratio:8.3f}")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("overhead.json"))
+    options = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    torch.set_num_threads(1)
+    ours = {"bare": bare, "by hand": by_hand, "engine, epoch": engine_epoch, "engine, iter": engine_iter}
+    steps, rounds = options.steps, options.rounds
+    report = {"machine": platform.platform(), "cores": os.cpu_count(), "torch": torch.__version__, "steps": steps}
+    contestants = ours | peers.installed(network, results, Loader, LOG_EVERY)
+    report["train2"] = table("training, 2 metrics", measure(contestants, steps, rounds, 2), "bare")
+    report["train20"] = table("training, 20 metrics", measure(ours, steps, rounds, 20), "bare")
+    passes = {"bare": bare_no_grad, "validation": engine_val, "test": engine_test}
+    report["val"] = table("validation and test", measure(passes, steps, rounds, 2), "bare")
+    large = {name: ours[name] for name in ("bare", "engine, epoch")}
+    report["large"] = table("a step of about 5 ms", measure(large, 200, rounds, 2, width=1800), "bare")
+    options.out.write_text(json.dumps(report, indent=1))
+    print(f"\nwritten to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
