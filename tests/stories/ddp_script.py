@@ -29,6 +29,7 @@ class Trainer(EpochBasedTrainer):
         train = build_dataloader(Rows(24), batch_size=4 // world.size, num_workers=0)
         self.register_loader(train, build_dataloader(Rows(count), batch_size=3, num_workers=0))
         model = torch.nn.Linear(3, 1).double()
+        model.register_buffer("calls", torch.zeros(()))  # DistributedDataParallel exchanges buffers in forward passes
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(0.1)

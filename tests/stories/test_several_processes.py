@@ -23,7 +23,7 @@ def run(folder, processes, count, steps):
     return sorted((json.loads(line) for line in lines), key=lambda result: result["rank"])
 
 
-@pytest.mark.parametrize(("count", "steps"), [(11, 1), (12, 2)])
+@pytest.mark.parametrize(("count", "steps"), [(7, 1), (12, 2)])
 def test_two_processes_learn_what_one_learns_and_validate_every_sample_once(tmp_path, count, steps):
     """With the global batch unchanged the weights agree to summation order in float64 (1e-12)."""
     (one,) = run(tmp_path / "one", 1, count, steps)
@@ -36,4 +36,4 @@ def test_two_processes_learn_what_one_learns_and_validate_every_sample_once(tmp_
     files = sorted(path.name for path in (tmp_path / "two" / "checkpoints").iterdir())
     assert files == ["best_mae.pth", "checkpoint.pth", "epoch-1.pth", "epoch-2.pth"]
     state = torch.load(tmp_path / "two" / "checkpoints" / "checkpoint.pth", weights_only=True)
-    assert state["model"].keys() == {"weight", "bias"}
+    assert state["model"].keys() == {"weight", "bias", "calls"}

@@ -12,7 +12,7 @@ from vision3d_engine.core.errors import FolderError
 
 def make_folder(path: str | Path) -> Path:
     """Make a folder and its parents; raise `FolderError` with the reason if that, or writing into it, is impossible."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,7 +1,7 @@
 """Nests of dicts, lists, tuples and named tuples, as loaders yield them and steps return them."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
     """Return the same nest with ``function`` applied to every leaf; the containers are new, their types are kept."""
-    if isinstance(nest, dict):
+    if isinstance(nest, MutableMapping):
         return _like_mapping(nest, {key: map_leaves(function, value) for key, value in nest.items()})
     if isinstance(nest, tuple) and hasattr(nest, "_fields"):
         return type(nest)(*(map_leaves(function, value) for value in nest))
@@ -19,8 +19,8 @@ def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
     return function(nest)
 
 
-def _like_mapping(original: dict, values: dict) -> dict:
-    """Put values into a shallow copy for dict subclasses, whose constructors may take anything."""
+def _like_mapping(original: MutableMapping, values: dict) -> MutableMapping:
+    """Put values into a shallow copy for other kinds of dict, whose constructors may take anything."""
     if type(original) is dict:
         return values
     twin = copy.copy(original)

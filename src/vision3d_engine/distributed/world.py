@@ -43,6 +43,9 @@ class World:
         """Return the mean of a tensor over all processes, on the device."""
         return value
 
+    def broadcast(self, value: torch.Tensor) -> None:
+        """Overwrite a tensor, in place, with that of the main process."""
+
 
 class ProcessGroupWorld(World):
     """A world of several processes, spoken to through torch's default process group."""
@@ -63,6 +66,10 @@ class ProcessGroupWorld(World):
         total = value.clone()
         dist.all_reduce(total)
         return total / self.size
+
+    def broadcast(self, value: torch.Tensor) -> None:
+        """Overwrite a tensor, in place, with that of the main process; one broadcast."""
+        dist.broadcast(value, src=0)
 
 
 def join_world(device: str | None = None) -> World:

@@ -1,6 +1,7 @@
 """DistributedDataParallel around a model, and the model inside whatever wraps it."""
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -34,6 +35,25 @@ def without_gradient_sync(model: nn.Module) -> AbstractContextManager:
     if isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def local_forward(model: nn.Module, world: World) -> Iterator[None]:
+    """Let forward passes wait for no other process, as validation needs it when the processes' shares are unequal.
+
+    DistributedDataParallel exchanges buffers (running means of norms) in every forward pass, also without gradients;
+    here all processes take those of the main one once, before the block.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    for buffer in model.module.buffers():
+        world.broadcast(buffer)
+    model.require_forward_param_sync = False
+    try:
+        yield
+    finally:
+        model.require_forward_param_sync = True
 
 
 def clean_key(key: str) -> str:

@@ -63,10 +63,11 @@ class Logger:
 
     def log(self, message: Any, level: str = "INFO") -> None:
         """Write a message; an unknown level is written as INFO, and said."""
-        if level.upper() not in _LEVELS:
+        level = str(level).upper()
+        if level not in _LEVELS:
             self._loguru.warning("unknown log level '{}'; written as INFO (levels: {})", level, ", ".join(_LEVELS))
             level = "INFO"
-        self._loguru.log(level.upper(), "{}", message)
+        self._loguru.log(level, "{}", message)
 
     def debug(self, message: Any) -> None:
         """Write a message for developers."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.tree import describe
-from vision3d_engine.distributed.wrap import unwrap_model, wrap_model
+from vision3d_engine.distributed.wrap import unwrap_model
 from vision3d_engine.loop.hooks import Events
 from vision3d_engine.loop.results import ResultChecker
 from vision3d_engine.loop.session import Session
@@ -46,7 +46,7 @@ class Engine:
         return self._session.settings.trainer.log_steps
 
     def register_model(self, model: nn.Module) -> Any:
-        """Move a model to the device, share it among the processes if there are several, and return it for use.
+        """Move a model to the device and return it for use; with several processes a trainer's shares its gradients.
 
         Raises:
             RegistrationError: when it is not a ``torch.nn.Module``.
@@ -54,14 +54,15 @@ class Engine:
         if not isinstance(model, nn.Module):
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
-        unused = self._session.settings.trainer.find_unused_parameters
-        self.model = wrap_model(
-            model.to(self._session.world.device), self._session.world, find_unused_parameters=unused
-        )
+        self.model = self._wrap(model.to(self._session.world.device))
         count = sum(parameter.numel() for parameter in model.parameters())
         self.log(f"model: {type(unwrap_model(model)).__name__}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")
         return self.model
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model as steps shall call it."""
+        return model
 
     def add_hook(self, hook: Any) -> Any:
         """Add a `Hook`, or any object with methods named like moments of the run, and return it."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vision3d_engine.checkpoint.files import available
@@ -14,6 +15,7 @@ from vision3d_engine.core.errors import CheckpointError, DataError, Registration
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.cycle_loader import length_of
 from vision3d_engine.debug.finite import check_gradients
+from vision3d_engine.distributed.wrap import local_forward, wrap_model
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.engine import Engine
 from vision3d_engine.loop.hooks import TRAIN_MOMENTS
@@ -103,6 +105,10 @@ class BaseTrainer(Engine, abc.ABC):
         return self._progress.metadata()
 
     # ------------------------------------------------------------------------------------------- parts
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        unused = self._session.settings.trainer.find_unused_parameters
+        return wrap_model(model, self._session.world, find_unused_parameters=unused)
 
     def register_optimizer(self, optimizer: Any) -> None:
         """Register the optimizer: torch's, or anything with ``step``, ``zero_grad``, ``param_groups``, ``state_dict``.
@@ -204,7 +210,7 @@ class BaseTrainer(Engine, abc.ABC):
     def _begin(self) -> None:
         """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
         trainer = self._session.settings.trainer
-        if not trainer.resume:
+        if self.epoch == 0 and not trainer.resume:
             self._session.events.start_anew()
         if trainer.checkpoint is None:
             if trainer.resume:
@@ -441,7 +447,8 @@ class BaseTrainer(Engine, abc.ABC):
         self._events.fire("before_val_epoch", self.epoch)
         self._checker = ResultChecker("val_step")
         runner = self._runner = self._new_runner("val", self._val_iteration, self._after_val_iteration)
-        runner.run(self.val_loader, length_of(self.val_loader))
+        with local_forward(self.model, self._session.world):
+            runner.run(self.val_loader, length_of(self.val_loader))
         summary_dict: dict[str, Any] = runner.moments.means()
         self._events.fire("after_val_epoch", self.epoch, summary_dict)
         self._log_validation(as_numbers(summary_dict), runner)
