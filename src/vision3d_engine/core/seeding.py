@@ -1,5 +1,6 @@
 """Seeds of torch, numpy and python, and torch's determinism switches."""
 
+import hashlib
 import random
 
 import numpy as np
@@ -11,6 +12,12 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  user data sets draw from numpy's global stream
     torch.manual_seed(seed)
+
+
+def derived_seed(*names: object) -> int:
+    """Return a seed that is a function of the names alone, such as (seed, "train", epoch, rank); 63 bits."""
+    digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def seed_worker(worker_id: int) -> None:  # noqa: ARG001  the signature is torch's worker_init_fn

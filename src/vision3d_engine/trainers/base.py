@@ -12,6 +12,7 @@ from vision3d_engine.checkpoint.files import available
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.core.errors import CheckpointError, DataError, RegistrationError, ResultError, did_you_mean, listed
+from vision3d_engine.core.seeding import derived_seed, seed_everything
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.cycle_loader import length_of
 from vision3d_engine.debug.finite import check_gradients
@@ -343,6 +344,7 @@ class BaseTrainer(Engine, abc.ABC):
 
     def train_epoch(self) -> None:
         """Train for one epoch."""
+        self._seed("train")
         batches, max_iteration = self._train_batches()
         self._events.fire("before_train_epoch", self.epoch)
         self._update = self._new_update()
@@ -354,6 +356,11 @@ class BaseTrainer(Engine, abc.ABC):
             self._count_update()
         self._schedule_after_epoch()
         self._end_train_epoch(self._runner)
+
+    def _seed(self, phase: str) -> None:
+        """Begin a pass with randomness of its own, so that neither a resume nor another pass changes what it draws."""
+        session = self._session
+        seed_everything(derived_seed(session.settings.exp.seed, phase, self.epoch, session.world.rank))
 
     def _new_update(self) -> Update:
         trainer = self._session.settings.trainer
@@ -443,6 +450,7 @@ class BaseTrainer(Engine, abc.ABC):
 
     def _run_validation(self) -> dict[str, Any]:
         """Validate without gradients; return the summary with what `after_val_epoch` added to it."""
+        self._seed("val")
         self.set_eval_mode()
         self._events.fire("before_val_epoch", self.epoch)
         self._checker = ResultChecker("val_step")
