@@ -1,6 +1,6 @@
 """How far a run is: the counters that are saved."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass
@@ -22,7 +22,3 @@ class Progress:
     def metadata(self) -> dict[str, int]:
         """Return what every checkpoint says about its moment."""
         return {"epoch": self.epoch, "total_steps": self.total_steps}
-
-    def as_dict(self) -> dict[str, int]:
-        """Return all counters by name."""
-        return asdict(self)
