@@ -14,6 +14,7 @@ from vision3d_engine import CheckpointError, FolderError
 from vision3d_engine.checkpoint.files import plain_state, read_checkpoint, write_checkpoint
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.checkpoint.retention import best_name, outdated
+from vision3d_engine.core.errors import DamagedCheckpointError
 
 
 def names(folder):
@@ -34,7 +35,7 @@ def test_a_run_leaves_the_files_of_the_description(tmp_path):
     toy = ToyEpochTrainer(settings(tmp_path, max_epoch=2))
     toy.save_best_model_on_metric("mae", largest=False)
     toy.run()
-    assert names(tmp_path) == ["best_mae.pth", "checkpoint.pth", "epoch-1.pth", "epoch-2.pth"]
+    assert names(tmp_path) == ["best_mae.pth", "checkpoint.prev.pth", "checkpoint.pth", "epoch-1.pth", "epoch-2.pth"]
     state = torch.load(tmp_path / "checkpoints" / "epoch-2.pth", weights_only=True)
     assert state.keys() == {"metadata", "model"}
     assert state["metadata"] == {"epoch": 2, "total_steps": 6}
@@ -62,7 +63,7 @@ def test_the_latest_models_are_kept_and_the_best_is_never_deleted(tmp_path):
     toy = scored([0.9, 0.1, 0.2, 0.3])(settings(tmp_path, max_epoch=4, save_latest_n_models=2))
     toy.save_best_model_on_metric("score")
     toy.run()
-    assert names(tmp_path) == ["best_score.pth", "checkpoint.pth", "epoch-3.pth", "epoch-4.pth"]
+    assert names(tmp_path) == ["best_score.pth", "checkpoint.prev.pth", "checkpoint.pth", "epoch-3.pth", "epoch-4.pth"]
 
 
 def test_retention_names_only_old_epochs_of_its_own():
@@ -209,6 +210,68 @@ def test_an_unwritable_folder_is_an_error_that_says_which_setting_to_change(tmp_
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match=r"cannot write into the folder .*Set exp\.output_dir"):
         ToyEpochTrainer(settings(tmp_path / "file" / "run"))
+
+
+def damaged(path, kind, place):
+    """Truncate a file, or flip one bit of it, at a place from 0 (its beginning) to 1 (its end)."""
+    data = bytearray(path.read_bytes())
+    index = min(int(place * len(data)), len(data) - 1)
+    if kind == "truncated":
+        del data[index:]
+    else:
+        data[index] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+@pytest.mark.parametrize("kind", ["truncated", "flipped"])
+def test_a_damaged_newest_checkpoint_is_never_loaded_wrongly(kind, place, tmp_path):
+    """Either the damage hit bytes that mean nothing, or the one before is used and said so."""
+    ToyEpochTrainer(settings(tmp_path, max_epoch=2)).run()
+    intact = torch.load(tmp_path / "checkpoints" / "checkpoint.pth", weights_only=True)
+    before = torch.load(tmp_path / "checkpoints" / "checkpoint.prev.pth", weights_only=True)
+    damaged(tmp_path / "checkpoints" / "checkpoint.pth", kind, place)
+
+    class Look(ToyEpochTrainer):
+        def before_train(self):
+            self.start = self.epoch
+            expected = intact if self.epoch == 2 else before
+            assert torch.equal(self.model.weight, expected["model"]["weight"])
+
+    toy = Look(settings(tmp_path, max_epoch=2, resume=True))
+    log_file = toy.log_file
+    toy.run()
+    assert toy.start == 1 or kind == "flipped"
+    assert ("Going on from 'checkpoint.prev.pth'" in Path(log_file).read_text()) == (toy.start == 1)
+
+
+def test_no_flipped_bit_and_no_cut_is_ever_loaded_as_something_else(tmp_path):
+    """Every 11th byte of a small file: what loads is equal to what was saved, all else is refused as damaged."""
+    path = tmp_path / "a.pth"
+    write_checkpoint(path, {"metadata": {"epoch": 3}, "model": {"weight": torch.arange(12.0)}})
+    data, intact = path.read_bytes(), read_checkpoint(path)
+    refused = 0
+    for index in range(0, len(data), 11):
+        flipped = bytearray(data)
+        flipped[index] ^= 1 << (index % 8)
+        for damage in (bytes(flipped), data[:index]):
+            path.write_bytes(damage)
+            try:
+                found = read_checkpoint(path)
+            except DamagedCheckpointError:
+                refused += 1
+            else:
+                assert found["metadata"] == intact["metadata"]
+                assert torch.equal(found["model"]["weight"], intact["model"]["weight"])
+    assert refused > len(data) // 11
+
+
+def test_when_no_checkpoint_is_usable_the_run_does_not_start(tmp_path):
+    ToyEpochTrainer(settings(tmp_path, max_epoch=2)).run()
+    for name in ("checkpoint.pth", "checkpoint.prev.pth"):
+        damaged(tmp_path / "checkpoints" / name, "truncated", 0.5)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.prev\.pth"):
+        ToyEpochTrainer(settings(tmp_path, max_epoch=3, resume=True)).run()
 
 
 # ----------------------------------------------------------------------------------------------- old files

@@ -36,7 +36,13 @@ def test_an_epoch_based_script_trains_resumes_and_keeps_its_best_models(script, 
         "trainval_epoch.py", "--log_steps", "2", "--save_latest_n_models", "1", "--cudnn_deterministic", "False"
     )
     assert "finished epoch 3 steps 18 resume False" in text
-    assert checkpoints(tmp_path) == ["best_accuracy.pth", "best_val_loss.pth", "checkpoint.pth", "epoch-3.pth"]
+    assert checkpoints(tmp_path) == [
+        "best_accuracy.pth",
+        "best_val_loss.pth",
+        "checkpoint.prev.pth",
+        "checkpoint.pth",
+        "epoch-3.pth",
+    ]
     assert "finished epoch 3 steps 18 resume True" in script("trainval_epoch.py", "--resume")
 
 

@@ -34,6 +34,6 @@ def test_two_processes_learn_what_one_learns_and_validate_every_sample_once(tmp_
     assert first["summary"] == second["summary"]
     assert {"only_rank_0", "only_rank_1"} <= first["summary"].keys()
     files = sorted(path.name for path in (tmp_path / "two" / "checkpoints").iterdir())
-    assert files == ["best_mae.pth", "checkpoint.pth", "epoch-1.pth", "epoch-2.pth"]
+    assert files == ["best_mae.pth", "checkpoint.prev.pth", "checkpoint.pth", "epoch-1.pth", "epoch-2.pth"]
     state = torch.load(tmp_path / "two" / "checkpoints" / "checkpoint.pth", weights_only=True)
     assert state["model"].keys() == {"weight", "bias", "calls"}

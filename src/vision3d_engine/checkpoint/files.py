@@ -1,7 +1,9 @@
 """One checkpoint file: plain data in, plain data out, never code."""
 
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vision3d_engine.core.errors import CheckpointError, listed
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
 
 _PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
+# What python's zipfile raises on damaged archives, depending on which byte is wrong.
+_DAMAGE = (zipfile.BadZipFile, OSError, EOFError, zlib.error, ValueError, RuntimeError, struct.error)
 _TORCH_TYPES = (torch.Tensor, torch.Size, torch.dtype, torch.device)
 
 
-def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state durably, replacing the file in one step.
+def write_checkpoint(path: Path, state: Mapping[str, Any], keep_old_as: Path | None = None) -> None:
+    """Write a state durably, replacing the file in one step; the old one may stay under another name.
 
     Raises:
         CheckpointError: for a value that would not load under ``weights_only``, named by its key path; the old file
@@ -26,8 +30,18 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """
     plain = plain_state(state)
     make_folder(path.parent)
-    with atomic_write(path) as file:
+    with atomic_write(path, keep_old_as) as file:
         torch.save(plain, file)
+        file.flush()
+        _check_loadable(Path(file.name))
+
+
+def _check_loadable(path: Path) -> None:
+    """Make sure that a file that was just written will load under ``weights_only``, before it counts."""
+    strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if strange:
+        message = f"the state holds {listed(strange)}, which would not load under weights_only; the old file stays"
+        raise CheckpointError(message)
 
 
 def plain_state(value: Any, path: str = "") -> Any:
@@ -59,8 +73,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Files of the 2022 engine, which hold numpy scalars, are read too.
 
     Raises:
-        CheckpointError: when the file is damaged, would run code, or holds something other than a dict.
+        DamagedCheckpointError: when a checksum is wrong or the file cannot be read.
+        CheckpointError: when it would run code, or holds something other than a dict.
     """
+    _check_records(path)
     try:
         with torch.serialization.safe_globals(_numpy_scalar_types()):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -72,11 +88,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(message) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         message = f"'{path}' cannot be read: {error}. It is damaged or not a torch checkpoint; use another one"
-        raise CheckpointError(message) from error
+        raise DamagedCheckpointError(message) from error
     if not isinstance(state, dict):
         message = f"'{path}' holds a {type(state).__name__}; expected a dict with the key 'model'"
         raise CheckpointError(message)
     return plain_state(state)
+
+
+def _check_records(path: Path) -> None:
+    """Compare every record of a checkpoint with its checksum, which ``torch.load`` does not do.
+
+    Files in torch's format from before 1.6, which have no checksums, are left to ``torch.load``.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as records:
+            wrong = records.testzip()
+    except _DAMAGE as error:
+        wrong = str(error)
+    if wrong is not None:
+        message = f"'{path}' is damaged: the checksum of its record '{wrong}' is wrong; use another checkpoint"
+        raise DamagedCheckpointError(message)
 
 
 def _numpy_scalar_types() -> list[Any]:

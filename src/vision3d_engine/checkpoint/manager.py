@@ -13,6 +13,9 @@ from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdate
 from vision3d_engine.core.errors import CheckpointError, RegistrationError
 from vision3d_engine.distributed.world import is_master
 
+# The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
+NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
+
 
 class CheckpointManager:
     """Saves, loads, selects and removes the checkpoints in one folder; only the main process writes.
@@ -70,7 +73,8 @@ class CheckpointManager:
         state: dict[str, Any] = {"metadata": dict(metadata), "model": model_state(model)}
         parts = {"optimizer": optimizer, "scheduler": scheduler, "ckpt_manager": self if save_ckpt_manager else None}
         state |= {name: part.state_dict() for name, part in parts.items() if part is not None}
-        write_checkpoint(self._folder / filename, state)
+        keep_old_as = self._folder / PREVIOUS if filename == NEWEST else None
+        write_checkpoint(self._folder / filename, state, keep_old_as)
         self._saved = epoch_files([*self._saved, filename])
         if clean_checkpoints:
             self.clean_checkpoints()

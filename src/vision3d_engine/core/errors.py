@@ -28,6 +28,10 @@ class CheckpointError(EngineError):
     """A checkpoint is missing, unreadable, unsafe, or belongs to another model."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint file is truncated, holds flipped bits, or is no checkpoint at all."""
+
+
 class FolderError(EngineError):
     """A run folder cannot be made or written."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,25 +27,40 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | Path, keep_old_as: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path`` that replaces it, durably, when the block ends without an error.
 
-    The temporary file lies in the same folder, since a rename is atomic only within one file system; file and folder
-    are synced, since a rename may otherwise reach the disk before the data does.
+    With ``keep_old_as`` the replaced file stays under that name; at no moment is there no file under ``path``. The
+    temporary file lies in the same folder, since a rename is atomic only within one file system; file and folder are
+    synced, since a rename may otherwise reach the disk before the data does.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        os.close(handle)
+        with Path(name).open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o666 & ~_umask())
+        if keep_old_as is not None and path.exists():
+            _second_name(path, keep_old_as)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _second_name(path: Path, other: Path) -> None:
+    """Give a file a second name, replacing what has it; file systems without hard links get a copy."""
+    temporary = other.with_name(f".{other.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copy2(path, temporary)
+    temporary.replace(other)
 
 
 def _umask() -> int:

@@ -9,9 +9,17 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vision3d_engine.checkpoint.files import available
-from vision3d_engine.checkpoint.manager import CheckpointManager
+from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS, CheckpointManager
 from vision3d_engine.checkpoint.parts import load_weights
-from vision3d_engine.core.errors import CheckpointError, DataError, RegistrationError, ResultError, did_you_mean, listed
+from vision3d_engine.core.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    DataError,
+    RegistrationError,
+    ResultError,
+    did_you_mean,
+    listed,
+)
 from vision3d_engine.core.seeding import derived_seed, seed_everything
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.cycle_loader import length_of
@@ -223,12 +231,21 @@ class BaseTrainer(Engine, abc.ABC):
             self.log(f"loaded the weights of {path}")
 
     def _resume(self) -> None:
-        """Go on from the run's checkpoint.pth; an empty folder starts anew, as a requeued job needs it."""
-        folder = self._session.folders.checkpoints
-        if (folder / "checkpoint.pth").exists():
-            self.load(str((folder / "checkpoint.pth").absolute()))
+        """Go on from the run's checkpoint.pth, or from the one before it when it is damaged.
+
+        An empty folder starts anew, as a requeued job needs it.
+        """
+        folder = self._session.folders.checkpoints.absolute()
+        if (folder / NEWEST).exists():
+            try:
+                self.load(str(folder / NEWEST))
+            except DamagedCheckpointError as error:
+                if not (folder / PREVIOUS).exists():
+                    raise
+                self.log(f"{error}. Going on from '{PREVIOUS}', the one before it", level="WARNING")
+                self.load(str(folder / PREVIOUS))
         elif found := available(folder):
-            message = f"--resume found no 'checkpoint.pth' in '{folder}', only {listed(found)}. "
+            message = f"--resume found no '{NEWEST}' in '{folder}', only {listed(found)}. "
             raise CheckpointError(message + "Name one with --checkpoint, or move these files away to start anew")
         else:
             self.log(f"--resume: '{folder}' is empty, so the run starts anew", level="WARNING")
@@ -444,7 +461,7 @@ class BaseTrainer(Engine, abc.ABC):
         improved = self._checkpoints.update_best_model(as_numbers(summary_dict), self.metadata, self.model)
         for metric, score in improved.items():
             self.log(f"new best {metric}: {score:.4f}", level="SUCCESS")
-        self.save("checkpoint.pth", save_training_states=True)
+        self.save(NEWEST, save_training_states=True)
         self._session.events.flush()
         self._check_metrics(summary_dict)
 
