@@ -41,7 +41,8 @@ def test_a_run_leaves_the_files_of_the_description(tmp_path):
     assert state["metadata"] == {"epoch": 2, "total_steps": 6}
     assert state["model"].keys() == {"weight", "bias"}
     full = torch.load(tmp_path / "checkpoints" / "checkpoint.pth", weights_only=True)
-    assert full.keys() == {"metadata", "model", "optimizer", "scheduler", "ckpt_manager"}
+    named = {"metadata", "model", "optimizer", "scheduler", "ckpt_manager"}
+    assert full.keys() == named | {"progress", "moments", "loaders", "fingerprint", "states", "logs", "about"}
 
 
 def test_what_a_user_adds_to_the_summary_selects_the_best_model(tmp_path):
@@ -132,7 +133,8 @@ def test_resuming_in_an_empty_folder_starts_anew_and_says_so(tmp_path):
 
 def test_resuming_where_checkpoint_pth_is_missing_is_an_error_that_lists_what_is_there(tmp_path):
     ToyEpochTrainer(settings(tmp_path)).run()
-    (tmp_path / "checkpoints" / "checkpoint.pth").unlink()
+    for name in ("checkpoint.pth", "checkpoint.prev.pth"):
+        (tmp_path / "checkpoints" / name).unlink()
     with pytest.raises(CheckpointError, match=r"--resume found no 'checkpoint.pth' .* only epoch-1\.pth"):
         ToyEpochTrainer(settings(tmp_path, resume=True)).run()
 
@@ -227,22 +229,24 @@ def damaged(path, kind, place):
 @pytest.mark.parametrize("kind", ["truncated", "flipped"])
 def test_a_damaged_newest_checkpoint_is_never_loaded_wrongly(kind, place, tmp_path):
     """Either the damage hit bytes that mean nothing, or the one before is used and said so."""
-    ToyEpochTrainer(settings(tmp_path, max_epoch=2)).run()
+    ToyEpochTrainer(settings(tmp_path, max_epoch=2, save_every="2 iterations")).run()
     intact = torch.load(tmp_path / "checkpoints" / "checkpoint.pth", weights_only=True)
     before = torch.load(tmp_path / "checkpoints" / "checkpoint.prev.pth", weights_only=True)
     damaged(tmp_path / "checkpoints" / "checkpoint.pth", kind, place)
 
     class Look(ToyEpochTrainer):
         def before_train(self):
-            self.start = self.epoch
-            expected = intact if self.epoch == 2 else before
+            self.is_whole = not self._progress.is_open
+            expected = intact if self.is_whole else before
             assert torch.equal(self.model.weight, expected["model"]["weight"])
 
     toy = Look(settings(tmp_path, max_epoch=2, resume=True))
     log_file = toy.log_file
     toy.run()
-    assert toy.start == 1 or kind == "flipped"
-    assert ("Going on from 'checkpoint.prev.pth'" in Path(log_file).read_text()) == (toy.start == 1)
+    assert kind == "flipped" or not toy.is_whole
+    assert ("Going on from 'checkpoint.prev.pth'" in Path(log_file).read_text()) != toy.is_whole
+    assert (tmp_path / "checkpoints" / "checkpoint.pth.damaged").exists() != toy.is_whole
+    assert torch.equal(toy.model.weight, intact["model"]["weight"])
 
 
 def test_no_flipped_bit_and_no_cut_is_ever_loaded_as_something_else(tmp_path):

@@ -111,7 +111,7 @@ def test_help_shows_flags_and_settings(argv, tmp_path, capsys):
 def test_a_second_trainer_and_a_tester_in_one_process_work(argv, tmp_path):
     argv("--log_steps", "2")
     ToyEpochTrainer(settings(tmp_path)).run()
-    ToyEpochTrainer(settings(tmp_path)).run()
+    ToyEpochTrainer(settings(tmp_path, overwrite=True)).run()
     save_weights(tmp_path)
     ToySingleTester(settings(tmp_path)).run()
 

@@ -104,9 +104,10 @@ def test_a_run_anew_in_a_used_folder_puts_the_old_json_lines_aside_and_a_resumed
     ToyEpochTrainer(settings(tmp_path)).run()
     ToyEpochTrainer(settings(tmp_path, max_epoch=2, resume=True)).run()
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 1, 2, 2]
-    ToyEpochTrainer(settings(tmp_path)).run()
+    ToyEpochTrainer(settings(tmp_path, overwrite=True)).run()
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 1]
     assert len(list(tmp_path.glob("metrics-*.jsonl"))) == 1
+    assert len(list(tmp_path.glob("events-*"))) == 1
 
 
 def test_not_a_number_is_null_in_json_lines(tmp_path):
@@ -122,7 +123,7 @@ def test_one_folder_holds_config_environment_logs_and_events(tmp_path):
     cfg = settings(tmp_path) | {"model": {"width": 3, "act": torch.nn.ReLU}}
     ToyEpochTrainer(cfg).run()
     found = {path.name for path in tmp_path.iterdir()}
-    assert {"checkpoints", "config.yaml", "env.json", "events", "logs", "metrics.jsonl"} == found
+    assert {".lock", "checkpoints", "config.yaml", "env.json", "events", "logs", "metrics.jsonl"} == found
     environment = json.loads((tmp_path / "env.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
     assert {"command", "seed", "git", "python"} <= environment.keys()

@@ -114,4 +114,7 @@ def test_an_unknown_best_metric_is_an_error_that_names_the_nearest_and_loses_not
     toy.save_best_model_on_metric("mea")
     with pytest.raises(ResultError, match=r"summary has no number 'mea'; did you mean 'mae'\? \(it has: mae\)"):
         toy.run()
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint.pth", "epoch-1.pth"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("c*.pth")) == [
+        "checkpoint.prev.pth",
+        "checkpoint.pth",
+    ]

@@ -2,26 +2,9 @@
 
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from vision3d_engine.checkpoint.files import read_checkpoint
-from vision3d_engine.core.errors import CheckpointError
-
-
-def weights_of(state: dict[str, Any], source: str) -> dict[str, torch.Tensor]:
-    """Return the weights of a loaded checkpoint: under ``model``, ``state_dict``, or the whole file.
-
-    Raises:
-        CheckpointError: when there are none.
-    """
-    found = state.get("model", state.get("state_dict", state))
-    weights = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
-    if not weights:
-        message = f"'{source}' holds no weights (its keys: {', '.join(map(str, state))})"
-        raise CheckpointError(message)
-    return weights
+from vision3d_engine.checkpoint.parts import weights_of
 
 
 def export_weights(source: Path, target: Path) -> int:

@@ -6,12 +6,12 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
-from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, listed
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
 
 _PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
@@ -26,14 +26,53 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], keep_old_as: Path | N
     Raises:
         CheckpointError: for a value that would not load under ``weights_only``, named by its key path; the old file
             stays as it was.
-        FolderError: when the folder cannot be made or written.
+        FolderError: when the folder cannot be made or written, or the disk is full; the old file stays as it was.
     """
     plain = plain_state(state)
     make_folder(path.parent)
-    with atomic_write(path, keep_old_as) as file:
-        torch.save(plain, file)
-        file.flush()
-        _check_loadable(Path(file.name))
+    try:
+        with atomic_write(path, keep_old_as) as file:
+            _save(plain, file)
+            file.flush()
+            _check_loadable(Path(file.name))
+            _check_records(Path(file.name))
+    except OSError as error:
+        message = f"cannot write '{path}': {error.strerror or error}; the file that was there before stays as it was"
+        raise FolderError(message) from error
+
+
+def _save(plain: Any, file: IO[bytes]) -> None:
+    """Write a state; torch hides an error of the file (a full disk) behind one of its own, so the first one counts."""
+    watched = _WatchedFile(file)
+    try:
+        torch.save(plain, watched)  # pyright: ignore[reportArgumentType]  torch asks for write and flush only
+    except RuntimeError:
+        if watched.error is None:
+            raise
+    if watched.error is not None:
+        raise watched.error
+
+
+class _WatchedFile:
+    """A file that remembers the first error of a write."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write; after an error, do nothing."""
+        if self.error is None:
+            try:
+                return self._file.write(data)
+            except OSError as error:
+                self.error = error
+                raise
+        return len(data)
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self._file.flush()
 
 
 def _check_loadable(path: Path) -> None:

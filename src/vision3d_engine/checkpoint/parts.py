@@ -1,6 +1,7 @@
 """Put loaded states into models, optimizers and schedules, or say exactly why they do not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,52 @@ import torch
 from torch import nn
 
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
-from vision3d_engine.core.errors import CheckpointError
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
 from vision3d_engine.distributed.wrap import clean_key, unwrap_model
 
 _MAX_LISTED = 8
+Patterns = str | Iterable[str]
 
 
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return a model's state under the names of the user's own module, whatever wraps it or its children."""
     return {_own_name(key): value for key, value in unwrap_model(model).state_dict().items()}
+
+
+def parameter_names(model: nn.Module) -> set[str]:
+    """Return the names of a model's parameters, as they are in `model_state`."""
+    return {_own_name(name) for name, _ in unwrap_model(model).named_parameters()}
+
+
+def check_finite(state: Mapping[str, Any], parameters: Iterable[str], filename: str) -> None:
+    """Refuse to save a parameter, or a running mean of a norm, that is not finite.
+
+    Other buffers may be infinite on purpose, such as the mask of an attention.
+
+    Raises:
+        NonFiniteError: naming them.
+    """
+    judged = {*parameters, *(key for key in state if key.endswith(("running_mean", "running_var")))}
+    wrong = [key for key in state if key in judged and not _is_finite(state[key])]
+    if wrong:
+        message = f"'{filename}' is not saved, so that it replaces no good file: not finite are {_shortened(wrong)}"
+        raise NonFiniteError(message)
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
+
+
+def non_finite_parameters(model: nn.Module) -> list[str]:
+    """Return the names of parameters that hold NaN or infinity; waits for the device once, for one number.
+
+    Only when that number, the norm of all, is not finite, each parameter is looked at.
+    """
+    named = [(name, parameter.detach()) for name, parameter in unwrap_model(model).named_parameters()]
+    named = [(name, tensor) for name, tensor in named if tensor.is_floating_point() or tensor.is_complex()]
+    if bool(torch.isfinite(torch.nn.utils.get_total_norm([tensor for _, tensor in named]))):
+        return []
+    return [_own_name(name) for name, tensor in named if not torch.isfinite(tensor).all()]
 
 
 def _own_name(key: str) -> str:
@@ -46,21 +84,99 @@ def load_model(model: nn.Module, state: Mapping[str, Any], source: str, strict: 
     return report
 
 
-def load_weights(model: nn.Module, name: str | Path, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Load the weights of a file, strictly, whether under the key ``model`` or bare; return its path and metadata.
+def load_weights(
+    model: nn.Module,
+    name: str | Path,
+    folder: Path,
+    *,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    rename: Mapping[str, str] | None = None,
+    strict: bool = True,
+) -> tuple[Path, dict[str, Any], list[str]]:
+    """Load the weights of a file: ours, a bare state dict, ``{"state_dict": ...}``, ``{"model": ...}``, safetensors.
 
     Args:
         model: what to load into.
         name: an absolute path, one from where the command runs, or a name in the folder.
         folder: the checkpoint folder.
+        include: patterns (``encoder.*``, as of a shell) of the file's names to take; empty takes all.
+        exclude: patterns of the file's names to leave out.
+        rename: beginnings of names in the file and what they are in the model (``{"backbone.": "encoder."}``), applied
+            after include and exclude.
+        strict: refuse when a weight is missing, unexpected or of another shape.
+
+    Returns:
+        The file's path, its metadata, and a report of what did not fit.
 
     Raises:
-        CheckpointError: when there is no such file, it cannot be read, or it does not fit.
+        CheckpointError: when there is no such file, it cannot be read, it does not fit, or nothing of it does.
     """
     path = find_checkpoint(name, folder)
-    state = read_checkpoint(path)
-    load_model(model, state.get("model", state), str(path))
-    return path, dict(state.get("metadata", {}))
+    state = read_weights_file(path)
+    found = _stripped(weights_of(state, str(path)), model)
+    chosen = {key: value for key, value in found.items() if _is_chosen(key, include, exclude)}
+    renamed = {_renamed(key, rename or {}): value for key, value in chosen.items()}
+    if not renamed.keys() & model_state(model).keys():
+        message = f"nothing in '{path}' fits the model: the file has {_shortened(list(found))}; the model has "
+        raise CheckpointError(message + _shortened(list(model_state(model))))
+    report = load_model(model, renamed, str(path), strict)
+    return path, dict(state.get("metadata", {})), report
+
+
+def read_weights_file(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, or a safetensors file as a bare state dict."""
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        message = f"'{path}' cannot be read: {error}. It is damaged or not a safetensors file; use another one"
+        raise DamagedCheckpointError(message) from error
+
+
+def weights_of(state: Mapping[str, Any], source: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a loaded file: under ``model``, ``state_dict``, ``model_state_dict``, or the whole file.
+
+    Raises:
+        CheckpointError: when there are none.
+    """
+    nests = [state[key] for key in ("model", "state_dict", "model_state_dict") if isinstance(state.get(key), Mapping)]
+    for nest in (*nests, state):
+        if weights := {key: value for key, value in nest.items() if isinstance(value, torch.Tensor)}:
+            return weights
+    message = f"'{source}' holds no weights (its keys: {', '.join(map(str, state))})"
+    raise CheckpointError(message)
+
+
+def _stripped(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return weights without the prefixes that wrappers put in front of all of them, unless the model has these."""
+    own = model_state(model).keys()
+    plain = {_own_name(key): value for key, value in weights.items()}
+    return plain if plain.keys() & own else {clean_key(key): value for key, value in plain.items()}
+
+
+def _is_chosen(name: str, include: Patterns, exclude: Patterns) -> bool:
+    wanted, unwanted = _as_tuple(include), _as_tuple(exclude)
+    return (not wanted or _matches(name, wanted)) and not _matches(name, unwanted)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _as_tuple(patterns: Patterns) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _renamed(name: str, rename: Mapping[str, str]) -> str:
+    """Replace the beginning of a name; the longest one that fits counts."""
+    fitting = [old for old in rename if name.startswith(old)]
+    old = max(fitting, key=len, default="")
+    return rename[old] + name[len(old) :] if fitting else name
 
 
 def _fits(key: str, value: Any, names: Mapping[str, str], model: nn.Module) -> bool:

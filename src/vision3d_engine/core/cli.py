@@ -122,6 +122,8 @@ def add_engine_flags(parser: Flags) -> None:
     """Add the flags that work in any script that builds a trainer or tester."""
     add = parser.add_engine_flag
     add("--resume", action="store_const", const=True, help="go on from the latest checkpoint")
+    add("--overwrite", action="store_const", const=True, help="remove the checkpoints of an earlier run in the folder")
+    add("--allow_changed_data", action="store_const", const=True, help="resume although data or batch size changed")
     add("--log_steps", type=int, metavar="N", help="iterations from one log line to the next")
     add("--debug", action="store_const", const=True, help="anomaly detection and a check of every gradient")
     add("--save_latest_n_models", type=int, metavar="N", help="how many epoch-N.pth files to keep (-1 = all)")

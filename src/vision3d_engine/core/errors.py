@@ -20,6 +20,10 @@ class DataError(EngineError):
     """A loader is empty, yields something other than a dict, or a batch cannot be split."""
 
 
+class SampleError(DataError):
+    """A data set raised while it loaded a sample."""
+
+
 class ResultError(EngineError):
     """A step returned something that the engine cannot train on or log."""
 
@@ -36,8 +40,12 @@ class FolderError(EngineError):
     """A run folder cannot be made or written."""
 
 
+class FolderInUseError(FolderError):
+    """Another run works in this folder, or has left its checkpoints there."""
+
+
 class NonFiniteError(EngineError):
-    """A gradient holds NaN or infinity."""
+    """A loss, a gradient or a weight holds NaN or infinity."""
 
 
 def did_you_mean(name: str, known: Iterable[str], similarity: float = 0.6) -> str:

@@ -1,10 +1,20 @@
-"""Seeds of torch, numpy and python, and torch's determinism switches."""
+"""Seeds of torch, numpy and python, and torch's determinism switches.
 
+Everything random in a run is a function of a position: (seed, phase, epoch, batch or sample). So there is no stream of
+random numbers to save, and a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+import _random
 import hashlib
 import random
 
 import numpy as np
 import torch
+
+_MASK = 2**64 - 1
+# numpy's and python's global generators; the bound methods save a microsecond a sample over random.seed().
+_PYTHON = random._inst  # type: ignore[attr-defined]  # noqa: SLF001
+_NUMPY = np.random.mtrand._rand  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def seed_everything(seed: int) -> None:
@@ -18,6 +28,54 @@ def derived_seed(*names: object) -> int:
     """Return a seed that is a function of the names alone, such as (seed, "train", epoch, rank); 63 bits."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def seed_at(base: int, position: int) -> int:
+    """Return the seed of one position under a base seed, in half a microsecond; 63 bits (splitmix64, Steele 2014)."""
+    mixed = (base + position * 0x9E3779B97F4A7C15) & _MASK
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (mixed ^ (mixed >> 31)) >> 1
+
+
+def seed_host(seed: int) -> None:
+    """Seed the generators of the host (torch's CPU one, numpy's, python's) in about 7 us, a tenth of the usual way.
+
+    ``torch.manual_seed`` also visits every accelerator, which a data worker must not do.
+    """
+    torch.default_generator.manual_seed(seed)
+    _NUMPY.seed(seed & 0xFFFFFFFF)
+    _random.Random.seed(_PYTHON, seed)
+    _PYTHON.gauss_next = None  # pyright: ignore[reportAttributeAccessIssue]  the second number of a pair
+
+
+class StepSeeds:
+    """Seeds every step of a pass by its number, so that what it draws depends on nothing that ran before.
+
+    Args:
+        base: seed of the pass on this process.
+        device: its generator is seeded too; the host does not wait for it.
+    """
+
+    def __init__(self, base: int, device: torch.device) -> None:
+        self._base = base
+        self._generator = _device_generator(device)
+
+    def seed(self, step: int) -> None:
+        """Seed all generators for one step."""
+        seed = seed_at(self._base, step)
+        seed_host(seed)
+        if self._generator is not None:
+            self._generator.manual_seed(seed)
+
+
+def _device_generator(device: torch.device) -> torch.Generator | None:
+    """Return the default generator of an accelerator, or None for the CPU."""
+    if device.type in {"cpu", "meta"}:
+        return None
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()  # noqa: SLF001  torch has no public name for it
+    return torch.get_device_module(device).default_generators[device.index or 0]
 
 
 def seed_worker(worker_id: int) -> None:  # noqa: ARG001  the signature is torch's worker_init_fn

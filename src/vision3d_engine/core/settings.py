@@ -1,11 +1,28 @@
 """Every setting that the engine reads, with its limits. Loaded on first use, since pydantic costs start-up time."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from vision3d_engine.core.durations import parse_cadence, parse_duration
 
 AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+def _checked(parse: Callable[[str], object]) -> AfterValidator:
+    """Keep the text as it was written, if it can be parsed."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
+
+
+CadenceText = Annotated[str, _checked(parse_cadence)]
+DurationText = Annotated[str, _checked(parse_duration)]
 
 
 class _Section(BaseModel):
@@ -46,6 +63,26 @@ class TrainerSettings(_Section):
     """Iterations from one log line to the next."""
     save_latest_n_models: int = -1
     """How many epoch-N.pth files to keep (-1 = all); best models and the newest epoch are always kept."""
+    save_best_n_models: int = Field(default=0, ge=0)
+    """How many epoch-N.pth files to keep for each metric, beside best_METRIC.pth: those with the best scores."""
+    save_every_n_epochs: int = Field(default=0, ge=0)
+    """Keep every n-th epoch-N.pth whatever else is removed (0 = none)."""
+    save_every: CadenceText = "1 epoch"
+    """How often checkpoint.pth is written: "1 epoch", "500 iterations", "10 min"; also when the run is stopped."""
+    async_save: bool = True
+    """Copy the state at the end of a step and write the file in a thread, while training goes on."""
+    save_on_exception: bool = False
+    """Write crash.pth beside the checkpoints when user code raises; checkpoint.pth stays as it is."""
+    nonfinite: Literal["stop", "ignore"] = "stop"
+    """Stop at the log line after which the loss or a weight is NaN or infinite; such weights are never saved."""
+    max_time: DurationText | None = None
+    """Save and end with code 75 after this time, such as "11.5 h" or "HH:MM:SS", so that a next job can resume."""
+    requeue: bool = False
+    """Under SLURM, ask for this job to be queued again when it was stopped by SIGUSR1 or by max_time."""
+    overwrite: bool = False
+    """Start anew in a folder that holds checkpoints of an earlier run, which are removed."""
+    allow_changed_data: bool = False
+    """Resume although the number of samples, the global batch, the seed or the accumulation has changed."""
     cudnn_deterministic: bool = True
     """Repeatable cuDNN kernels (true) or the fastest ones for the shapes seen (false)."""
     find_unused_parameters: bool = False

@@ -1,30 +1,22 @@
-"""A torch DataLoader that seeds its workers and shares the data among processes."""
+"""A torch DataLoader whose every sample is addressed by its position in the run."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sized
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
 
 from vision3d_engine.core.seeding import seed_worker
-from vision3d_engine.distributed.world import get_rank, get_world_size
-
-
-class ShardSampler(Sampler[int]):
-    """Every ``size``-th index in order, from ``rank`` on: each sample on exactly one process, none twice.
-
-    Processes may get numbers of samples that differ by one, which is right for validation and testing.
-    """
-
-    def __init__(self, dataset: Sized, rank: int, size: int) -> None:
-        self._indices = range(rank, len(dataset), size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
+from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler
+from vision3d_engine.data.samples import SeededDataset
 
 
 def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
@@ -40,41 +32,93 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
 ) -> DataLoader:
     """Build a DataLoader for one process of however many there are.
 
+    Order and samples are functions of (seed, epoch, position): the same with any number of workers and processes, and
+    after a resume, which skips without loading. Before each sample torch, numpy and python are seeded (about 8 us);
+    generators of other libraries can take `sample_seed`. ``dataset.set_epoch(epoch)`` is called in the worker if there
+    is one. Several processes share the data without repetition. ``loader.dataset`` wraps the data set and hands its
+    attributes on; a data set's ``__getitems__`` is not used.
+
     Args:
-        dataset: samples; dicts with the default ``collate_fn``, or whatever yours turns into a dict.
+        dataset: samples; dicts with the default ``collate_fn``, or whatever yours turns into a dict. An iterable data
+            set is handed to torch as it is: a resume reads and skips.
         batch_size: samples of one batch on this process.
-        num_workers: worker processes; numpy and python are seeded in each.
-        shuffle: draw a new order every epoch. With several processes, shuffled data is shared equally (a few samples
-            may be repeated, as ``DistributedSampler`` does), data in order is shared without repetition.
+        num_workers: worker processes.
+        shuffle: draw a new order every epoch; it needs no memory.
         collate_fn: makes one batch of a list of samples.
         sampler: your own order; with several processes it must give each one its own share.
         pin_memory: allow fast copies to the accelerator; without an accelerator it has no effect.
         drop_last: leave out an incomplete last batch.
-        options: passed on to ``torch.utils.data.DataLoader``.
+        options: passed on to ``torch.utils.data.DataLoader``; a ``batch_sampler`` replaces batch_size, shuffle,
+            sampler and drop_last.
     """
-    if sampler is None:
-        sampler = _sampler(dataset, bool(shuffle), drop_last)
-        shuffle = bool(shuffle) if sampler is None and not isinstance(dataset, IterableDataset) else None
-    elif get_world_size() > 1:
-        warnings.warn("a sampler of your own must give each process its own share of the data", stacklevel=2)
+    options |= {"num_workers": num_workers, "collate_fn": collate_fn}
+    options["pin_memory"] = pin_memory and torch.accelerator.is_available()
     options.setdefault("worker_init_fn", seed_worker)
+    if isinstance(dataset, IterableDataset):
+        return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **options)
+    if options.get("batch_sampler") is not None:
+        options["batch_sampler"] = PositionBatchSampler(options["batch_sampler"])
+        return DataLoader(SeededDataset(dataset), **options)
+    order = PositionSampler(
+        dataset, batch_size or 1, shuffle=bool(shuffle) and sampler is None, drop_last=drop_last, sampler=sampler
+    )
+    return DataLoader(SeededDataset(dataset), batch_size=batch_size, sampler=order, drop_last=drop_last, **options)
+
+
+_KEPT_OPTIONS = (
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+    "pin_memory_device",
+    "in_order",
+)
+
+
+def sampler_of(loader: Any) -> PositionSampler | PositionBatchSampler | None:
+    """Return the part of a loader that knows positions, or None when it was not made by `build_dataloader`."""
+    for name in ("batch_sampler", "sampler"):
+        if isinstance(found := getattr(loader, name, None), PositionSampler | PositionBatchSampler):
+            return found
+    return None
+
+
+def taken_over(loader: Any) -> Any:
+    """Return a plain DataLoader with a standard sampler as `build_dataloader` would have made it; others as they are.
+
+    Same batches size, workers and collate function; the samples are drawn from the same set. What is not plain (a
+    subclass, a batch sampler of the user's, a sampler of another kind) is not touched.
+    """
+    if type(loader) is not DataLoader or sampler_of(loader) is not None or not _is_standard(loader):
+        return loader
+    options = {name: getattr(loader, name) for name in _KEPT_OPTIONS if hasattr(loader, name)}
+    options["worker_init_fn"] = options["worker_init_fn"] or seed_worker
+    order = PositionSampler(
+        loader.dataset,
+        loader.batch_size or 1,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        drop_last=loader.drop_last,
+    )
     return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        sampler=sampler,
-        pin_memory=pin_memory and torch.accelerator.is_available(),
-        drop_last=drop_last,
+        SeededDataset(loader.dataset),
+        batch_size=loader.batch_size,
+        sampler=order,
+        drop_last=loader.drop_last,
         **options,
     )
 
 
-def _sampler(dataset: Dataset, shuffle: bool, drop_last: bool) -> Sampler | None:
-    """Return the sampler of this process's share, or None when one process takes all."""
-    if get_world_size() == 1 or isinstance(dataset, IterableDataset):
-        return None
-    if shuffle:
-        return DistributedSampler(dataset, shuffle=True, drop_last=drop_last)
-    return ShardSampler(cast("Sized", dataset), get_rank(), get_world_size())
+def _is_standard(loader: DataLoader) -> bool:
+    """Tell whether a loader walks a whole map-style data set once an epoch, in order or shuffled."""
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__getitem__"):
+        return False
+    if hasattr(loader.dataset, "__getitems__") or type(loader.batch_sampler) not in {BatchSampler, type(None)}:
+        return False
+    if type(loader.sampler) is SequentialSampler:
+        return True
+    sampler = loader.sampler
+    return type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(loader.dataset)  # type: ignore[arg-type]

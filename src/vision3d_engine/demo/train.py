@@ -49,7 +49,7 @@ class DemoSettings:
         iterations = self.max_epoch * -(-self.num_train // self.batch_size)
         return {
             "exp": {"name": "shapes", "output_dir": str(self.output_dir), "seed": self.seed},
-            "trainer": {"max_epoch": self.max_epoch, "resume": self.resume},
+            "trainer": {"max_epoch": self.max_epoch, "resume": self.resume, "overwrite": True},
             "optimizer": {"type": "AdamW", "lr": 4e-3, "weight_decay": 1e-3},
             "scheduler": {
                 "type": "Cosine",

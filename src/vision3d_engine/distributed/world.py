@@ -4,6 +4,7 @@ import atexit
 import os
 from collections.abc import Callable
 from functools import wraps
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ import torch.distributed as dist
 
 from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.core.tree import map_leaves
+from vision3d_engine.distributed.agreement import Agreement, StoreAgreement
+
+_AGREEMENTS = count()
 
 
 class World:
@@ -35,6 +39,10 @@ class World:
         """Whether this process writes files and speaks on the console."""
         return self.rank == 0
 
+    def agreement(self) -> Agreement:
+        """Return a way for the processes to act at the same moment; to be called by all of them."""
+        return Agreement()
+
     def gather(self, value: Any) -> list[Any]:
         """Return the picklable values of all processes in rank order; waits for them."""
         return [value]
@@ -54,6 +62,10 @@ class ProcessGroupWorld(World):
         super().__init__(device, local_rank)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+
+    def agreement(self) -> Agreement:
+        """Return a way for the processes to act at the same moment; to be called by all of them."""
+        return StoreAgreement(self.rank, self.size, str(next(_AGREEMENTS)))
 
     def gather(self, value: Any) -> list[Any]:
         """Return the picklable values of all processes in rank order; waits for them."""
@@ -101,6 +113,11 @@ def _open_process_group(device: torch.device) -> None:
 def _close_process_group() -> None:
     if is_distributed():
         dist.destroy_process_group()
+
+
+def slurm_job() -> str | None:
+    """Return the number of the SLURM job that this process belongs to, or None."""
+    return os.environ.get("SLURM_JOB_ID")
 
 
 def _choose_device(name: str | None, local_rank: int) -> torch.device:

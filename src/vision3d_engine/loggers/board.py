@@ -1,7 +1,9 @@
 """The numbers of a run: each set of values leaves once, to every writer."""
 
+import os
 import time
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class EventBoard:
         self._started = time.time()
         self._tensorboard: Any = None
         self._jsonl: JsonLinesWriter | None = None
+        self._purge_step: int | None = None
 
     def write(self, phase: str, values: Mapping[str, float], step: int, **position: Any) -> None:
         """Write numbers of one phase at one step; ``position`` (epoch, iteration, ...) goes into the JSON line."""
@@ -48,11 +51,31 @@ class EventBoard:
             self._open_tensorboard().points(tag, points, colors, step)
 
     def start_anew(self) -> None:
-        """Put the JSON lines of an earlier run in the same folder aside, under the time of their last line."""
-        path = Path(self._jsonl_file)
-        if self._enabled and self._jsonl is None and path.exists():
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
-            path.rename(path.with_name(f"{path.stem}-{stamp}{path.suffix}"))
+        """Put the numbers of an earlier run in the same folder aside, under the time of their last change."""
+        for path, writer in ((Path(self._jsonl_file), self._jsonl), (Path(self._event_dir), self._tensorboard)):
+            if self._enabled and writer is None and path.exists():
+                stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+                path.rename(_free_name(path, stamp))
+
+    def ends(self) -> dict[str, int]:
+        """Return how far the files reach, for `go_on_from`."""
+        if not self._enabled or self._jsonl is None:
+            return {"metrics_bytes": _size(Path(self._jsonl_file))}
+        return {"metrics_bytes": self._jsonl.end()}
+
+    def go_on_from(self, ends: Mapping[str, int], step: int) -> None:
+        """Forget what was written after a checkpoint, since a resumed run writes it again: no curve goes back.
+
+        Args:
+            ends: what `ends` returned when the checkpoint was saved.
+            step: training batches until then.
+        """
+        if not self._enabled:
+            return
+        self._purge_step = step + 1
+        path, end = Path(self._jsonl_file), ends.get("metrics_bytes")
+        if end is not None and _size(path) > end:
+            os.truncate(path, end)
 
     def flush(self) -> None:
         """Hand everything written so far to the operating system."""
@@ -70,5 +93,17 @@ class EventBoard:
         if self._tensorboard is None:
             from vision3d_engine.loggers.tensorboard import TensorBoardWriter
 
-            self._tensorboard = TensorBoardWriter(self._event_dir)
+            self._tensorboard = TensorBoardWriter(self._event_dir, self._purge_step)
+            self._purge_step = None
         return self._tensorboard
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _free_name(path: Path, stamp: str) -> Path:
+    """Return the path with a time in its name, which no other file has."""
+    numbers = chain([""], (f"-{number}" for number in count(1)))
+    names = (path.with_name(f"{path.stem}-{stamp}{number}{path.suffix}") for number in numbers)
+    return next(name for name in names if not name.exists())

@@ -17,6 +17,11 @@ class JsonLinesWriter:
         """Append one object; nan and infinity, which JSON does not have, become null."""
         self._file.write(json.dumps(_finite(fields)) + "\n")
 
+    def end(self) -> int:
+        """Return the size of the file in bytes, with everything that was written so far."""
+        self._file.flush()
+        return self._file.tell()
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

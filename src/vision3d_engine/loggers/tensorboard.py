@@ -14,10 +14,15 @@ _MAX_POINTS = 20_000
 
 
 class TensorBoardWriter:
-    """Writes scalars and point clouds into one event folder."""
+    """Writes scalars and point clouds into one event folder.
 
-    def __init__(self, event_dir: str | Path) -> None:
-        self._writer: Any = SummaryWriter(log_dir=str(event_dir))
+    Args:
+        event_dir: the folder; every writer begins a file of its own.
+        purge_step: what earlier files hold from this step on, TensorBoard forgets.
+    """
+
+    def __init__(self, event_dir: str | Path, purge_step: int | None = None) -> None:
+        self._writer: Any = SummaryWriter(log_dir=str(event_dir), purge_step=purge_step)
 
     def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
         """Write numbers as ``phase/key``, all in one event."""

@@ -67,6 +67,11 @@ class Events:
         self._hooks.append(hook)
         self.bind()
 
+    @property
+    def hooks(self) -> list[Any]:
+        """The objects that were added."""
+        return self._hooks
+
     def bind(self) -> None:
         """Look up the listeners; called when a run begins, so that methods set on the object are found too."""
         self._listeners = {moment: self._find(moment) for moment in self._moments}

@@ -1,6 +1,8 @@
 """How far a run is: the counters that are saved."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 
 @dataclass
@@ -12,13 +14,39 @@ class Progress:
         iteration: the batch within the pass that is running.
         total_steps: training batches seen since the beginning.
         updates: optimiser steps since the beginning.
+        is_open: the epoch has begun and its validation has not ended.
+        trained: training batches of the open epoch that are behind us.
+        is_trained: all of them are, and the schedule has followed; the validation is still to come.
+        place: round of the data and batch in it, both from 1, of the last training batch.
     """
 
     epoch: int = 0
     iteration: int = 0
     total_steps: int = 0
     updates: int = 0
+    is_open: bool = False
+    trained: int = 0
+    is_trained: bool = False
+    place: tuple[int, int] = (1, 0)
+
+    def begin_epoch(self) -> None:
+        """Open the next epoch."""
+        self.epoch += 1
+        self.trained = 0
+        self.is_trained = False
+        self.is_open = True
 
     def metadata(self) -> dict[str, int]:
         """Return what every checkpoint says about its moment."""
         return {"epoch": self.epoch, "total_steps": self.total_steps}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all counters."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the counters that are there; those of an older file, which has fewer, keep their values."""
+        for field in fields(self):
+            if field.name in state:
+                setattr(self, field.name, state[field.name])
+        self.place = (int(self.place[0]), int(self.place[1]))

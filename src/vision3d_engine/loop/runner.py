@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.tree import to_device
+from vision3d_engine.data.source import Place
 from vision3d_engine.endpoints.context_manager import clear_context_manager
 from vision3d_engine.loop.results import check_batch
 from vision3d_engine.metrics.moments import Moments
@@ -43,21 +44,28 @@ class Runner:
         self.moments = moments
         self.timer = Timer()
         self.is_last = False
+        self.place: Place = (0, 0)
         self.max_iteration: int | None = None
         self._step = step
         self._after_step = after_step
         self._device = device
         self._progress_bar = progress_bar
 
-    def run(self, batches: Iterable[Any], max_iteration: int | None) -> None:
-        """Walk the batches; ``max_iteration`` is their number, None when it is not known.
+    def run(self, batches: Iterable[tuple[Place, Any]], max_iteration: int | None, done: int = 0) -> None:
+        """Walk the batches, each with its place in the data.
+
+        Args:
+            batches: what is left of the pass.
+            max_iteration: batches of the whole pass, None when not known.
+            done: batches of the pass that an earlier process has walked.
 
         Raises:
             DataError: when there is no batch, or one is not a dict.
         """
         self.max_iteration = max_iteration
-        iteration, waiting_since = 0, time.perf_counter()
-        for iteration, batch in enumerate(self._with_bar(self._mark_last(batches)), start=1):
+        iteration, waiting_since = done, time.perf_counter()
+        for iteration, (place, batch) in enumerate(self._with_bar(self._mark_last(batches, done)), start=done + 1):
+            self.place = place
             clear_context_manager()
             data_dict = self._receive(batch)
             started = time.perf_counter()
@@ -79,10 +87,10 @@ class Runner:
         check_batch(data_dict, self.phase)
         return data_dict if self._device.type == "cpu" else to_device(data_dict, self._device)
 
-    def _mark_last(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def _mark_last(self, batches: Iterable[Any], done: int) -> Iterator[Any]:
         """Keep `is_last` true while the last batch is at hand; without a known number, by looking one batch ahead."""
         if self.max_iteration is not None:
-            for number, batch in enumerate(batches, start=1):
+            for number, batch in enumerate(batches, start=done + 1):
                 self.is_last = number == self.max_iteration
                 yield batch
             return

@@ -14,6 +14,7 @@ import torch
 from vision3d_engine.core.cli import Arguments, command_line
 from vision3d_engine.core.config import read_settings
 from vision3d_engine.core.files import atomic_write, make_folder
+from vision3d_engine.core.locks import FolderLock
 from vision3d_engine.core.plain import to_plain
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
 from vision3d_engine.distributed.world import join_world
@@ -47,6 +48,7 @@ class Session:
     """
 
     def __init__(self, cfg: Any, role: str, given: Mapping[str, Any] | None = None) -> None:
+        self._cfg = cfg
         self.arguments = Arguments()
         overrides = {key: value for key, value in (given or {}).items() if value is not None}
         self.settings, warnings = read_settings(cfg, overrides | self.arguments.engine_values())
@@ -68,13 +70,13 @@ class Session:
         for warning in warnings:
             self.logger.warn(f"{warning} (the key is ignored)")
 
-    def write_records(self, cfg: Any) -> None:
+    def write_records(self) -> None:
         """Write ``config.yaml`` (the user's config and the settings in force) and ``env.json`` into the run folder."""
         if not self.world.is_main:
             return
         import yaml
 
-        record = to_plain(cfg) if cfg is not None else {}
+        record = to_plain(self._cfg) if self._cfg is not None else {}
         record |= self.settings.model_dump(mode="json")
         _write_text(self.folders.output / "config.yaml", yaml.safe_dump(_printable(record), sort_keys=False))
         _write_text(self.folders.output / "env.json", json.dumps(self._environment(), indent=2) + "\n")
@@ -98,6 +100,16 @@ class Session:
             self.logger.warn(f"unknown argument {word} is ignored")
 
     @contextlib.contextmanager
+    def owning_folder(self) -> Iterator[None]:
+        """Keep other runs out of the run folder; the main process holds it for all.
+
+        Raises:
+            FolderInUseError: naming the process that works there.
+        """
+        with FolderLock(self.folders.output) if self.world.is_main else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Run with the settings' autograd mode; at the end put it back and close the event files, on errors too.
 
@@ -107,7 +119,7 @@ class Session:
         try:
             with torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
                 yield
-        except BaseException as error:
+        except Exception as error:
             self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")
             raise
         finally:

@@ -5,6 +5,7 @@ a log line asks, and then all of them in one copy. What is kept does not grow wi
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 
 # Steps whose numbers wait on the device before they are summed up there; bounds memory between rare log lines.
 _MAX_ROWS = 256
+# Summed blocks that are kept until a log line, to find the step that was not finite.
+_MAX_BLOCKS = 64
 
 Sums = dict[str, tuple[float, float, float]]
 Gather = Callable[[Sums], list[Sums]]
@@ -34,12 +37,15 @@ class Moments:
         self._total: Sums = {}
         self._window: Sums = {}
         self._waiting: dict[tuple[str, ...], _Rows] = {}
+        self._count = 0
+        self._first_bad: dict[str, int] = {}
 
     def update(self, results: Mapping[str, Any]) -> None:
         """Take in the numbers of one step; never waits for the device."""
+        self._count += 1
         tensors = {key: value for key, value in results.items() if isinstance(value, torch.Tensor)}
         if tensors:
-            self._rows_of(tuple(tensors)).append(tensors.values())
+            self._rows_of(tuple(tensors)).append(tensors.values(), self._count)
         if len(tensors) < len(results):
             self._add_numbers({key: value for key, value in results.items() if key not in tensors})
         if results.keys() != self._keys.keys():
@@ -70,6 +76,33 @@ class Moments:
         self._read()
         return self._means(_merge(dict(self._total), self._window))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that has been taken in, without summing anything up, so that saving changes no later digit."""
+        return {
+            "keys": list(self._keys),
+            "count": self._count,
+            "total": {key: list(value) for key, value in self._total.items()},
+            "window": {key: list(value) for key, value in self._window.items()},
+            "waiting": [rows.state_dict() for rows in self._waiting.values()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._keys = dict.fromkeys(state["keys"])
+        self._count = state["count"]
+        self._total = {key: _as_sums(value) for key, value in state["total"].items()}
+        self._window = {key: _as_sums(value) for key, value in state["window"].items()}
+        self._waiting = {tuple(rows["keys"]): _Rows.from_state(rows) for rows in state["waiting"]}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Take in the saved state of another process as well."""
+        other = Moments()
+        other.load_state_dict(state)
+        other._read()
+        self._keys |= other._keys
+        _merge(self._total, other._total)
+        _merge(self._window, other._window)
+
     def _means(self, sums: Sums) -> dict[str, float]:
         """Return the means over all processes, in the order in which the keys first came."""
         merged: Sums = {key: (0.0, 0.0, 0.0) for key in self._keys if key in sums}
@@ -77,10 +110,17 @@ class Moments:
             _merge(merged, sums_of_rank)
         return {key: total / count if count else math.nan for key, (count, total, _) in merged.items()}
 
+    def first_not_finite(self, key: str) -> int | None:
+        """Return the number of the update, from 1, that first held NaN or infinity under a key, as far as read."""
+        return self._first_bad.get(key)
+
     def _read(self) -> None:
         """Bring what waits on the devices into the window."""
         for rows in self._waiting.values():
-            _merge(self._window, rows.take())
+            sums = rows.take()
+            _merge(self._window, sums)
+            bad = [key for key, (_, total, _) in sums.items() if not math.isfinite(total)]
+            self._first_bad = rows.first_not_finite(bad) | self._first_bad
         self._waiting = {}
 
 
@@ -92,9 +132,12 @@ class _Rows:
         self._rows: list[torch.Tensor] = []
         self._count = 0
         self._sums: torch.Tensor | None = None
+        self._numbers: list[int] = []
+        self._blocks: deque[tuple[list[int], torch.Tensor]] = deque(maxlen=_MAX_BLOCKS)
 
-    def append(self, values: Iterable[torch.Tensor]) -> None:
-        """Copy the values of one step into one vector."""
+    def append(self, values: Iterable[torch.Tensor], number: int) -> None:
+        """Copy the values of one step, whose number is given, into one vector."""
+        self._numbers.append(number)
         scalars = [value.detach() if value.ndim == 0 else value.detach().reshape(()) for value in values]
         try:
             self._rows.append(torch.stack(scalars))
@@ -104,21 +147,59 @@ class _Rows:
         if len(self._rows) >= _MAX_ROWS:
             self._sum_up()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return count, sums and the rows that wait, as they are."""
+        rows = torch.stack(self._rows) if self._rows else None
+        state = {"keys": list(self._keys), "count": self._count, "sums": self._sums, "rows": rows}
+        return state | {"numbers": list(self._numbers)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "_Rows":
+        """Return rows with a saved state; they stay on the host until the next sum moves them."""
+        rows = cls(state["keys"])
+        rows._count, rows._sums = state["count"], state["sums"]
+        rows._numbers = list(state["numbers"])
+        rows._rows = [] if state["rows"] is None else list(state["rows"])
+        return rows
+
+    def first_not_finite(self, keys: Iterable[str]) -> dict[str, int]:
+        """Return the number of the first step that is not finite for each of these keys; reads the last blocks."""
+        first: dict[str, int] = {}
+        for key in keys:
+            column = self._keys.index(key)
+            for numbers, block in reversed(self._blocks):
+                wrong = (~torch.isfinite(block[:, column])).nonzero()
+                if len(wrong):
+                    first[key] = numbers[int(wrong[0])]
+        return first
+
     def take(self) -> Sums:
         """Return count, sum and sum of squares by key; waits for the device."""
         sums, squares = self._sum_up().tolist()
         return {key: (float(self._count), sums[i], squares[i]) for i, key in enumerate(self._keys)}
 
+    def _stacked(self) -> torch.Tensor:
+        """Return the waiting rows as one block ``(steps, keys)``; restored ones follow the others to their device."""
+        try:
+            return torch.stack(self._rows)
+        except RuntimeError:
+            return torch.stack([row.to(self._rows[-1]) for row in self._rows])
+
     def _sum_up(self) -> torch.Tensor:
         """Add the waiting rows to the sums on the device, in float64 where the device has it, and return the sums."""
         if self._sums is not None and not self._rows:
             return self._sums
-        block = torch.stack(self._rows)
+        block = self._stacked()
         block = block.to(torch.float32 if block.device.type == "mps" else torch.float64)
         sums = torch.stack([block.sum(0), (block * block).sum(0)])
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._rows = []
+        self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
+        self._blocks.append((self._numbers, block))
+        self._rows, self._numbers = [], []
         return self._sums
+
+
+def _as_sums(value: Sequence[float]) -> tuple[float, float, float]:
+    return (value[0], value[1], value[2])
 
 
 def _add(a: tuple[float, float, float] | None, b: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -9,8 +9,9 @@ import torch
 from vision3d_engine.checkpoint.files import available
 from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
+from vision3d_engine.core.seeding import derived_seed
 from vision3d_engine.core.tree import describe, to_array
-from vision3d_engine.data.cycle_loader import length_of
+from vision3d_engine.data.source import Source
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.engine import Engine
 from vision3d_engine.loop.hooks import TEST_MOMENTS
@@ -52,7 +53,7 @@ class BaseTester(Engine, abc.ABC):
         Raises:
             CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model.
         """
-        path, metadata = load_weights(self.model, filename, self._session.folders.checkpoints)
+        path, metadata, _ = load_weights(self.model, filename, self._session.folders.checkpoints)
         self.log(f"loaded {path}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
 
     def _checkpoint_name(self) -> str:
@@ -127,7 +128,9 @@ class BaseTester(Engine, abc.ABC):
             moments=Moments(world.gather),
             progress_bar=world.is_main,
         )
-        runner.run(self.test_loader, length_of(self.test_loader))
+        source = Source(self.test_loader)
+        base = derived_seed(self._session.settings.exp.seed, "data", "test")
+        runner.run(source.batches(base, epoch=1, rank=world.rank), source.length)
         summary_dict: dict[str, Any] = runner.moments.means()
         self._events.fire("after_test_epoch", summary_dict)
         times = runner.timer.summary(("data", "model"))

@@ -1,42 +1,32 @@
 """The trainer that both kinds of training share."""
 
 import abc
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vision3d_engine.checkpoint.files import available
-from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS, CheckpointManager
-from vision3d_engine.checkpoint.parts import load_weights
-from vision3d_engine.core.errors import (
-    CheckpointError,
-    DamagedCheckpointError,
-    DataError,
-    RegistrationError,
-    ResultError,
-    did_you_mean,
-    listed,
-)
-from vision3d_engine.core.seeding import derived_seed, seed_everything
+from vision3d_engine.core.errors import DataError, RegistrationError, ResultError, did_you_mean, listed
+from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
 from vision3d_engine.core.tree import describe
-from vision3d_engine.data.cycle_loader import length_of
+from vision3d_engine.data.source import Place, Source, length_of
 from vision3d_engine.debug.finite import check_gradients
 from vision3d_engine.distributed.wrap import local_forward, wrap_model
 from vision3d_engine.loggers.formatting import get_log_string
-from vision3d_engine.loop.engine import Engine
+from vision3d_engine.loop.continuation import has_state
 from vision3d_engine.loop.hooks import TRAIN_MOMENTS
-from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.results import ResultChecker, as_numbers
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.session import Session
 from vision3d_engine.loop.update import Update
 from vision3d_engine.metrics.moments import Moments
+from vision3d_engine.trainers.resumable import Resumable
 
 
-class BaseTrainer(Engine, abc.ABC):
+class BaseTrainer(Resumable, abc.ABC):
     """Trains a model: subclass `EpochBasedTrainer` or `IterBasedTrainer`, register the parts, write two steps.
 
     In the constructor call ``super().__init__(cfg)``, then `register_loader`, `register_model`, `register_optimizer`
@@ -60,14 +50,7 @@ class BaseTrainer(Engine, abc.ABC):
 
     def __init__(self, cfg: Any = None) -> None:
         super().__init__(Session(cfg, "train"), cfg, TRAIN_MOMENTS, BaseTrainer)
-        trainer = self._session.settings.trainer
-        self._progress = Progress()
-        self._checkpoints = CheckpointManager(self._session.folders.checkpoints, trainer.save_latest_n_models)
-        self.optimizer: Any = None
-        self.scheduler: Any = None
-        self.train_loader: Any = None
-        self.val_loader: Any = None
-        self._session.write_records(cfg)
+        self._learning_rate: Any = 0.0
 
     # ------------------------------------------------------------------------------------------- state
 
@@ -90,15 +73,6 @@ class BaseTrainer(Engine, abc.ABC):
         self._progress.iteration = value
 
     @property
-    def total_steps(self) -> int:
-        """Training batches since the beginning of the run."""
-        return self._progress.total_steps
-
-    @total_steps.setter
-    def total_steps(self, value: int) -> None:
-        self._progress.total_steps = value
-
-    @property
     def max_epoch(self) -> int:
         """Epochs to train."""
         return self._session.settings.trainer.max_epoch
@@ -107,11 +81,6 @@ class BaseTrainer(Engine, abc.ABC):
     def grad_acc_steps(self) -> int:
         """Batches whose gradients make one update."""
         return self._session.settings.trainer.grad_acc_steps
-
-    @property
-    def metadata(self) -> dict[str, int]:
-        """What every checkpoint says about its moment: epoch and total_steps."""
-        return self._progress.metadata()
 
     # ------------------------------------------------------------------------------------------- parts
 
@@ -189,67 +158,6 @@ class BaseTrainer(Engine, abc.ABC):
         """
         return 1
 
-    # ------------------------------------------------------------------------------------------- checkpoints
-
-    def save(self, filename: str, save_training_states: bool = False) -> None:
-        """Save the model into the checkpoint folder, with optimizer, schedule and selection if asked for.
-
-        The file appears whole or not at all; only the main process writes.
-        """
-        with_states = {"optimizer": self.optimizer, "scheduler": self.scheduler} if save_training_states else {}
-        self._checkpoints.save_checkpoint(
-            filename, self.metadata, self.model, save_ckpt_manager=save_training_states, **with_states
-        )
-        self.log(f"saved {filename}", level="DEBUG")
-
-    def load(self, filename: str) -> None:
-        """Load a checkpoint with all parts that it holds, and go on from its epoch.
-
-        Args:
-            filename: an absolute path, one from where the command runs, or a name in the checkpoint folder.
-
-        Raises:
-            CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model.
-        """
-        metadata = self._checkpoints.load_checkpoint(filename, self.model, self.optimizer, self.scheduler)
-        self._progress.epoch = metadata["epoch"]
-        self._progress.total_steps = metadata["total_steps"]
-        self.log(f"loaded {filename}: epoch {self.epoch}, total_steps {self.total_steps}")
-
-    def _begin(self) -> None:
-        """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
-        trainer = self._session.settings.trainer
-        if self.epoch == 0 and not trainer.resume:
-            self._session.events.start_anew()
-        if trainer.checkpoint is None:
-            if trainer.resume:
-                self._resume()
-        elif trainer.resume:
-            self.load(trainer.checkpoint)
-        else:
-            path, _ = load_weights(self.model, trainer.checkpoint, self._session.folders.checkpoints)
-            self.log(f"loaded the weights of {path}")
-
-    def _resume(self) -> None:
-        """Go on from the run's checkpoint.pth, or from the one before it when it is damaged.
-
-        An empty folder starts anew, as a requeued job needs it.
-        """
-        folder = self._session.folders.checkpoints.absolute()
-        if (folder / NEWEST).exists():
-            try:
-                self.load(str(folder / NEWEST))
-            except DamagedCheckpointError as error:
-                if not (folder / PREVIOUS).exists():
-                    raise
-                self.log(f"{error}. Going on from '{PREVIOUS}', the one before it", level="WARNING")
-                self.load(str(folder / PREVIOUS))
-        elif found := available(folder):
-            message = f"--resume found no '{NEWEST}' in '{folder}', only {listed(found)}. "
-            raise CheckpointError(message + "Name one with --checkpoint, or move these files away to start anew")
-        else:
-            self.log(f"--resume: '{folder}' is empty, so the run starts anew", level="WARNING")
-
     # ------------------------------------------------------------------------------------------- hooks and steps
 
     def before_train(self) -> None:
@@ -308,23 +216,61 @@ class BaseTrainer(Engine, abc.ABC):
         self._require(train_loader=self.train_loader, val_loader=self.val_loader, model=self.model)
         self._require(optimizer=self.optimizer)
         with self._session.running():
-            self._check_loaders()
-            self._session.check_arguments()
-            if self.scheduler is None:
-                self.log("no learning rate schedule is registered: the rate stays as it is")
-            self._begin()
-            self._events.bind()
-            self.set_train_mode()
-            self._events.fire("before_train")
-            self._validate_once() if only_validation else self._train()
-            self._events.fire("after_train")
+            if only_validation:
+                self._prepare()
+                self._between("before_train", self._validate_once, "after_train")
+                return
+            with self._session.owning_folder(), self._saving(), self._listening():
+                self._claim_folder()
+                self._tidy_folder()
+                self._session.write_records()
+                self._prepare()
+                self._between("before_train", self._train, "after_train")
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Notice signals, and what other processes ask for."""
+        self._agreement.start()
+        try:
+            with self._requests.listening():
+                yield
+        finally:
+            self._agreement.stop()
+
+    def _prepare(self) -> None:
+        """Check what can be checked before the first step, and load what the command line asks for."""
+        self._check_loaders()
+        self._session.check_arguments()
+        if self.scheduler is None:
+            self.log("no learning rate schedule is registered: the rate stays as it is")
+        for note in filter(None, (self._train_source().note, *self._forgotten_states())):
+            self.log(note)
+        self._begin()
+        self._events.bind()
+        self.set_train_mode()
+
+    def _between(self, before: str, act: Callable[[], None], after: str) -> None:
+        self._events.fire(before)
+        act()
+        self._events.fire(after)
+
+    def _forgotten_states(self) -> Iterator[str]:
+        """Say which attributes have a state that no checkpoint would hold."""
+        known = [self.model, self.optimizer, self.scheduler, *self._continuation.parts.values()]
+        loaders = [self.train_loader, self.val_loader]
+        for name, part in vars(self).items():
+            is_ours = name.startswith("_") or any(part is one for one in (*known, *loaders, *self._events.hooks))
+            if not is_ours and has_state(part) and not _is_inside(part, self.model) and part.state_dict():
+                yield f"self.{name} has a state that is not saved: call self.register_state('{name}', self.{name})"
 
     def _train(self) -> None:
-        while self.epoch < self.max_epoch:
-            self._progress.epoch += 1
+        while self._progress.is_open or self.epoch < self.max_epoch:
+            if not self._progress.is_open:
+                self._progress.begin_epoch()
             self.train_epoch()
             self.save(f"epoch-{self.epoch}.pth")
             self.val_epoch()
+            self._stop_if_asked()
         self._session.events.flush()
 
     def _validate_once(self) -> None:
@@ -348,8 +294,8 @@ class BaseTrainer(Engine, abc.ABC):
     # ------------------------------------------------------------------------------------------- training
 
     @abc.abstractmethod
-    def _train_batches(self) -> tuple[Iterable[Any], int | None]:
-        """Return the batches of the coming epoch and their number, None when it is not known."""
+    def _train_batches(self) -> tuple[Iterable[tuple[Place, Any]], int | None]:
+        """Return what is left of the epoch's batches, and the number of all of them, None when it is not known."""
 
     @abc.abstractmethod
     def _schedule_after_step(self, updated: bool) -> None:
@@ -360,24 +306,45 @@ class BaseTrainer(Engine, abc.ABC):
         """Move the schedule on after a training epoch, if it follows epochs."""
 
     def train_epoch(self) -> None:
-        """Train for one epoch."""
-        self._seed("train")
+        """Train for one epoch, or for what is left of it."""
+        self._step_seeds = self._seed("train")
         batches, max_iteration = self._train_batches()
         self._events.fire("before_train_epoch", self.epoch)
         self._update = self._new_update()
         self._checker = ResultChecker("train_step")
         self._runner = self._new_runner("train", self._train_iteration, self._after_train_iteration)
+        self._open_moments = self._restored(self._runner.moments)
         self.optimizer.zero_grad(set_to_none=True)
-        self._runner.run(batches, max_iteration)
-        if self._update.close():
-            self._count_update()
-        self._schedule_after_epoch()
+        self._runner.run(batches, max_iteration, done=self._progress.trained)
+        self._close_train_epoch()
         self._end_train_epoch(self._runner)
 
-    def _seed(self, phase: str) -> None:
+    def _restored(self, moments: Moments) -> Moments:
+        """Put the running means of an epoch that goes on into its meters."""
+        for number, state in enumerate(self._continuation.take_moments()):
+            (moments.add_state if number else moments.load_state_dict)(state)
+        return moments
+
+    def _close_train_epoch(self) -> None:
+        """Make the last update and save, so that a validation that fails costs no training."""
+        if not self._progress.is_trained:
+            if self._update.close():
+                self._count_update()
+            self._schedule_after_epoch()
+            self._progress.is_trained = True
+            self._save_between_steps(is_due=True)
+        self._open_moments = None
+
+    def _seed(self, phase: str) -> StepSeeds:
         """Begin a pass with randomness of its own, so that neither a resume nor another pass changes what it draws."""
-        session = self._session
-        seed_everything(derived_seed(session.settings.exp.seed, phase, self.epoch, session.world.rank))
+        world = self._session.world
+        seed = derived_seed(self._session.settings.exp.seed, phase, self.epoch, world.rank)
+        seed_everything(seed)
+        return StepSeeds(seed, world.device)
+
+    def _data_seed(self, phase: str, epoch: int) -> int:
+        """Return the seed of order and samples of a pass; the same on all processes."""
+        return derived_seed(self._session.settings.exp.seed, "data", phase, epoch)
 
     def _new_update(self) -> Update:
         trainer = self._session.settings.trainer
@@ -400,8 +367,7 @@ class BaseTrainer(Engine, abc.ABC):
     def _train_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
         """One micro-batch: forward, backward and, when its window is full, the optimiser step."""
         epoch, update = self.epoch, self._update
-        self._progress.iteration = iteration
-        self._progress.total_steps += 1
+        self._advance(iteration)
         self._events.fire("before_train_step", epoch, iteration, data_dict)
         with update.micro_batch(self._runner.is_last):
             output_dict, result_dict = self._checker.unpack(self.train_step(epoch, iteration, data_dict))
@@ -415,6 +381,14 @@ class BaseTrainer(Engine, abc.ABC):
         self._events.fire("after_train_step", epoch, iteration, data_dict, output_dict, result_dict)
         return self._checked((result_dict,), self._checker)
 
+    def _advance(self, iteration: int) -> None:
+        """Count a batch, and seed what its step draws."""
+        progress = self._progress
+        progress.iteration = progress.trained = iteration
+        progress.place = self._runner.place
+        progress.total_steps += 1
+        self._step_seeds.seed(iteration)
+
     def _count_update(self) -> None:
         self._progress.updates += 1
 
@@ -427,11 +401,15 @@ class BaseTrainer(Engine, abc.ABC):
     def _after_train_iteration(self, iteration: int) -> None:
         if iteration % self.log_steps == 0:
             self._log_train(self._runner)
-        self._schedule_after_step(self._update.is_complete)
+        is_complete = self._update.is_complete
+        self._schedule_after_step(is_complete)
+        if is_complete and not self._runner.is_last:
+            self._save_between_steps()
 
     def _log_train(self, runner: Runner) -> None:
         """Write the means since the last log line, with the learning rate that the step used."""
         means = runner.moments.window_means()
+        self._check_finite(means, runner.moments)
         lr = float(self._learning_rate)
         message = get_log_string(
             means,
@@ -461,9 +439,16 @@ class BaseTrainer(Engine, abc.ABC):
         improved = self._checkpoints.update_best_model(as_numbers(summary_dict), self.metadata, self.model)
         for metric, score in improved.items():
             self.log(f"new best {metric}: {score:.4f}", level="SUCCESS")
-        self.save(NEWEST, save_training_states=True)
+        self._progress.is_open = False
+        self._save_after_epoch()
         self._session.events.flush()
         self._check_metrics(summary_dict)
+
+    def _save_after_epoch(self) -> None:
+        """Write ``checkpoint.pth``; with a cadence of several epochs only after these, and after the last."""
+        count, unit = self._cadence
+        if unit != "epoch" or self.epoch % int(count) == 0 or self.epoch >= self.max_epoch:
+            self._save_newest()
 
     def _run_validation(self) -> dict[str, Any]:
         """Validate without gradients; return the summary with what `after_val_epoch` added to it."""
@@ -473,7 +458,9 @@ class BaseTrainer(Engine, abc.ABC):
         self._checker = ResultChecker("val_step")
         runner = self._runner = self._new_runner("val", self._val_iteration, self._after_val_iteration)
         with local_forward(self.model, self._session.world):
-            runner.run(self.val_loader, length_of(self.val_loader))
+            source = Source(self.val_loader)
+            base = self._data_seed("val", self.epoch)
+            runner.run(source.batches(base, self.epoch, rank=self._session.world.rank), source.length)
         summary_dict: dict[str, Any] = runner.moments.means()
         self._events.fire("after_val_epoch", self.epoch, summary_dict)
         self._log_validation(as_numbers(summary_dict), runner)
@@ -490,7 +477,9 @@ class BaseTrainer(Engine, abc.ABC):
         return self._checked((result_dict,), self._checker)
 
     def _after_val_iteration(self, iteration: int) -> None:
-        """Nothing: the numbers of a validation are read once, at its end."""
+        """Stop if asked to; one process of several goes on to the end, where the others wait for it."""
+        if self._session.world.size == 1:
+            self._stop_if_asked()
 
     def _log_validation(self, summary_dict: dict[str, float], runner: Runner) -> None:
         times = runner.timer.summary(("data", "model"))
@@ -517,3 +506,8 @@ def _with_methods(caller: str, part: Any, names: tuple[str, ...]) -> Any:
         message = f"{caller} got {describe(part)}, which has no {listed(missing)}"
         raise RegistrationError(message)
     return part
+
+
+def _is_inside(part: Any, model: nn.Module) -> bool:
+    """Tell whether a part is a module of the model, whose state the model's holds."""
+    return any(part is module for module in model.modules())

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from vision3d_engine.data.cycle_loader import length_of, set_epoch
+from vision3d_engine.data.source import Place
 from vision3d_engine.trainers.base import BaseTrainer
 
 
@@ -14,9 +14,10 @@ class EpochBasedTrainer(BaseTrainer):
     optimizer_step, after_train_step, log line; then scheduler_step, after_train_epoch.
     """
 
-    def _train_batches(self) -> tuple[Iterable[Any], int | None]:
-        set_epoch(self.train_loader, self.epoch)
-        return self.train_loader, length_of(self.train_loader)
+    def _train_batches(self) -> tuple[Iterable[tuple[Place, Any]], int | None]:
+        source, epoch = self._train_source(), self.epoch
+        base, rank = self._data_seed("train", epoch), self._session.world.rank
+        return source.batches(base, epoch, self._progress.trained, rank), source.length
 
     def _schedule_after_step(self, updated: bool) -> None:
         pass

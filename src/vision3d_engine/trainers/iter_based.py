@@ -1,11 +1,11 @@
 """Training in epochs of a fixed number of iterations; the schedule steps once an update."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from vision3d_engine.core.errors import ConfigError
-from vision3d_engine.data.cycle_loader import CycleLoader, length_of
+from vision3d_engine.data.source import Place, Source, length_of
 from vision3d_engine.trainers.base import BaseTrainer
 
 
@@ -20,7 +20,8 @@ class IterBasedTrainer(BaseTrainer):
 
     def __init__(self, cfg: Any = None) -> None:
         super().__init__(cfg)
-        self._stream: CycleLoader | None = None
+        self._stream: Iterator[tuple[Place, Any]] | None = None
+        self._streamed: Source | None = None
 
     @property
     def num_iters_per_epoch(self) -> int:
@@ -35,11 +36,18 @@ class IterBasedTrainer(BaseTrainer):
             raise ConfigError(message)
         return number
 
-    def _train_batches(self) -> tuple[Iterable[Any], int | None]:
-        if self._stream is None:
-            rounds = self.total_steps // (length_of(self.train_loader) or self.num_iters_per_epoch)
-            self._stream = CycleLoader(self.train_loader, rounds)
-        return islice(self._stream, self.num_iters_per_epoch), self.num_iters_per_epoch
+    def _train_batches(self) -> tuple[Iterable[tuple[Place, Any]], int | None]:
+        number = self.num_iters_per_epoch
+        if self._stream is None or self._streamed is not self._train_source():
+            self._stream = self._endless()
+        return islice(self._stream, number - self._progress.trained), number
+
+    def _endless(self) -> Iterator[tuple[Place, Any]]:
+        """Return the batches from where the run is, round after round; an exchanged loader begins a new round."""
+        (data_round, done), is_new = self._progress.place, self._streamed is not None
+        self._streamed = self._train_source()
+        start = (data_round + 1, 0) if is_new else (data_round, done)
+        return self._streamed.rounds(lambda number: self._data_seed("train", number), *start, self._session.world.rank)
 
     def _schedule_after_step(self, updated: bool) -> None:
         if updated:

@@ -72,8 +72,8 @@ def main():
     except Exception as error:
         print(type(error).__name__, error)
 
-    cfg = make_cfg(os.getcwd())
-    for _ in range(args.rounds):
+    for number in range(args.rounds):
+        cfg = make_cfg(osp.join(os.getcwd(), "round{}".format(number)))
         Trainer(cfg).run()
     model = Net()
     CheckpointManager(cfg.exp.checkpoint_dir).load_checkpoint("epoch-3.pth", model)

@@ -1,0 +1,98 @@
+"""A copy of a state on the host, taken at one moment, so that training may go on while it is written."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from vision3d_engine.checkpoint.files import plain_state
+
+_Key = tuple[torch.Size, torch.dtype]
+
+
+class Snapshot:
+    """A state whose tensors are copies on the host.
+
+    Args:
+        state: plain data.
+        buffers: memory of earlier snapshots that may be used again.
+    """
+
+    def __init__(self, state: Any, buffers: "Buffers") -> None:
+        self._buffers = buffers
+        self._taken: list[torch.Tensor] = []
+        self._copies: dict[tuple, torch.Tensor] = {}
+        self._copied: Any = None
+        self._state = self._copy(plain_state(state))
+
+    def state(self) -> Any:
+        """Return the copied state, once the accelerator has finished copying; other threads may wait here."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._state
+
+    def release(self) -> None:
+        """Let later snapshots use the memory."""
+        self._state = None
+        self._copies = {}
+        self._buffers.give_back(self._taken)
+        self._taken = []
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._copy_tensor(value)
+        if isinstance(value, dict):
+            return {key: self._copy(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)([self._copy(item) for item in value])
+        return value
+
+    def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy a tensor; one that appears twice is copied once, so that it is written once."""
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+            return tensor.detach().cpu().clone()
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if key in self._copies:
+            return self._copies[key]
+        buffer = self._buffers.take(tensor)
+        buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+        self._taken.append(buffer)
+        self._copies[key] = buffer
+        if tensor.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return buffer
+
+
+class Buffers:
+    """Host memory that snapshots share one after the other; pinned for tensors of CUDA devices.
+
+    Fresh memory costs more than the copy itself, since the operating system has to clear every page of it.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[_Key, list[torch.Tensor]] = {}
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a host tensor of this shape and type."""
+        free = self._free.get((tensor.shape, tensor.dtype))
+        if free:
+            return free.pop()
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+
+    def give_back(self, tensors: list[torch.Tensor]) -> None:
+        """Take memory back."""
+        for tensor in tensors:
+            self._free.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
+
+
+def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor of a state with its key path."""
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from tensors_of(item, f"{path}['{key}']")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from tensors_of(item, f"{path}[{index}]")

@@ -1,0 +1,58 @@
+"""Times and cadences as people write them: "10 min", "1-12:00:00", "500 iterations"."""
+
+import re
+from typing import NamedTuple
+
+_SECONDS = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
+_COUNTED = {"epoch": "epoch", "iteration": "iteration", "iter": "iteration", "step": "iteration"}
+_CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d{1,2})(?::(\d{1,2}))?")
+_TIMES = "such as '90 s', '10 min', '11.5 h', '2 d', 'HH:MM:SS' or 'D-HH:MM:SS'"
+
+
+class Cadence(NamedTuple):
+    """How often something happens: every ``number`` of a unit, ``"epoch"``, ``"iteration"`` or ``"second"``."""
+
+    number: float
+    unit: str
+
+
+def parse_duration(text: str) -> float:
+    """Return a duration in seconds.
+
+    Raises:
+        ValueError: when the text is no duration; it says what is.
+    """
+    if clock := _CLOCK.fullmatch(text.strip()):
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    count, unit = _number_and_unit(text)
+    if count is None or unit not in _SECONDS or count <= 0:
+        message = f"it must be a duration {_TIMES}"
+        raise ValueError(message)
+    return count * _SECONDS[unit]
+
+
+def parse_cadence(text: str) -> Cadence:
+    """Return how often.
+
+    Raises:
+        ValueError: when the text is no cadence; it says what is.
+    """
+    count, unit = _number_and_unit(text)
+    if unit in _COUNTED and count is not None and count >= 1 and count == int(count):
+        return Cadence(int(count), _COUNTED[unit])
+    if unit in _SECONDS and count:
+        return Cadence(count * _SECONDS[unit], "second")
+    message = "it must be a cadence such as '1 epoch', '500 iterations' or '10 min'"
+    raise ValueError(message)
+
+
+def _number_and_unit(text: str) -> tuple[float | None, str]:
+    """Split ``"500 iterations"`` into 500 and ``"iteration"``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)?\s*([A-Za-z]+)\s*", text)
+    if match is None:
+        return None, ""
+    unit = match.group(2).lower()
+    known = _SECONDS.keys() | _COUNTED.keys()
+    unit = unit if unit in known else unit.removesuffix("s")
+    return float(match.group(1) or 1), unit

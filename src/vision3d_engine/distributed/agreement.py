@@ -1,0 +1,154 @@
+"""Let all processes act at the end of the same step, although nothing is exchanged in a step."""
+
+import contextlib
+import threading
+import time
+from typing import Any
+
+import torch.distributed as dist
+
+_POLL_S = 0.2
+# Longer than a busy machine needs to answer, shorter than what a scheduler waits between SIGTERM and SIGKILL.
+_PATIENCE_S = 15.0
+
+
+class Agreement:
+    """Wishes such as "stop" or "save", which one process has and all follow. Here the process is alone.
+
+    `tick` is called at moments that all processes pass in the same order, such as the end of an update.
+    """
+
+    def __init__(self) -> None:
+        self._wish: str | None = None
+
+    def ask(self, wish: str) -> None:
+        """Ask all processes for something; may be called by a signal handler. A newer wish replaces an older one."""
+        self._wish = wish
+
+    @property
+    def wish(self) -> str | None:
+        """What this process has asked for and not yet got."""
+        return self._wish
+
+    def tick(self) -> str | None:
+        """Pass a moment and return the wish that all processes fulfil now, or None."""
+        wish, self._wish = self._wish, None
+        return wish
+
+    def start(self) -> None:
+        """Begin to listen to the other processes."""
+
+    def stop(self) -> None:
+        """Listen no more."""
+
+
+class StoreAgreement(Agreement):
+    """Agreement of several processes through the key-value store that has brought them together.
+
+    A thread looks into the store five times a second. When it finds a wish it posts how many moments this process has
+    begun, and the wish is fulfilled at the largest number of all. A process that has not begun more goes on until
+    there, so nobody waits for anybody within a step, and no step costs more than a look at a lock.
+
+    Args:
+        rank: number of this process.
+        size: number of processes.
+        name: tells this agreement from others of the same processes.
+    """
+
+    def __init__(self, rank: int, size: int, name: str) -> None:
+        super().__init__()
+        self._rank, self._size = rank, size
+        self._store: Any = dist.distributed_c10d.PrefixStore(f"vision3d_engine/{name}", _own_connection())
+        self._round = 0
+        self._begun = 1
+        self._limit: int | None = None
+        self._holding = False
+        self._agreed = ""
+        self._changed = threading.Condition()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def tick(self) -> str | None:
+        """Pass a moment; waits only while the processes agree on a wish, a fraction of a second."""
+        with self._changed:
+            while self._holding:
+                self._changed.wait()
+            if self._limit is not None and self._limit <= self._begun:
+                return self._fulfil()
+            self._begun += 1
+            return None
+
+    def _fulfil(self) -> str:
+        """Return the wish that was agreed on, and let the next one be heard."""
+        if self._wish == self._agreed:
+            self._wish = None
+        self._limit = None
+        self._begun += 1
+        self._changed.notify_all()
+        return self._agreed
+
+    def start(self) -> None:
+        """Begin to listen to the other processes."""
+        self._ended.clear()
+        self._thread = threading.Thread(target=self._listen, name="agreement", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            with contextlib.suppress(RuntimeError, OSError):
+                self._store.set(f"left/{self._rank}", "")
+
+    def _listen(self) -> None:
+        try:
+            while not self._ended.wait(_POLL_S):
+                self._look()
+        except (RuntimeError, OSError):  # the store is gone with the process that held it: nobody is left to ask
+            return
+
+    def _look(self) -> None:
+        """Hand this process's wish on, and agree on the moment when there is one."""
+        key = f"{self._round}/wish"
+        if self._wish is not None and not self._store.check([key]):
+            self._store.compare_set(key, "", self._wish)
+        if self._limit is None and self._store.check([key]):
+            self._agree(self._store.get(key).decode())
+
+    def _agree(self, wish: str) -> None:
+        """Post what this process has begun, learn it of the others, and set the moment."""
+        with self._changed:
+            self._holding = True
+            self._store.set(f"{self._round}/begun/{self._rank}", str(self._begun))
+        posted = [f"{self._round}/begun/{rank}" for rank in range(self._size)]
+        all_answer = self._await_all(posted)
+        with self._changed:
+            if all_answer:
+                self._limit = max(int(self._store.get(key)) for key in posted)
+                self._agreed = wish
+                self._round += 1
+            else:
+                self._ended.set()
+            self._holding = False
+            self._changed.notify_all()
+
+    def _await_all(self, posted: list[str]) -> bool:
+        """Wait for what all processes have begun; False when one has ended its run, or does not answer."""
+        patience = time.monotonic() + _PATIENCE_S
+        left = [f"left/{rank}" for rank in range(self._size)]
+        while not self._store.check(posted):
+            gone = self._ended.wait(_POLL_S / 10) or any(self._store.check([key]) for key in left)
+            if gone or time.monotonic() > patience:
+                return False
+        return True
+
+
+def _own_connection() -> Any:
+    """Return a connection to the default group's store that does not share a lock with collectives, if possible."""
+    store: Any = dist.distributed_c10d._get_default_store()  # noqa: SLF001  there is no public name for it
+    try:
+        return store.clone()
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return store

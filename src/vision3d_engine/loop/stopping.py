@@ -1,0 +1,129 @@
+"""Being asked to stop: by a signal, by Ctrl-C, or because the time is over."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from vision3d_engine.distributed.agreement import Agreement
+from vision3d_engine.distributed.world import slurm_job
+
+# What a deadline ends with: "try again later" (sysexits.h), which no signal and no error uses.
+TIME_IS_OVER = 75
+_DEADLINE = "max_time"
+# A launcher such as torchrun hands a Ctrl-C on that the terminal has already sent to every process.
+_SAME_PRESS_S = 1.0
+
+
+class StopRun(SystemExit):
+    """Ends the program after everything has been saved; ``code`` is its exit status."""
+
+
+class StopRequests:
+    """Notices requests to stop, and ends the program when the run has been saved.
+
+    While `listening`, SIGTERM, SIGINT and SIGUSR1 only leave a wish with the agreement; a second Ctrl-C ends at once.
+
+    Args:
+        agreement: brings the wish to all processes.
+        max_time_s: ask for a stop after so many seconds; None for never.
+    """
+
+    def __init__(self, agreement: Agreement, max_time_s: float | None = None) -> None:
+        self._agreement = agreement
+        self._deadline = None if max_time_s is None else time.monotonic() + max_time_s
+        self._pid = os.getpid()
+        self._pressed_at: float | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals; the handlers from before are put back at the end. Only a main thread can do so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        names = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+        before = {number: signal.signal(number, self._handle) for number in map(_number, names)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def check_time(self) -> None:
+        """Ask for a stop when the time is over."""
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._deadline = None
+            self._agreement.ask(f"stop {_DEADLINE}")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            _act_as_worker(number)
+        elif number == signal.SIGINT and self._is_second_press():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        else:
+            self._agreement.ask(f"stop {signal.Signals(number).name}")
+
+    def _is_second_press(self) -> bool:
+        first, now = self._pressed_at, time.monotonic()
+        self._pressed_at = first if first is not None else now
+        return first is not None and now - first > _SAME_PRESS_S
+
+
+def _number(name: str) -> int:
+    return int(getattr(signal, name))
+
+
+def _act_as_worker(number: int) -> None:
+    """Behave as a data worker, which has inherited the handlers: go on at Ctrl-C, end otherwise."""
+    if number != signal.SIGINT:
+        os._exit(128 + number)
+
+
+def is_stop(wish: str | None) -> bool:
+    """Tell whether a wish is to stop."""
+    return wish is not None and wish.startswith("stop ")
+
+
+def reason_of(wish: str) -> str:
+    """Return what has asked for a stop: the name of a signal, or ``max_time``."""
+    return wish.removeprefix("stop ")
+
+
+def end_program(wish: str) -> NoReturn:
+    """End with 128 + the signal's number, as a shell reports it, or with 75 when the time is over.
+
+    In a notebook or at a prompt, Ctrl-C ends the call and not the program.
+    """
+    reason = reason_of(wish)
+    if reason == "SIGINT" and _is_interactive():
+        raise KeyboardInterrupt
+    raise StopRun(TIME_IS_OVER if reason == _DEADLINE else 128 + _number(reason))
+
+
+def _is_interactive() -> bool:
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
+
+
+def requeue(wish: str) -> str | None:
+    """Ask SLURM to queue this job again if the wish was a warning before its end; return what happened, else None."""
+    job = slurm_job()
+    if job is None or reason_of(wish) not in {"SIGUSR1", _DEADLINE}:
+        return None
+    try:
+        done: Any = subprocess.run(  # noqa: S603
+            ["scontrol", "requeue", job],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"scontrol requeue {job} failed: {error}"
+    return f"scontrol requeue {job}: " + (done.stderr.strip() if done.returncode else "done")
