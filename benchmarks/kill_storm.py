@@ -1,8 +1,9 @@
 """Kill a training again and again with SIGKILL, resume it each time, and compare the end with that of a straight run.
 
 ``python benchmarks/kill_storm.py --kills 200`` for both trainers, with two data workers, random augmentation,
-dropout, batch norm, accumulation and asynchronous saves. Compared bit for bit: weights, optimizer, schedule, selection, and every
-number of ``metrics.jsonl``. Every kill is a real one of a real process, which is forked to save the start of python.
+dropout, batch norm, accumulation and asynchronous saves. Compared bit for bit: weights, optimizer, schedule,
+selection, and every number of ``metrics.jsonl``. Every kill is a real one of a real process, which is forked to save
+the start of python.
 """
 
 import argparse

@@ -8,11 +8,15 @@ from vision3d_engine.core.errors import (
     DataError,
     EngineError,
     FolderError,
+    FolderInUseError,
     NonFiniteError,
     RegistrationError,
     ResultError,
+    SampleError,
 )
 from vision3d_engine.data.dataloader import build_dataloader
+from vision3d_engine.data.determinism import check_determinism
+from vision3d_engine.data.samples import replay_sample, sample_seed
 from vision3d_engine.data.split import split_batch
 from vision3d_engine.endpoints.context_manager import ContextManager, get_context_manager
 from vision3d_engine.loggers.console import get_logger
@@ -41,21 +45,26 @@ __all__ = [
     "EngineError",
     "EpochBasedTrainer",
     "FolderError",
+    "FolderInUseError",
     "Hook",
     "IterBasedTrainer",
     "NonFiniteError",
     "RegistrationError",
     "ResultError",
+    "SampleError",
     "SingleTester",
     "SummaryBoard",
     "Timer",
     "build_dataloader",
     "build_optimizer",
     "build_scheduler",
+    "check_determinism",
     "get_context_manager",
     "get_log_string",
     "get_logger",
     "get_parser",
     "load_config",
+    "replay_sample",
+    "sample_seed",
     "split_batch",
 ]

@@ -13,8 +13,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tyro.conf import OmitArgPrefixes, Positional
 
     from vision3d_engine.checkpoint.export import describe_checkpoint, export_weights
-    from vision3d_engine.core.cli import without_script_flags
+    from vision3d_engine.core.cli import own_words, without_script_flags
     from vision3d_engine.demo.train import DemoSettings, run_demo
+    from vision3d_engine.verification import verify_resume
 
     def demo(settings: OmitArgPrefixes[DemoSettings]) -> None:
         """Train a point-cloud classifier on ten kinds of everyday shapes; nothing is downloaded."""
@@ -37,14 +38,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         """
         say(describe_checkpoint(checkpoint))
 
+    def verify(script: Positional[Path], steps: int = 12) -> None:
+        """Prove that a kill and a resume change no bit of a training script; its own arguments follow its name.
+
+        Args:
+            script: the script, such as train.py.
+            steps: training steps to run and to compare.
+        """
+        say(verify_resume(script, script_arguments, steps))
+
     without_script_flags()
-    commands = {"demo": demo, "export": export, "inspect": inspect}
+    own, script_arguments = _split(own_words() if argv is None else list(argv))
+    commands = {"demo": demo, "export": export, "inspect": inspect, "verify-resume": verify}
     try:
         tyro.extras.subcommand_cli_from_dict(
-            commands, prog="vision3d-engine", description="A training engine for 3D vision.", args=argv
+            commands, prog="vision3d-engine", description="A training engine for 3D vision.", args=own
         )
     except EngineError as error:
         sys.exit(f"error: {error}")
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return our own words, and those that belong to the script that ``verify-resume`` names."""
+    scripts = [number for number, word in enumerate(words) if word.endswith(".py")]
+    if words[:1] != ["verify-resume"] or not scripts:
+        return words, []
+    return words[: scripts[0] + 1], words[scripts[0] + 1 :]
 
 
 def say(text: str) -> None:

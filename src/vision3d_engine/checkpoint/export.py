@@ -1,10 +1,12 @@
 """What a checkpoint holds, and its weights as a safetensors file for other programs."""
 
+import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from vision3d_engine.checkpoint.files import read_checkpoint
-from vision3d_engine.checkpoint.parts import weights_of
+from vision3d_engine.checkpoint.parts import read_weights_file, weights_of
 
 
 def export_weights(source: Path, target: Path) -> int:
@@ -15,7 +17,7 @@ def export_weights(source: Path, target: Path) -> int:
     from safetensors.torch import save_file
 
     weights = {
-        key: value.clone().contiguous() for key, value in weights_of(read_checkpoint(source), str(source)).items()
+        key: value.clone().contiguous() for key, value in weights_of(read_weights_file(source), str(source)).items()
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, target)
@@ -23,17 +25,37 @@ def export_weights(source: Path, target: Path) -> int:
 
 
 def describe_checkpoint(path: Path) -> str:
-    """Return what is in a checkpoint, as lines: date, size, moment, parts, and the shape of every weight."""
-    state = read_checkpoint(path)
+    """Return what is in a checkpoint, as lines: date, moment, versions, parts, and the shape of every weight.
+
+    Its checksums have been verified when this returns; the SHA-256 is that of the whole file.
+    """
+    state = read_weights_file(path)
     weights = weights_of(state, str(path))
-    numbers = sum(value.numel() for value in weights.values())
     stat = path.stat()
-    lines = [
-        f"{path}, {stat.st_size:,} bytes, written {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(stat.st_mtime))}"
-    ]
-    lines += [f"{key}: {value}" for key, value in state.get("metadata", {}).items()]
-    lines += [f"parts: {', '.join(map(str, state))}", f"weights: {len(weights)} tensors, {numbers:,} numbers"]
-    lines += [
-        f"  {key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in weights.items()
-    ]
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stat.st_mtime))
+    lines = [f"{path}, {stat.st_size:,} bytes, written {written}, checksums of all records are right"]
+    lines += [f"sha256: {_sha256(path)}"]
+    lines += [f"{key}: {value}" for section in ("metadata", "about") for key, value in _section(state, section).items()]
+    lines += [f"data: {_joined(state['fingerprint'])}"] if _section(state, "fingerprint") else []
+    lines += [f"parts: {', '.join(map(str, state))}"] if "model" in state else []
+    lines += [f"states: {', '.join(state['states'])}"] if _section(state, "states") else []
+    lines += [f"weights: {len(weights)} tensors, {sum(value.numel() for value in weights.values()):,} numbers"]
+    lines += [f"  {key} {tuple(value.shape)} {_dtype(value)}" for key, value in weights.items()]
     return "\n".join(lines)
+
+
+def _section(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return state[name] if isinstance(state.get(name), Mapping) else {}
+
+
+def _joined(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+
+
+def _dtype(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from vision3d_engine.checkpoint.parts import check_finite, load_model, load_part
 from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdated
 from vision3d_engine.checkpoint.snapshot import Buffers, Snapshot
 from vision3d_engine.checkpoint.writer import FileWriter
-from vision3d_engine.core.errors import CheckpointError, FolderError, RegistrationError
+from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError, RegistrationError
 from vision3d_engine.distributed.world import is_master
 
 # The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
@@ -33,7 +33,8 @@ class CheckpointManager:
         keep_best: of each metric, so many epochs with the best scores stay beyond the latest.
         keep_every: every n-th epoch stays beyond the latest; 0 for none.
         in_background: write in a thread.
-        warn: told of a write that failed while the old file survives.
+        warn: told of a write that failed in the background while the old file survives.
+        tolerated: kinds of failures that are only told; a full disk always is, until `join`. Others are raised.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class CheckpointManager:
         keep_every: int = 0,
         in_background: bool = False,
         warn: Callable[[str], None] | None = None,
+        tolerated: tuple[type[EngineError], ...] = (),
     ) -> None:
         self._folder = Path(checkpoint_dir)
         self._keep = {"keep_latest": save_latest_models, "keep_best": keep_best, "keep_every": keep_every}
@@ -54,6 +56,7 @@ class CheckpointManager:
         self._writer = FileWriter(in_background)
         self._buffers = Buffers()
         self._warn = warn or warnings.warn
+        self._tolerated = tolerated
 
     @property
     def metrics(self) -> list[str]:
@@ -125,7 +128,7 @@ class CheckpointManager:
     def _tell_failures(self) -> None:
         """Warn of a full disk and the like, where the old file survives; raise anything else."""
         for error in self._writer.failures():
-            if not isinstance(error, FolderError):
+            if not isinstance(error, (FolderError, *self._tolerated)):
                 raise error
             self._warn(f"{error}. Training goes on")
 
@@ -137,7 +140,9 @@ class CheckpointManager:
         """
         error = self._writer.join()
         self._tell_failures()
-        if error is not None:
+        if isinstance(error, self._tolerated):
+            self._warn(str(error))
+        elif error is not None:
             raise error
 
     def clean_checkpoints(self) -> None:

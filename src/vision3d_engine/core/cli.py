@@ -81,6 +81,31 @@ def without_script_flags() -> None:
     _SHARED["parsed elsewhere"] = True
 
 
+def own_words() -> list[str]:
+    """Return the words after the program's name."""
+    return sys.argv[1:]
+
+
+def take_first_word() -> str:
+    """Remove and return the first word of this process's command line."""
+    return sys.argv.pop(1)
+
+
+def pretend(script: str) -> None:
+    """Let this process's command line be that of a script."""
+    sys.argv[0] = script
+
+
+def force(**sections: dict[str, Any]) -> None:
+    """Let settings win over every config and command line of this process, by section."""
+    _SHARED["forced"] = sections
+
+
+def forced(section: str) -> dict[str, Any]:
+    """Return the settings of a section that were forced."""
+    return _SHARED.get("forced", {}).get(section, {})
+
+
 def command_line() -> str:
     """Return the command that started this process, quoted for a shell."""
     return shlex.join([Path(sys.executable).name, *sys.argv])

@@ -41,12 +41,15 @@ def _as_config(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------- checked settings
 
 
-def read_settings(cfg: Any, overrides: Mapping[str, Any] | None = None) -> tuple["Settings", list[str]]:
+def read_settings(
+    cfg: Any, overrides: Mapping[str, Any] | None = None, exp_overrides: Mapping[str, Any] | None = None
+) -> tuple["Settings", list[str]]:
     """Check ``exp.*`` and ``trainer.*`` of any config object; return the settings and warnings about near misses.
 
     Args:
         cfg: EasyDict, OmegaConf, dataclass, Namespace, pydantic object, dict or None (all defaults).
         overrides: values that win over ``trainer.*``, such as command line flags.
+        exp_overrides: values that win over ``exp.*``.
 
     Raises:
         ConfigError: with every mistake at once: dotted key, what was got, what is allowed, the nearest known key.
@@ -59,6 +62,7 @@ def read_settings(cfg: Any, overrides: Mapping[str, Any] | None = None) -> tuple
     unknown = [line for name in ("exp", "trainer") for line in _unknown_keys(name, sections[name])]
     strict = cfg is None or type(cfg) in {dict, Config}
     sections["trainer"] = {**sections["trainer"], **(overrides or {})}
+    sections["exp"] = {**sections["exp"], **(exp_overrides or {})}
     wrong = unknown if strict else []
     values, mistakes = _validate(Settings, {name: sections[name] for name in ("exp", "trainer")}, prefix=())
     _raise_if_any([*wrong, *mistakes])

@@ -49,6 +49,16 @@ def seed_host(seed: int) -> None:
     _PYTHON.gauss_next = None  # pyright: ignore[reportAttributeAccessIssue]  the second number of a pair
 
 
+def host_states() -> dict[str, bytes]:
+    """Return the states of the host's generators by library, for comparison."""
+    numbers = np.random.get_state(legacy=False)  # noqa: NPY002  the global generator
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": repr((numbers["state"]["key"].tobytes(), numbers["state"]["pos"])).encode(),  # type: ignore[index]
+        "python": repr(random.getstate()).encode(),
+    }
+
+
 class StepSeeds:
     """Seeds every step of a pass by its number, so that what it draws depends on nothing that ran before.
 

@@ -21,6 +21,10 @@ TRAIN_MOMENTS = (
 TEST_MOMENTS = ("before_test_epoch", "before_test_step", "after_test_step", "after_test_epoch")
 
 
+PROBES: list[Callable[[], Any]] = []
+"""Makers of hooks that every trainer and tester of this process gets, for tools that watch a user's script."""
+
+
 class Hook:
     """Acts at moments of a run without subclassing its trainer.
 
@@ -55,6 +59,8 @@ class Events:
         self._base = base
         self._moments = moments
         self._hooks: list[Any] = []
+        for make in PROBES:
+            self._watch(make())
         self._listeners: dict[str, list[Callable[..., Any]]] = {}
 
     def add(self, hook: Any) -> None:
@@ -66,6 +72,10 @@ class Events:
             hook.owner = self._owner
         self._hooks.append(hook)
         self.bind()
+
+    def _watch(self, probe: Any) -> None:
+        probe.owner = self._owner
+        self._hooks.append(probe)
 
     @property
     def hooks(self) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vision3d_engine.core.cli import Arguments, command_line
+from vision3d_engine.core.cli import Arguments, command_line, forced
 from vision3d_engine.core.config import read_settings
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.locks import FolderLock
@@ -51,7 +51,8 @@ class Session:
         self._cfg = cfg
         self.arguments = Arguments()
         overrides = {key: value for key, value in (given or {}).items() if value is not None}
-        self.settings, warnings = read_settings(cfg, overrides | self.arguments.engine_values())
+        overrides |= self.arguments.engine_values() | forced("trainer")
+        self.settings, warnings = read_settings(cfg, overrides, forced("exp"))
         self.arguments.fill(self.settings.trainer.model_dump())
         self.world = join_world(self.settings.trainer.device)
         self.folders = Folders(self.settings.exp)

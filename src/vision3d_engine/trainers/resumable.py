@@ -49,6 +49,7 @@ class Resumable(Engine):
             keep_every=trainer.save_every_n_epochs,
             in_background=trainer.async_save,
             warn=lambda message: self.log(message, level="ERROR"),
+            tolerated=(NonFiniteError,) if trainer.nonfinite == "ignore" else (),
         )
         self._agreement = session.world.agreement()
         max_time_s = parse_duration(trainer.max_time) if trainer.max_time else None
