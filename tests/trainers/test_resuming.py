@@ -379,9 +379,6 @@ def test_a_read_only_folder_is_refused_at_once(small_disk):
         ToyEpochTrainer(settings(small_disk / "run"))
 
 
-# ------------------------------------------------------------------------------------------- numbers that are not finite
-
-
 def exploding(at, what="loss"):
     class Exploding(ToyEpochTrainer):
         def train_step(self, epoch, iteration, data_dict):
