@@ -1,12 +1,18 @@
 """Loaders that the engine did not make: their position is their own, or found again by reading."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.data.test_dataloader import Noisy, Stay, batches, equal
-from vision3d_engine.data.source import Source, describe_changes
+from vision3d_engine import build_dataloader
+from vision3d_engine.data import sampler as sampler_module
+from vision3d_engine.data.source import Begun, Source, describe_changes
 
 
 class Stream(IterableDataset):
@@ -68,8 +74,26 @@ def test_a_loader_with_a_state_goes_on_by_it():
 
 def test_rounds_go_on_from_a_place_and_begin_anew():
     loader = DataLoader(Noisy(5), 2)
-    places = [place for _, (place, _) in zip(range(5), Source(loader).rounds(lambda n: n, 3, 1), strict=False)]
-    assert places == [(3, 2), (3, 3), (4, 1), (4, 2), (4, 3)]
+    stream = Source(loader).stream(lambda number: number, Begun(3, 1, (3, 1)), 0, 1)
+    assert [place for place, _ in islice(stream, 5)] == [(3, 2), (3, 3), (4, 1), (4, 2), (4, 3)]
+
+
+@given(count=st.integers(1, 9), size=st.integers(1, 4), taken=st.integers(0, 12))
+def test_the_stream_of_several_processes_is_the_stream_of_one(count, size, taken):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler_module, "get_world_size", lambda: 1)
+        patch.setattr(sampler_module, "get_rank", lambda: 0)
+        source = Source(build_dataloader(Stay(count), 2, num_workers=0, shuffle=True))
+        whole = taken_from(source, 0, 0, 1, (taken + 6) * size)
+        patch.setattr(sampler_module, "get_world_size", lambda: size)
+        for rank in range(size):
+            patch.setattr(sampler_module, "get_rank", lambda rank=rank: rank)
+            assert taken_from(source, taken, rank, size, 6) == whole[taken * size + rank :: size][:6]
+
+
+def taken_from(source, taken, rank, size, count):
+    stream = source.stream(lambda number: number, Begun(1, taken, (1, 0)), rank, size)
+    return [(place[0], batch["index"].tolist()) for place, batch in islice(stream, count)]
 
 
 def test_changed_data_is_described():

@@ -23,29 +23,31 @@ class _Positioned(Sampler):
 
     def __init__(self) -> None:
         self._epoch = 0
-        self._begun: tuple[int, int, int] | None = None
+        self._begun: tuple[int, int, int, int] | None = None
 
-    def begin(self, base: int, epoch: int, start: int = 0) -> None:
+    def begin(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
         """Let the next pass be that of an epoch, from its batch number ``start`` (counted from 0) on this process.
 
         Args:
             base: seed that order and samples of the epoch are a function of; the same on all processes.
             epoch: number of the epoch, for the data set.
             start: batches to leave out, without loading them.
+            shift: let batch k go to process ``(k + shift) % size``, for an endless stream whose rounds do not end at
+                the last process.
         """
-        self._begun = (base, epoch, start)
+        self._begun = (base, epoch, start, shift)
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass; for loops without a trainer."""
         self._epoch = epoch
 
-    def _take_begun(self) -> tuple[int, int, int]:
-        """Return base seed, epoch and start of the pass that begins now; by default random, as torch's samplers do."""
+    def _take_begun(self) -> tuple[int, int, int, int]:
+        """Return what `begin` was told of this pass; by default it is random, as torch's samplers are."""
         begun, self._begun = self._begun, None
         if begun is not None:
             return begun
         seed = int(torch.empty((), dtype=torch.int64).random_())
-        return derived_seed(seed, self._epoch), self._epoch, 0
+        return derived_seed(seed, self._epoch), self._epoch, 0, 0
 
 
 class PositionSampler(_Positioned):
@@ -90,18 +92,24 @@ class PositionSampler(_Positioned):
             return len(self.sampler)  # type: ignore[arg-type]
         return self._shares(0).samples
 
+    @property
+    def batches_of_all(self) -> int | None:
+        """Batches of an epoch of all processes together; None when each process has a sampler of the user's."""
+        count = len(self._dataset)
+        return None if self.sampler is not None else _batches(count, self._batch_size, self._drop_last)
+
     def __iter__(self) -> Iterator[Ticket]:
-        base, epoch, start = self._take_begun()
+        base, epoch, start, shift = self._take_begun()
         if self.sampler is None:
-            return self._own_order(base, epoch, start)
+            return self._own_order(base, epoch, self._shares(start, shift))
         return self._users_order(self.sampler, base, epoch, start * self._batch_size)
 
-    def _shares(self, start: int) -> "_Shares":
-        return _Shares(len(self._dataset), self._batch_size, self._drop_last, start)
+    def _shares(self, start: int, shift: int = 0) -> "_Shares":
+        return _Shares(len(self._dataset), self._batch_size, self._drop_last, start, shift)
 
-    def _own_order(self, base: int, epoch: int, start: int) -> Iterator[Ticket]:
+    def _own_order(self, base: int, epoch: int, shares: "_Shares") -> Iterator[Ticket]:
         order = Permutation(len(self._dataset), derived_seed(base, "order")) if self._shuffle else None
-        for positions in self._shares(start):
+        for positions in shares:
             indices = order.at(positions) if order is not None else positions
             for position, index in zip(positions, indices, strict=True):
                 yield Ticket(index, position, epoch, base)
@@ -117,9 +125,9 @@ class PositionSampler(_Positioned):
 class _Shares:
     """The positions of this process's batches from batch ``start`` on, merged to long ranges where they touch."""
 
-    def __init__(self, count: int, batch_size: int, drop_last: bool, start: int) -> None:
-        rank, size = get_rank(), get_world_size()
-        batches = count // batch_size if drop_last else -(-count // batch_size)
+    def __init__(self, count: int, batch_size: int, drop_last: bool, start: int, shift: int) -> None:
+        rank, size = (get_rank() - shift) % get_world_size(), get_world_size()
+        batches = _batches(count, batch_size, drop_last)
         self._end = batches * batch_size if drop_last else count
         if size == 1:
             first = start * batch_size
@@ -139,6 +147,10 @@ class _Shares:
 
     def __iter__(self) -> Iterator[range]:
         return (range(first, min(first + self._length, self._end)) for first in self._starts)
+
+
+def _batches(count: int, batch_size: int, drop_last: bool) -> int:
+    return count // batch_size if drop_last else -(-count // batch_size)
 
 
 class PositionBatchSampler(_Positioned):
@@ -162,7 +174,7 @@ class PositionBatchSampler(_Positioned):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[Ticket]]:
-        base, epoch, start = self._take_begun()
+        base, epoch, start, _ = self._take_begun()
         _announce(self.sampler, epoch)
         rank, size, position = get_rank(), get_world_size(), 0
         for number, indices in enumerate(_drawn(self.sampler, derived_seed(base, "order", rank))):

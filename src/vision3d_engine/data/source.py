@@ -1,8 +1,8 @@
 """A loader as the engine reads it: any epoch, from any batch on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,20 @@ from vision3d_engine.data.samples import announce_epoch
 
 Place = tuple[int, int]
 """An epoch, or round, of the data and the number of a batch in it, both counted from 1."""
+
+
+class Begun(NamedTuple):
+    """Where an endless stream began, and how far it is.
+
+    Attributes:
+        epoch: the first epoch of the data.
+        taken: batches that each process has taken since.
+        place: epoch and batch of the last one that this process took, for loaders that only it can count.
+    """
+
+    epoch: int
+    taken: int
+    place: Place
 
 
 def length_of(loader: Any) -> int | None:
@@ -69,7 +83,9 @@ class Source:
         batches = self.length if samples is None else None
         return {"samples": samples, "batches": batches, "global_batch": batch_size and batch_size * processes}
 
-    def batches(self, base: int, epoch: int, start: int = 0, rank: int = 0) -> Iterator[tuple[Place, Any]]:
+    def batches(
+        self, base: int, epoch: int, start: int = 0, rank: int = 0, shift: int = 0
+    ) -> Iterator[tuple[Place, Any]]:
         """Yield the batches of an epoch, from number ``start`` (counted from 0) on, each with its place.
 
         Args:
@@ -77,32 +93,58 @@ class Source:
             epoch: number of the epoch, for samplers and data sets.
             start: batches that are left out.
             rank: number of this process, which loaders that are read in order draw differently on.
+            shift: lets the batches of an epoch begin at another process.
         """
         if self._sampler is not None:
-            self._sampler.begin(base, epoch, start)
+            self._sampler.begin(base, epoch, start, shift)
             stream: Iterator[Any] = iter(self._loader)
         else:
             stream = self._foreign_stream(base, epoch, start, rank)
         for number, batch in enumerate(stream, start=start + 1):
             yield (epoch, number), batch
 
-    def rounds(self, base_of: Any, epoch: int, start: int = 0, rank: int = 0) -> Iterator[tuple[Place, Any]]:
-        """Yield batches without end: the rest of an epoch, then one epoch after the other.
+    def stream(self, base_of: Callable[[int], int], begun: Begun, rank: int, size: int) -> Iterator[tuple[Place, Any]]:
+        """Yield batches without end, one epoch after the other.
+
+        The stream of n processes is that of one: its batch i goes to process ``i % n``, also across the ends of epochs.
 
         Args:
             base_of: returns the seed of an epoch of the data.
-            epoch: the first epoch, counted from 1.
-            start: batches of it that are left out.
+            begun: where the stream began, and how far it is.
             rank: number of this process.
+            size: number of processes.
+
+        Raises:
+            DataError: when an epoch has no batch.
         """
+        total = getattr(self._sampler, "batches_of_all", None)
+        if total is None:
+            return self._rounds(base_of, *begun.place, rank)
+        return self._shared_rounds(base_of, begun, rank, size, total)
+
+    def _rounds(self, base_of: Callable[[int], int], epoch: int, start: int, rank: int) -> Iterator[tuple[Place, Any]]:
+        """Yield the rest of an epoch of this process's own batches, then one epoch after the other."""
         while True:
             place = (epoch, start)
             for place, batch in self.batches(base_of(epoch), epoch, start, rank):
                 yield place, batch
             if place == (epoch, 0):
-                message = "the training loader yields no batch; check the data set, and drop_last with few samples"
-                raise DataError(message)
+                raise DataError(_NO_BATCH)
             epoch, start = epoch + 1, 0
+
+    def _shared_rounds(
+        self, base_of: Callable[[int], int], begun: Begun, rank: int, size: int, total: int
+    ) -> Iterator[tuple[Place, Any]]:
+        """Yield this process's batches of the stream that all share; where it goes on is plain arithmetic."""
+        if total == 0:
+            raise DataError(_NO_BATCH)
+        past, ahead = divmod(begun.taken * size + rank, total)
+        while True:
+            shift = past * total % size
+            start = len(range((rank - shift) % size, ahead, size))
+            epoch = begun.epoch + past
+            yield from self.batches(base_of(epoch), epoch, start, rank, shift)
+            past, ahead = past + 1, 0
 
     def _foreign_stream(self, base: int, epoch: int, start: int, rank: int) -> Iterator[Any]:
         """Yield the batches of a loader that does not know positions."""
@@ -145,6 +187,7 @@ def _seeded(stream: Iterator[Any], seeds: StepSeeds) -> Iterator[Any]:
         yield batch
 
 
+_NO_BATCH = "the training loader yields no batch; check the data set, and drop_last with few samples"
 _STATEFUL = "resume of {}: by its own state_dict(); as exact as that is"
 _SKIPPED = (
     "resume of {}: by reading and skipping; exact if it yields the same batches in each run and draws only from the "

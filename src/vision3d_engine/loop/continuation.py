@@ -74,6 +74,7 @@ class Continuation:
         is_open = moments is not None
         return {
             "progress": self._progress.state_dict(),
+            "places": gather(list(self._progress.place)),
             "moments": gather(moments.state_dict()) if is_open else None,
             "loaders": gather(source.state_dict()) if is_open and source.is_stateful else None,
             "fingerprint": self.fingerprint(source),
@@ -106,6 +107,9 @@ class Continuation:
     def restore(self, state: Mapping[str, Any], source: Source) -> None:
         """Take over a state; one of an older engine holds less, which begins at the next epoch."""
         self._progress.load_state_dict(state.get("progress") or {})
+        rank, places = self._session.world.rank, state.get("places") or []
+        if rank < len(places):
+            self._progress.load_state_dict({"place": places[rank]})
         self._session.events.go_on_from(state.get("logs") or {}, self._progress.total_steps)
         self._moments = _own_share(state.get("moments"), self._session.world.rank, self._session.world.size)
         loaders = state.get("loaders") or []

@@ -24,6 +24,8 @@ class Engine:
     def __init__(self, session: Session, cfg: Any, moments: Sequence[str], base: type) -> None:
         self._session = session
         self._events = Events(self, base, moments)
+        self._records: dict[tuple[int, int], list[Any]] = {}
+        self._runner: Any = None
         self.model: Any = None
         self.cfg = cfg
         self.device = session.world.device
@@ -87,6 +89,30 @@ class Engine:
             index: step on TensorBoard's axis.
         """
         self._session.events.write_points(tag, points, colors, index)
+
+    def add_records(self, records: Iterable[Any]) -> None:
+        """Keep one record for each sample of the batch at hand, for `gather_records`; in a validation or test step.
+
+        Args:
+            records: anything that can be pickled, in the order of the samples; tensors should be on the host.
+        """
+        self._records.setdefault(self._record_place(), []).extend(records)
+
+    def gather_records(self) -> list[Any]:
+        """Return the records of all processes on the main one, in the order of the data set; elsewhere an empty list.
+
+        To be called by all processes, in ``after_val_epoch`` or ``after_test_epoch``; a loader that does not shuffle
+        has the data set's order.
+        """
+        gathered = self._session.world.gather(self._records)
+        if not self._session.world.is_main:
+            return []
+        merged = {place: records for part in gathered for place, records in part.items()}
+        return [record for place in sorted(merged) for record in merged[place]]
+
+    def _record_place(self) -> tuple[int, int]:
+        """Return where the batch at hand stands among the batches of all processes: batch k is with process k mod n."""
+        return self._runner.place[1], self._session.world.rank
 
     def _checked(self, results: Iterable[Any], checker: ResultChecker) -> list[dict[str, Any]]:
         """Check result dicts and hand them on."""

@@ -17,7 +17,9 @@ class Progress:
         is_open: the epoch has begun and its validation has not ended.
         trained: training batches of the open epoch that are behind us.
         is_trained: all of them are, and the schedule has followed; the validation is still to come.
-        place: round of the data and batch in it, both from 1, of the last training batch.
+        place: epoch of the data and batch in it, both from 1, of the last training batch of this process.
+        stream_epoch: epoch of the data with which an endless stream began.
+        stream_start: training batches that were behind us then.
     """
 
     epoch: int = 0
@@ -28,6 +30,8 @@ class Progress:
     trained: int = 0
     is_trained: bool = False
     place: tuple[int, int] = (1, 0)
+    stream_epoch: int = 1
+    stream_start: int = 0
 
     def begin_epoch(self) -> None:
         """Open the next epoch."""

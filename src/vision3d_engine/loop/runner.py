@@ -28,6 +28,7 @@ class Runner:
         device: where batches go.
         moments: takes in the results.
         progress_bar: show a bar if the console is a terminal or notebook.
+        may_be_empty: no batch is no error, since other processes may have them all.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Runner:
         device: torch.device,
         moments: Moments,
         progress_bar: bool = False,
+        may_be_empty: bool = False,
     ) -> None:
         self.phase = phase
         self.moments = moments
@@ -50,6 +52,7 @@ class Runner:
         self._after_step = after_step
         self._device = device
         self._progress_bar = progress_bar
+        self._may_be_empty = may_be_empty
 
     def run(self, batches: Iterable[tuple[Place, Any]], max_iteration: int | None, done: int = 0) -> None:
         """Walk the batches, each with its place in the data.
@@ -76,7 +79,7 @@ class Runner:
             self.timer.add("model", ended - started)
             waiting_since = ended
             self._after_step(iteration)
-        if iteration == 0:
+        if iteration == 0 and not self._may_be_empty:
             message = (
                 f"the {self.phase} loader is empty: it yields no batch. Check the data set, batch_size and drop_last"
             )

@@ -68,15 +68,17 @@ class Update:
         self._closes = is_last or self._open >= self._window_size
         return contextlib.nullcontext() if self._closes else without_gradient_sync(self._model)
 
-    def backward(self, loss: torch.Tensor, weight: Any = 1) -> None:
+    def backward(self, loss: torch.Tensor, weight: Any = 1, mean_weight: float = 1) -> None:
         """Add the weighted gradients of one micro-batch; the last one of a window also divides by the whole weight.
 
         Args:
             loss: one number that requires grad.
             weight: number of things that the loss is a mean over, as a number or a tensor on the device (not read).
+            mean_weight: with equal weights, the mean of all processes' weights for this micro-batch: less than 1 when
+                some have no batch left.
         """
         (loss if _is_one(weight) else loss * weight).backward()
-        self._weight = self._weight + weight
+        self._weight = self._weight + (mean_weight if self._equal_weights else weight)
         if self._closes:
             self._divide()
 

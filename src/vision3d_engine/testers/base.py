@@ -119,6 +119,7 @@ class BaseTester(Engine, abc.ABC):
     def test_epoch(self) -> None:
         """Test once over the loader."""
         world = self._session.world
+        self._records = {}
         self._events.fire("before_test_epoch")
         runner = self._runner = Runner(
             "test",
@@ -127,6 +128,7 @@ class BaseTester(Engine, abc.ABC):
             device=world.device,
             moments=Moments(world.gather),
             progress_bar=world.is_main,
+            may_be_empty=world.size > 1,
         )
         source = Source(self.test_loader)
         base = derived_seed(self._session.settings.exp.seed, "data", "test")

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -278,18 +279,11 @@ class BaseTrainer(Resumable, abc.ABC):
         self._check_metrics(summary_dict)
 
     def _check_loaders(self) -> None:
-        """Refuse empty loaders, and training loaders of different lengths, which would wait for each other for ever."""
+        """Refuse loaders that are empty on all processes."""
         for name, loader in (("training", self.train_loader), ("validation", self.val_loader)):
-            if length_of(loader) == 0:
+            if set(self._session.world.gather(length_of(loader))) == {0}:
                 message = f"the {name} loader is empty: len(loader) is 0. Check the data set, batch_size and drop_last"
                 raise DataError(message)
-        lengths = self._session.world.gather(length_of(self.train_loader))
-        if len(set(lengths)) > 1:
-            message = (
-                f"the training loaders of the {len(lengths)} processes have {listed(lengths)} batches; they must be "
-                "equal. Use build_dataloader(..., shuffle=True), or drop_last=True"
-            )
-            raise DataError(message)
 
     # ------------------------------------------------------------------------------------------- training
 
@@ -308,16 +302,78 @@ class BaseTrainer(Resumable, abc.ABC):
     def train_epoch(self) -> None:
         """Train for one epoch, or for what is left of it."""
         self._step_seeds = self._seed("train")
-        batches, max_iteration = self._train_batches()
+        batches, own_length = self._train_batches()
+        self._lengths = self._session.world.gather(own_length)
+        max_iteration = self._agreed_length()
         self._events.fire("before_train_epoch", self.epoch)
         self._update = self._new_update()
         self._checker = ResultChecker("train_step")
         self._runner = self._new_runner("train", self._train_iteration, self._after_train_iteration)
         self._open_moments = self._restored(self._runner.moments)
         self.optimizer.zero_grad(set_to_none=True)
-        self._runner.run(batches, max_iteration, done=self._progress.trained)
+        self._runner.run(self._evened(batches, max_iteration), max_iteration, done=self._progress.trained)
         self._close_train_epoch()
         self._end_train_epoch(self._runner)
+
+    def _agreed_length(self) -> int | None:
+        """Return how many steps all processes make in this epoch.
+
+        Raises:
+            DataError: when a process has no batch at all, or several do not know how many they have.
+        """
+        lengths, mode = self._lengths, self._session.settings.trainer.uneven
+        if None in lengths and len(lengths) > 1:
+            message = (
+                f"the training loaders of the {len(lengths)} processes do not all know their length "
+                f"({listed(lengths)}), so they could wait for each other for ever. Give the loader a __len__, or use "
+                "IterBasedTrainer"
+            )
+            raise DataError(message)
+        if 0 in lengths:
+            message = f"process {lengths.index(0)} of {len(lengths)} has no training batch; use fewer processes"
+            raise DataError(message)
+        return None if None in lengths else (min if mode == "drop" else max)(lengths)
+
+    def _evened(self, batches: Iterable[tuple[Place, Any]], length: int | None) -> Iterable[tuple[Place, Any]]:
+        """Return so many batches; on a process that has fewer, the last one again, or all of them again."""
+        if len(set(self._lengths)) == 1 or length is None:
+            return batches
+        return islice(self._prolonged(batches), length - self._progress.trained)
+
+    def _prolonged(self, batches: Iterable[tuple[Place, Any]]) -> Iterator[tuple[Place, Any]]:
+        last = None
+        for last in batches:
+            yield last
+        if self._session.settings.trainer.uneven == "cycle":
+            yield from self._over_and_over(first=0)
+        elif last is None:  # a resume in the midst of joining in
+            yield from self._over_and_over(first=self._own_length() - 1)
+        else:
+            yield from repeat(last)
+
+    def _over_and_over(self, first: int) -> Iterator[tuple[Place, Any]]:
+        """Yield the batches of this epoch from number ``first`` (counted from 0) to the last, again and again."""
+        base, rank = self._data_seed("train", self.epoch), self._session.world.rank
+        while True:
+            yield from self._train_source().batches(base, self.epoch, first, rank)
+
+    def _own_length(self) -> int:
+        return self._lengths[self._session.world.rank] or 0
+
+    def _mean_weight(self, iteration: int) -> float:
+        """Return the share of processes that still have a batch of their own, without asking them."""
+        if len(self._lengths) == 1 or self._session.settings.trainer.uneven != "join":
+            return 1
+        return sum(iteration <= length for length in self._lengths) / len(self._lengths)
+
+    def _fill_in(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
+        """Join in a step of other processes with a batch that has no weight, shows in no hook and in no mean."""
+        with self._update.micro_batch(self._runner.is_last):
+            _, result_dict = self._checker.unpack(self.train_step(self.epoch, iteration, data_dict))
+            self._update.backward(self._checker.loss(result_dict), 0, self._mean_weight(iteration))
+        if self._update.step_if_due():
+            self._count_update()
+        return []
 
     def _restored(self, moments: Moments) -> Moments:
         """Put the running means of an epoch that goes on into its meters."""
@@ -362,17 +418,29 @@ class BaseTrainer(Resumable, abc.ABC):
         world = self._session.world
         moments = Moments(world.gather)
         bar = phase != "train" and world.is_main
-        return Runner(phase, step, after_step, device=world.device, moments=moments, progress_bar=bar)
+        may_be_empty = phase == "val" and world.size > 1
+        return Runner(
+            phase,
+            step,
+            after_step,
+            device=world.device,
+            moments=moments,
+            progress_bar=bar,
+            may_be_empty=may_be_empty,
+        )
 
     def _train_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
         """One micro-batch: forward, backward and, when its window is full, the optimiser step."""
         epoch, update = self.epoch, self._update
         self._advance(iteration)
+        if self._is_filling(iteration):
+            return self._fill_in(iteration, data_dict)
         self._events.fire("before_train_step", epoch, iteration, data_dict)
         with update.micro_batch(self._runner.is_last):
             output_dict, result_dict = self._checker.unpack(self.train_step(epoch, iteration, data_dict))
             loss = self._checker.loss(result_dict)
-            update.backward(loss, self.loss_weight(data_dict, output_dict, result_dict))
+            weight = self.loss_weight(data_dict, output_dict, result_dict)
+            update.backward(loss, weight, self._mean_weight(iteration))
         self._events.fire("after_backward", epoch, iteration, data_dict, output_dict, result_dict)
         self._check_gradients(data_dict)
         self._learning_rate = self.optimizer.param_groups[0]["lr"]
@@ -380,6 +448,11 @@ class BaseTrainer(Resumable, abc.ABC):
             self._count_update()
         self._events.fire("after_train_step", epoch, iteration, data_dict, output_dict, result_dict)
         return self._checked((result_dict,), self._checker)
+
+    def _is_filling(self, iteration: int) -> bool:
+        """Tell whether this process has no batch of its own left in the epoch, while others have."""
+        is_uneven = len(set(self._lengths)) > 1 and self._session.settings.trainer.uneven == "join"
+        return is_uneven and iteration > self._own_length()
 
     def _advance(self, iteration: int) -> None:
         """Count a batch, and seed what its step draws."""
@@ -453,6 +526,7 @@ class BaseTrainer(Resumable, abc.ABC):
     def _run_validation(self) -> dict[str, Any]:
         """Validate without gradients; return the summary with what `after_val_epoch` added to it."""
         self._seed("val")
+        self._records = {}
         self.set_eval_mode()
         self._events.fire("before_val_epoch", self.epoch)
         self._checker = ResultChecker("val_step")

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from vision3d_engine.core.errors import ConfigError
-from vision3d_engine.data.source import Place, Source, length_of
+from vision3d_engine.data.source import Begun, Place, Source, length_of
 from vision3d_engine.trainers.base import BaseTrainer
 
 
@@ -43,11 +43,14 @@ class IterBasedTrainer(BaseTrainer):
         return islice(self._stream, number - self._progress.trained), number
 
     def _endless(self) -> Iterator[tuple[Place, Any]]:
-        """Return the batches from where the run is, round after round; an exchanged loader begins a new round."""
-        (data_round, done), is_new = self._progress.place, self._streamed is not None
+        """Return the batches from where the run is, without end; an exchanged loader begins a new stream."""
+        progress, world = self._progress, self._session.world
+        if self._streamed is not None:
+            progress.stream_epoch, progress.stream_start = progress.place[0] + 1, progress.total_steps
+            progress.place = (progress.stream_epoch, 0)
         self._streamed = self._train_source()
-        start = (data_round + 1, 0) if is_new else (data_round, done)
-        return self._streamed.rounds(lambda number: self._data_seed("train", number), *start, self._session.world.rank)
+        begun = Begun(progress.stream_epoch, progress.total_steps - progress.stream_start, progress.place)
+        return self._streamed.stream(lambda number: self._data_seed("train", number), begun, world.rank, world.size)
 
     def _schedule_after_step(self, updated: bool) -> None:
         if updated:
