@@ -3,10 +3,12 @@
 import json
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,9 +27,14 @@ from vision3d_engine import (
 
 
 def stopping(kind, at):
-    """A trainer that is broken off by an exception after a training step."""
+    """A trainer whose steps draw random numbers, and that is broken off by an exception after one of them."""
 
     class Stopping(kind):
+        def train_step(self, epoch, iteration, data_dict):
+            output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+            noise = torch.rand(()) + np.random.uniform() + random.random()  # noqa: NPY002
+            return output_dict, result_dict | {"loss": result_dict["loss"] * noise}
+
         def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):
             super().after_train_step(epoch, iteration, data_dict, output_dict, result_dict)
             self.totals = [*getattr(self, "totals", []), self.total_steps]
@@ -59,7 +66,29 @@ class Unsized:
         return iter(listed())
 
 
-@pytest.mark.parametrize("make", [loader, plain, listed, Unsized])
+class Stateful:
+    """Shuffles by a seed of its own, and knows how far it is."""
+
+    epoch = taken = 0
+
+    def __len__(self):
+        return 12
+
+    def __iter__(self):
+        order = random.Random(self.epoch).sample(listed(), 12)
+        while self.taken < len(order):
+            self.taken += 1
+            yield order[self.taken - 1]
+        self.epoch, self.taken = self.epoch + 1, 0
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "taken": self.taken}
+
+    def load_state_dict(self, state):
+        self.epoch, self.taken = state["epoch"], state["taken"]
+
+
+@pytest.mark.parametrize("make", [loader, plain, listed, Unsized, Stateful])
 @pytest.mark.parametrize("kind", [ToyEpochTrainer, ToyIterTrainer])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_run_broken_off_anywhere_ends_with_the_same_bits_and_the_same_summaries(kind, make, steps, tmp_path):

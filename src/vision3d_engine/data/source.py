@@ -15,6 +15,9 @@ Place = tuple[int, int]
 """An epoch, or round, of the data and the number of a batch in it, both counted from 1."""
 
 
+_CPU = torch.device("cpu")
+
+
 class Begun(NamedTuple):
     """Where an endless stream began, and how far it is.
 
@@ -49,13 +52,25 @@ class Source:
 
     Args:
         loader: what the user registered.
+        device: where steps run; its generator is seeded before each batch that is read in order.
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, device: torch.device = _CPU) -> None:
+        self._device = device
         self.registered = loader
         self._loader = taken_over(loader)
         self._sampler = sampler_of(self._loader)
         self._state: Any = None
+
+    @property
+    def is_positioned(self) -> bool:
+        """Whether batches are addressed by position. If not, what a step draws is seeded before its batch is read."""
+        return self._sampler is not None
+
+    def samples_per_step(self, processes: int) -> int | None:
+        """Return the samples of one batch of all processes, None when not known."""
+        batch_size = getattr(self._loader, "batch_size", None)
+        return batch_size * processes if isinstance(batch_size, int) else None
 
     @property
     def is_stateful(self) -> bool:
@@ -149,12 +164,13 @@ class Source:
     def _foreign_stream(self, base: int, epoch: int, start: int, rank: int) -> Iterator[Any]:
         """Yield the batches of a loader that does not know positions."""
         self._announce(epoch)
+        begun = 0
         if self._state is not None:
             self._loader.load_state_dict(self._state)
-            self._state, start = None, 0
-        seeds = StepSeeds(base ^ (rank + 1), torch.device("cpu"))
-        seeds.seed(0)
-        return islice(_seeded(iter(self._loader), seeds), start, None)
+            self._state, begun = None, start
+        seeds = StepSeeds(base ^ (rank + 1), self._device)
+        seeds.seed(begun)
+        return islice(_seeded(iter(self._loader), seeds, begun), start - begun, None)
 
     def _announce(self, epoch: int) -> None:
         """Tell samplers and data set which epoch comes."""
@@ -174,9 +190,11 @@ class Source:
         return _advice(self._loader, data_s, model_s)
 
 
-def _seeded(stream: Iterator[Any], seeds: StepSeeds) -> Iterator[Any]:
-    """Seed the host before each batch is fetched, since data sets without workers draw from its generators."""
-    number = 0
+def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[Any]:
+    """Seed before each batch is fetched, since data sets without workers draw from the generators of the step.
+
+    ``number`` batches are behind the stream.
+    """
     while True:
         number += 1
         seeds.seed(number)

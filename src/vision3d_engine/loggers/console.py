@@ -1,7 +1,9 @@
 """Messages for people: on the console and in a file, by loguru, without touching the host program's sinks."""
 
 import sys
+import time
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from tqdm import tqdm
 
 from vision3d_engine.core.files import make_folder
 
+_TIME = "%Y-%m-%d %H:%M:%S"
 _LEVELS = ("TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL")
 _CONSOLE_FORMAT = "<green>{time:YYYY-MM-DD HH:mm:ss}</green> | <level>{level}</level> | <level><n>{message}</n></level>"
 _FILE_FORMAT = "{time:YYYY-MM-DD HH:mm:ss} | {level} | {message}"
@@ -31,6 +34,7 @@ class Logger:
     """Writes messages to the console and, if named, to a file.
 
     It has a loguru core of its own: the host program's loguru sinks are neither removed nor written to.
+    ``before_message`` is called before each message, so that what was said before stands before it.
 
     Args:
         log_file: text file to append to; its folder is made when missing.
@@ -42,6 +46,7 @@ class Logger:
         self, log_file: str | Path | None = None, event_dir: str | Path | None = None, is_main: bool = True
     ) -> None:
         self._loguru = _new_loguru()
+        self.before_message: Callable[[], None] = _nothing
         weakref.finalize(self, self._loguru.remove)  # a logger that nobody closed closes its file all the same
         self._loguru.add(_BarSafeConsole(), format=_CONSOLE_FORMAT, level="INFO" if is_main else "ERROR")
         self._log_file = str(log_file) if log_file is not None and is_main else None
@@ -61,8 +66,17 @@ class Logger:
         """Folder of the TensorBoard events."""
         return self._event_dir
 
+    def write_lines(self, lines: Sequence[tuple[float, str]]) -> None:
+        """Write messages of the past, each with the time at which it came, all in one go."""
+        if len(lines) == 1:
+            self._loguru.info("{}", lines[0][1])
+            return
+        stamped = (f"{time.strftime(_TIME, time.localtime(when))} | INFO | {message}" for when, message in lines)
+        self._loguru.opt(raw=True).info("{}\n", "\n".join(stamped))
+
     def log(self, message: Any, level: str = "INFO") -> None:
         """Write a message; an unknown level is written as INFO, and said."""
+        self.before_message()
         level = str(level).upper()
         if level not in _LEVELS:
             self._loguru.warning("unknown log level '{}'; written as INFO (levels: {})", level, ", ".join(_LEVELS))
@@ -103,7 +117,7 @@ class Logger:
             from vision3d_engine.loggers.tensorboard import TensorBoardWriter
 
             self._events = TensorBoardWriter(self._event_dir)
-        self._events.scalars("", {name: value}, index)
+        self._events.scalars([(time.time(), "", {name: float(value)}, index)])
 
     def close(self) -> None:
         """Write what is buffered and close the files; safe to call twice."""
@@ -111,6 +125,10 @@ class Logger:
             self._events.close()
             self._events = None
         self._loguru.remove()
+
+
+def _nothing() -> None:
+    """Wait for nobody."""
 
 
 def _new_loguru() -> Any:

@@ -1,34 +1,54 @@
 """TensorBoard events; the only place that knows TensorBoard. Imported on the first event, since it is slow to load."""
 
-from collections.abc import Mapping
+import itertools
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  made by protobuf
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import mesh
 
 # Without a material TensorBoard draws points 1 to 2 pixels wide.
 _POINT_MATERIAL = {"material": {"cls": "PointsMaterial", "size": 0.03}}
 _MAX_POINTS = 20_000
+_NUMBERS = itertools.count()
 
 
 class TensorBoardWriter:
-    """Writes scalars and point clouds into one event folder.
+    """Writes scalars and point clouds into a file of its own in an event folder.
+
+    Events are written where they are made, by the thread that asks: ``SummaryWriter`` would hand each to one more
+    thread, and the interpreter changes threads at the expense of the training step.
 
     Args:
-        event_dir: the folder; every writer begins a file of its own.
+        event_dir: the folder; made when missing.
         purge_step: what earlier files hold from this step on, TensorBoard forgets.
     """
 
     def __init__(self, event_dir: str | Path, purge_step: int | None = None) -> None:
-        self._writer: Any = SummaryWriter(log_dir=str(event_dir), purge_step=purge_step)
+        folder = Path(event_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(_NUMBERS)}"
+        self._file = (folder / name).open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
-    def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
-        """Write numbers as ``phase/key``, all in one event."""
-        tags = {f"{phase}/{key}" if phase else key: float(value) for key, value in values.items()}
-        packed = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
-        self._writer.file_writer.add_summary(packed, step)
+    def scalars(self, events: Iterable[tuple[float, str, Mapping[str, float], int]]) -> None:
+        """Write sets of numbers (time, phase, values, step) as ``phase/key``, each set in one event."""
+        for when, phase, values, step in events:
+            tags = {f"{phase}/{key}" if phase else key: value for key, value in values.items()}
+            packed = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
+            self._write(Event(wall_time=when, step=step, summary=packed))
+        self.flush()
 
     def points(self, tag: str, points: Any, colors: Any, step: int) -> None:
         """Write clouds ``(B, N, 3)`` with colours ``(B, N, 3)``, 0 to 255; at most 20,000 points of each are kept."""
@@ -36,12 +56,16 @@ class TensorBoardWriter:
         colors = None if colors is None else torch.as_tensor(colors).detach().cpu()
         stride = -(-points.shape[1] // _MAX_POINTS)
         colors = None if colors is None else colors[:, ::stride]
-        self._writer.add_mesh(tag, points[:, ::stride], colors=colors, config_dict=_POINT_MATERIAL, global_step=step)
+        packed = mesh(tag, points[:, ::stride], colors, None, _POINT_MATERIAL)
+        self._write(Event(wall_time=time.time(), step=step, summary=packed))
+
+    def _write(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
         """Hand everything to the operating system."""
-        self._writer.flush()
+        self._file.flush()
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
+        self._file.close()

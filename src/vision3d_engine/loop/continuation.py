@@ -76,7 +76,7 @@ class Continuation:
             "progress": self._progress.state_dict(),
             "places": gather(list(self._progress.place)),
             "moments": gather(moments.state_dict()) if is_open else None,
-            "loaders": gather(source.state_dict()) if is_open and source.is_stateful else None,
+            "loaders": gather(source.state_dict()) if source.is_stateful else None,
             "fingerprint": self.fingerprint(source),
             "states": {name: part.state_dict() for name, part in self._parts.items()},
             "logs": self._session.events.ends(),

@@ -13,7 +13,7 @@ from vision3d_engine.core.tree import describe
 
 def check_batch(data_dict: Any, phase: str) -> None:
     """Refuse a batch that is not a dict."""
-    if not isinstance(data_dict, Mapping):
+    if type(data_dict) is not dict and not isinstance(data_dict, Mapping):
         message = (
             f"the {phase} loader yielded {describe(data_dict)}; batches must be dicts such as "
             "{'points': ..., 'label': ...}. Return a dict from the data set's __getitem__ or from collate_fn"
@@ -34,6 +34,8 @@ class ResultChecker:
 
     def unpack(self, returned: Any) -> tuple[Any, dict[str, Any]]:
         """Return the output dict and the result dict of a step that must return these two."""
+        if type(returned) is tuple and len(returned) == 2 and type(returned[1]) is dict:  # noqa: PLR2004  the usual case
+            return returned  # pyright: ignore[reportReturnType]
         if not (isinstance(returned, tuple | list) and len(returned) == 2 and isinstance(returned[1], Mapping)):  # noqa: PLR2004
             message = (
                 f"{self._step_name} returned {describe(returned)}; it must return two dicts: output_dict, result_dict"
@@ -66,7 +68,7 @@ class ResultChecker:
 
     def check(self, result_dict: Any) -> None:
         """Check that every value is one number; only keys that are new are looked at."""
-        if not isinstance(result_dict, Mapping):
+        if type(result_dict) is not dict and not isinstance(result_dict, Mapping):
             message = f"{self._step_name} returned {describe(result_dict)}; it must return a dict of numbers"
             raise ResultError(message)
         if result_dict.keys() <= self._seen:

@@ -12,8 +12,8 @@ from vision3d_engine.core.tree import to_device
 from vision3d_engine.data.source import Place
 from vision3d_engine.endpoints.context_manager import clear_context_manager
 from vision3d_engine.loop.results import check_batch
+from vision3d_engine.metrics.clock import StepClock
 from vision3d_engine.metrics.moments import Moments
-from vision3d_engine.metrics.timer import Timer
 
 Step = Callable[[int, Any], Iterable[dict[str, Any]]]
 
@@ -44,7 +44,7 @@ class Runner:
     ) -> None:
         self.phase = phase
         self.moments = moments
-        self.timer = Timer()
+        self.clock = StepClock(device)
         self.is_last = False
         self.place: Place = (0, 0)
         self.max_iteration: int | None = None
@@ -66,17 +66,21 @@ class Runner:
             DataError: when there is no batch, or one is not a dict.
         """
         self.max_iteration = max_iteration
+        clock, moments = self.clock, self.moments
         iteration, waiting_since = done, time.perf_counter()
         for iteration, (place, batch) in enumerate(self._with_bar(self._mark_last(batches, done)), start=done + 1):
             self.place = place
             clear_context_manager()
             data_dict = self._receive(batch)
-            started = time.perf_counter()
+            started, mark = time.perf_counter(), clock.start()
             for result_dict in self._step(iteration, data_dict):
-                self.moments.update(result_dict)
+                moments.update(result_dict)
+            if mark is not None:
+                clock.stop(mark)
             ended = time.perf_counter()
-            self.timer.add("data", started - waiting_since)
-            self.timer.add("model", ended - started)
+            clock.steps += 1
+            clock.data_s += started - waiting_since
+            clock.model_s += ended - started
             waiting_since = ended
             self._after_step(iteration)
         if iteration == 0 and not self._may_be_empty:

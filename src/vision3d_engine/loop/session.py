@@ -60,6 +60,7 @@ class Session:
         self.logger = Logger(log_file, is_main=self.world.is_main)
         set_logger(self.logger)
         self.events = EventBoard(self.folders.events, self.folders.output / "metrics.jsonl", self.world.is_main)
+        self.events.speak_through(self.logger)
         self._announce(warnings)
         seed_everything(self.settings.exp.seed + self.world.rank)
         set_cudnn_deterministic(self.settings.trainer.cudnn_deterministic)

@@ -43,12 +43,16 @@ class Moments:
     def update(self, results: Mapping[str, Any]) -> None:
         """Take in the numbers of one step; never waits for the device."""
         self._count += 1
-        tensors = {key: value for key, value in results.items() if isinstance(value, torch.Tensor)}
-        if tensors:
-            self._rows_of(tuple(tensors)).append(tensors.values(), self._count)
-        if len(tensors) < len(results):
-            self._add_numbers({key: value for key, value in results.items() if key not in tensors})
-        if results.keys() != self._keys.keys():
+        keys, scalars = [], []
+        for key, value in results.items():
+            if isinstance(value, torch.Tensor):
+                keys.append(key)
+                scalars.append(value.detach() if value.requires_grad else value)
+            else:
+                self._add_number(key, value)
+        if keys:
+            self._rows_of(tuple(keys)).append(scalars, self._count)
+        if len(results) != len(self._keys) or results.keys() != self._keys.keys():
             self._keys |= dict.fromkeys(results)
 
     def _rows_of(self, keys: tuple[str, ...]) -> "_Rows":
@@ -58,11 +62,10 @@ class Moments:
             rows = self._waiting[keys] = _Rows(keys)
         return rows
 
-    def _add_numbers(self, numbers: Mapping[str, Any]) -> None:
-        """Add numbers of the host straight to the window."""
-        for key, value in numbers.items():
-            number = value.item() if isinstance(value, np.ndarray) else float(value)
-            self._window[key] = _add(self._window.get(key), (1.0, number, number * number))
+    def _add_number(self, key: str, value: Any) -> None:
+        """Add a number of the host straight to the window."""
+        number = value.item() if isinstance(value, np.ndarray) else float(value)
+        self._window[key] = _add(self._window.get(key), (1.0, number, number * number))
 
     def window_means(self) -> dict[str, float]:
         """Return the means since the last call, over all processes, and begin a window; one copy from the device."""
@@ -135,14 +138,16 @@ class _Rows:
         self._numbers: list[int] = []
         self._blocks: deque[tuple[list[int], torch.Tensor]] = deque(maxlen=_MAX_BLOCKS)
 
-    def append(self, values: Iterable[torch.Tensor], number: int) -> None:
+    def append(self, scalars: list[torch.Tensor], number: int) -> None:
         """Copy the values of one step, whose number is given, into one vector."""
         self._numbers.append(number)
-        scalars = [value.detach() if value.ndim == 0 else value.detach().reshape(()) for value in values]
         try:
-            self._rows.append(torch.stack(scalars))
-        except RuntimeError:  # tensors of several devices; rare, and looking for them would cost every step
-            self._rows.append(torch.stack([scalar.to(scalars[0].device) for scalar in scalars]))
+            row = torch.stack(scalars)
+        except (
+            RuntimeError
+        ):  # several devices, or shapes such as (1,); rare, and looking for them would cost every step
+            row = torch.stack([scalar.reshape(()).to(scalars[0].device) for scalar in scalars])
+        self._rows.append(row if row.ndim == 1 else row.reshape(-1))
         self._count += 1
         if len(self._rows) >= _MAX_ROWS:
             self._sum_up()

@@ -135,7 +135,7 @@ class BaseTester(Engine, abc.ABC):
         runner.run(source.batches(base, epoch=1, rank=world.rank), source.length)
         summary_dict: dict[str, Any] = runner.moments.means()
         self._events.fire("after_test_epoch", summary_dict)
-        times = runner.timer.summary(("data", "model"))
+        times = runner.clock.means()
         self.log("[Test] " + get_log_string(as_numbers(summary_dict), time_dict=times), level="SUCCESS")
 
     def _test_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
@@ -164,5 +164,5 @@ class BaseTester(Engine, abc.ABC):
         number, data_dict, output_dict, result_dict = self._last_case
         message = self.get_log_string(number, data_dict, output_dict, to_array(result_dict))
         total = self._runner.max_iteration
-        times = self._runner.timer.tostring(("data", "model"), verbose=False)
+        times = get_log_string({}, time_dict=self._runner.clock.window().times())
         self.log(f"iter: {iteration}{f'/{total}' if total else ''}, {message}, {times}")

@@ -2,8 +2,8 @@
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice, repeat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +18,15 @@ from vision3d_engine.debug.finite import check_gradients
 from vision3d_engine.distributed.wrap import local_forward, wrap_model
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.continuation import has_state
+from vision3d_engine.loop.engine import Engine
 from vision3d_engine.loop.hooks import TRAIN_MOMENTS
+from vision3d_engine.loop.pace import describe_pace
 from vision3d_engine.loop.results import ResultChecker, as_numbers
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.session import Session
+from vision3d_engine.loop.turns import Turns
 from vision3d_engine.loop.update import Update
+from vision3d_engine.metrics.clock import Window
 from vision3d_engine.metrics.moments import Moments
 from vision3d_engine.trainers.resumable import Resumable
 
@@ -52,6 +56,7 @@ class BaseTrainer(Resumable, abc.ABC):
     def __init__(self, cfg: Any = None) -> None:
         super().__init__(Session(cfg, "train"), cfg, TRAIN_MOMENTS, BaseTrainer)
         self._learning_rate: Any = 0.0
+        self._is_debug = self._session.settings.trainer.debug
 
     # ------------------------------------------------------------------------------------------- state
 
@@ -302,75 +307,31 @@ class BaseTrainer(Resumable, abc.ABC):
     def train_epoch(self) -> None:
         """Train for one epoch, or for what is left of it."""
         self._step_seeds = self._seed("train")
+        self._seeds_steps = self._train_source().is_positioned
         batches, own_length = self._train_batches()
-        self._lengths = self._session.world.gather(own_length)
-        max_iteration = self._agreed_length()
+        lengths, mode = self._session.world.gather(own_length), self._session.settings.trainer.uneven
+        turns = self._turns = Turns(lengths, self._session.world.rank, mode)
         self._events.fire("before_train_epoch", self.epoch)
         self._update = self._new_update()
         self._checker = ResultChecker("train_step")
         self._runner = self._new_runner("train", self._train_iteration, self._after_train_iteration)
         self._open_moments = self._restored(self._runner.moments)
         self.optimizer.zero_grad(set_to_none=True)
-        self._runner.run(self._evened(batches, max_iteration), max_iteration, done=self._progress.trained)
+        done = self._progress.trained
+        self._runner.run(turns.evened(batches, done, self._own_batches), turns.length, done)
         self._close_train_epoch()
         self._end_train_epoch(self._runner)
 
-    def _agreed_length(self) -> int | None:
-        """Return how many steps all processes make in this epoch.
-
-        Raises:
-            DataError: when a process has no batch at all, or several do not know how many they have.
-        """
-        lengths, mode = self._lengths, self._session.settings.trainer.uneven
-        if None in lengths and len(lengths) > 1:
-            message = (
-                f"the training loaders of the {len(lengths)} processes do not all know their length "
-                f"({listed(lengths)}), so they could wait for each other for ever. Give the loader a __len__, or use "
-                "IterBasedTrainer"
-            )
-            raise DataError(message)
-        if 0 in lengths:
-            message = f"process {lengths.index(0)} of {len(lengths)} has no training batch; use fewer processes"
-            raise DataError(message)
-        return None if None in lengths else (min if mode == "drop" else max)(lengths)
-
-    def _evened(self, batches: Iterable[tuple[Place, Any]], length: int | None) -> Iterable[tuple[Place, Any]]:
-        """Return so many batches; on a process that has fewer, the last one again, or all of them again."""
-        if len(set(self._lengths)) == 1 or length is None:
-            return batches
-        return islice(self._prolonged(batches), length - self._progress.trained)
-
-    def _prolonged(self, batches: Iterable[tuple[Place, Any]]) -> Iterator[tuple[Place, Any]]:
-        last = None
-        for last in batches:
-            yield last
-        if self._session.settings.trainer.uneven == "cycle":
-            yield from self._over_and_over(first=0)
-        elif last is None:  # a resume in the midst of joining in
-            yield from self._over_and_over(first=self._own_length() - 1)
-        else:
-            yield from repeat(last)
-
-    def _over_and_over(self, first: int) -> Iterator[tuple[Place, Any]]:
-        """Yield the batches of this epoch from number ``first`` (counted from 0) to the last, again and again."""
+    def _own_batches(self, first: int) -> Iterable[tuple[Place, Any]]:
+        """Return this process's batches of the epoch, from number ``first`` (counted from 0) on."""
         base, rank = self._data_seed("train", self.epoch), self._session.world.rank
-        while True:
-            yield from self._train_source().batches(base, self.epoch, first, rank)
-
-    def _own_length(self) -> int:
-        return self._lengths[self._session.world.rank] or 0
-
-    def _mean_weight(self, iteration: int) -> float:
-        """Return the share of processes that still have a batch of their own, without asking them."""
-        if len(self._lengths) == 1 or self._session.settings.trainer.uneven != "join":
-            return 1
-        return sum(iteration <= length for length in self._lengths) / len(self._lengths)
+        return self._train_source().batches(base, self.epoch, first, rank)
 
     def _fill_in(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
         """Join in a step of other processes with a batch that has no weight, shows in no hook and in no mean."""
         with self._update.micro_batch(self._runner.is_last):
             _, result_dict = self._checker.unpack(self.train_step(self.epoch, iteration, data_dict))
-            self._update.backward(self._checker.loss(result_dict), 0, self._mean_weight(iteration))
+            self._update.backward(self._checker.loss(result_dict), 0, self._turns.mean_weight(iteration))
         if self._update.step_if_due():
             self._count_update()
         return []
@@ -433,26 +394,22 @@ class BaseTrainer(Resumable, abc.ABC):
         """One micro-batch: forward, backward and, when its window is full, the optimiser step."""
         epoch, update = self.epoch, self._update
         self._advance(iteration)
-        if self._is_filling(iteration):
+        if self._turns.is_filling(iteration):
             return self._fill_in(iteration, data_dict)
         self._events.fire("before_train_step", epoch, iteration, data_dict)
         with update.micro_batch(self._runner.is_last):
             output_dict, result_dict = self._checker.unpack(self.train_step(epoch, iteration, data_dict))
             loss = self._checker.loss(result_dict)
             weight = self.loss_weight(data_dict, output_dict, result_dict)
-            update.backward(loss, weight, self._mean_weight(iteration))
+            update.backward(loss, weight, self._turns.mean_weight(iteration))
         self._events.fire("after_backward", epoch, iteration, data_dict, output_dict, result_dict)
-        self._check_gradients(data_dict)
+        if self._is_debug:
+            self._check_gradients(data_dict)
         self._learning_rate = self.optimizer.param_groups[0]["lr"]
         if update.step_if_due():
             self._count_update()
         self._events.fire("after_train_step", epoch, iteration, data_dict, output_dict, result_dict)
         return self._checked((result_dict,), self._checker)
-
-    def _is_filling(self, iteration: int) -> bool:
-        """Tell whether this process has no batch of its own left in the epoch, while others have."""
-        is_uneven = len(set(self._lengths)) > 1 and self._session.settings.trainer.uneven == "join"
-        return is_uneven and iteration > self._own_length()
 
     def _advance(self, iteration: int) -> None:
         """Count a batch, and seed what its step draws."""
@@ -460,16 +417,15 @@ class BaseTrainer(Resumable, abc.ABC):
         progress.iteration = progress.trained = iteration
         progress.place = self._runner.place
         progress.total_steps += 1
-        self._step_seeds.seed(iteration)
+        if self._seeds_steps:
+            self._step_seeds.seed(iteration)
 
     def _count_update(self) -> None:
         self._progress.updates += 1
 
     def _check_gradients(self, data_dict: Any) -> None:
-        """In debug mode, stop at the first gradient that is not finite."""
-        if self._session.settings.trainer.debug:
-            folder = self._session.folders.output / "debug"
-            check_gradients(self.model, data_dict, self.epoch, self.iteration, folder)
+        """Stop at the first gradient that is not finite."""
+        check_gradients(self.model, data_dict, self.epoch, self.iteration, self._session.folders.output / "debug")
 
     def _after_train_iteration(self, iteration: int) -> None:
         if iteration % self.log_steps == 0:
@@ -483,23 +439,40 @@ class BaseTrainer(Resumable, abc.ABC):
         """Write the means since the last log line, with the learning rate that the step used."""
         means = runner.moments.window_means()
         self._check_finite(means, runner.moments)
-        lr = float(self._learning_rate)
-        message = get_log_string(
-            means,
-            epoch=self.epoch,
-            max_epoch=self.max_epoch,
-            iteration=self.iteration,
-            max_iteration=runner.max_iteration,
-            lr=lr,
-            time_dict=runner.timer.summary(("data", "model")),
-        )
-        self.log(message)
+        window, lr = runner.clock.window(), float(self._learning_rate)
         position = {"epoch": self.epoch, "iteration": self.iteration, "updates": self._progress.updates, "lr": lr}
         self._session.events.write("train", means, self.total_steps, **position)
+        self._say(partial(self._train_line, means, window, position, runner.max_iteration))
+        self._advise(window)
+
+    def _train_line(self, means: Mapping[str, float], window: Window, position: Any, max_iteration: int | None) -> str:
+        """Put a log line together; in the thread that writes it."""
+        epoch, iteration = position["epoch"], position["iteration"]
+        left = None if max_iteration is None else (self.max_epoch - epoch + 1) * max_iteration - iteration
+        line = get_log_string(
+            means, epoch, self.max_epoch, iteration, max_iteration, lr=position["lr"], time_dict=window.times()
+        )
+        samples = self._train_source().samples_per_step(self._session.world.size)
+        return f"{line}, {describe_pace(window, left, samples, self._session.world.device)}"
+
+    def _say(self, make: Callable[[], str]) -> None:
+        """Log a line that is put together later; at once for a script that has a `log` of its own."""
+        if getattr(type(self), "log", None) is Engine.log:
+            self._session.events.write_line(make)
+        else:
+            self.log(make())
+
+    def _advise(self, window: Window) -> None:
+        """Say once when loading holds the training up, and what to do."""
+        if not self._has_advised and (advice := self._train_source().advice(window.data_s, window.model_s)):
+            self._has_advised = True
+            self.log(advice, level="WARNING")
+
+    _has_advised = False
 
     def _end_train_epoch(self, runner: Runner) -> None:
         summary_dict: dict[str, Any] = runner.moments.means()
-        times = runner.timer.summary(("data", "model"))
+        times = runner.clock.means()
         self.log("[Train] " + get_log_string(summary_dict, self.epoch, self.max_epoch, time_dict=times))
         self._session.events.write_row("train_epoch", summary_dict, step=self.total_steps, epoch=self.epoch)
         self._events.fire("after_train_epoch", self.epoch, summary_dict)
@@ -556,7 +529,7 @@ class BaseTrainer(Resumable, abc.ABC):
             self._stop_if_asked()
 
     def _log_validation(self, summary_dict: dict[str, float], runner: Runner) -> None:
-        times = runner.timer.summary(("data", "model"))
+        times = runner.clock.means()
         message = get_log_string(summary_dict, epoch=self.epoch, max_epoch=self.max_epoch, time_dict=times)
         self.log("[Val] " + message, level="SUCCESS")
         self._session.events.write("val", summary_dict, self.epoch, epoch=self.epoch, total_steps=self.total_steps)

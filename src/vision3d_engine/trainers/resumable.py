@@ -97,7 +97,7 @@ class Resumable(Engine):
     def _train_source(self) -> Source:
         """Return the training data as the engine reads it; a loader that was exchanged during the run is noticed."""
         if self._source is None or self._source.registered is not self.train_loader:
-            self._source = Source(self.train_loader)
+            self._source = Source(self.train_loader, self._session.world.device)
         return self._source
 
     # ------------------------------------------------------------------------------------------- saving
@@ -342,16 +342,26 @@ class Resumable(Engine):
 
     # ------------------------------------------------------------------------------------------- finite numbers
 
+    def _is_time_to_look(self) -> bool:
+        """Tell whether a second has gone by since the weights were looked at; a look costs as much as a tiny step."""
+        now = time.monotonic()
+        is_due = now - self._looked_at >= 1.0
+        self._looked_at = now if is_due else self._looked_at
+        return is_due
+
+    _looked_at = -math.inf
+
     def _check_finite(self, means: Mapping[str, float], moments: Moments) -> None:
         """Stop a run whose loss or weights are not finite; called at log lines, where the device is read anyway.
 
         Raises:
             NonFiniteError: naming step and parameters.
         """
-        if self._session.settings.trainer.nonfinite == "ignore":
+        is_finite = math.isfinite(means.get("loss", 0.0))
+        if self._session.settings.trainer.nonfinite == "ignore" or (is_finite and not self._is_time_to_look()):
             return
         parameters = non_finite_parameters(self.model)
-        if math.isfinite(means.get("loss", 0.0)) and not parameters:
+        if is_finite and not parameters:
             return
         first = moments.first_not_finite("loss")
         where = f"since iteration {first}" if first is not None else f"at iteration {self._progress.iteration}"

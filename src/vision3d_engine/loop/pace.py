@@ -1,0 +1,32 @@
+"""What a log line says about speed: steps per second, samples per second, time left, memory of the device."""
+
+import torch
+
+from vision3d_engine.metrics.clock import Window
+
+
+def describe_pace(window: Window, steps_left: int | None, samples_per_step: int | None, device: torch.device) -> str:
+    """Return ``3.2 it/s, 26 samples/s, eta 1:02:03, 4.1 GB`` without what is not known.
+
+    Args:
+        window: times since the last log line.
+        steps_left: steps until the end of the run; None when not known.
+        samples_per_step: samples of one step of all processes; None when not known.
+        device: its peak memory since the start is told, if it is an accelerator that counts it.
+    """
+    parts = [f"{window.rate:.3g} it/s"]
+    if samples_per_step is not None:
+        parts.append(f"{window.rate * samples_per_step:.3g} samples/s")
+    if steps_left is not None:
+        parts.append(f"eta {_clock(steps_left / window.rate)}")
+    if device.type == "cuda":
+        parts.append(f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GB")
+    return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    """Return ``1:02:03``, or ``2 d 1:02:03``."""
+    days, rest = divmod(round(seconds), 86400)
+    hours, rest = divmod(rest, 3600)
+    text = f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+    return f"{days} d {text}" if days else text

@@ -1,0 +1,77 @@
+"""How many steps processes make together when they have different numbers of batches."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice, repeat
+from typing import Any
+
+from vision3d_engine.core.errors import DataError, listed
+
+
+class Turns:
+    """The steps of one epoch, known from the processes' numbers of batches; nothing is exchanged in a step.
+
+    Args:
+        lengths: batches of each process in rank order; None where it is not known.
+        rank: number of this process.
+        mode: ``"join"``: who runs out joins in without weight; ``"drop"``: the surplus of others is left out;
+            ``"cycle"``: who runs out begins its batches again.
+
+    Raises:
+        DataError: when a process has no batch at all, or several do not know how many they have.
+    """
+
+    def __init__(self, lengths: Sequence[int | None], rank: int, mode: str) -> None:
+        self._known = [length for length in lengths if length is not None]
+        _check(lengths)
+        self._own = lengths[rank]
+        self._mode = mode
+        self._common = min(self._known, default=None)
+        #: steps of the epoch; None when the only process does not know.
+        self.length = self._common if mode == "drop" else max(self._known, default=None)
+        self._even_until = self._common if mode == "join" and self._common != self.length else None
+
+    def mean_weight(self, iteration: int) -> float:
+        """Return the share of processes that have a batch of their own in a step."""
+        if self._even_until is None or iteration <= self._even_until:
+            return 1
+        return sum(iteration <= length for length in self._known) / len(self._known)
+
+    def is_filling(self, iteration: int) -> bool:
+        """Tell whether this process has run out of batches while others have not."""
+        if self._even_until is None or iteration <= self._even_until:
+            return False
+        return self._own is not None and iteration > self._own
+
+    def evened(self, batches: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterable[Any]:
+        """Return a batch for every step that is left: its own, then its last one again, or all of them again.
+
+        Args:
+            batches: what is left of this process's own.
+            done: steps that are behind us.
+            read: returns this process's batches from a number on, counted from 0.
+        """
+        if self.length is None or self.length == self._own == self._common:
+            return batches
+        return islice(self._prolonged(batches, read), self.length - done)
+
+    def _prolonged(self, batches: Iterable[Any], read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
+        last = None
+        for last in batches:
+            yield last
+        while self._mode == "cycle":
+            yield from read(0)
+        if last is None:  # a resume in the midst of joining in
+            last = next(iter(read((self._own or 1) - 1)))
+        yield from repeat(last)
+
+
+def _check(lengths: Sequence[int | None]) -> None:
+    if None in lengths and len(lengths) > 1:
+        message = (
+            f"the training loaders of the {len(lengths)} processes do not all know their length ({listed(lengths)}), "
+            "so they could wait for each other for ever. Give the loader a __len__, or use IterBasedTrainer"
+        )
+        raise DataError(message)
+    if 0 in lengths:
+        message = f"process {lengths.index(0)} of {len(lengths)} has no training batch; use fewer processes"
+        raise DataError(message)

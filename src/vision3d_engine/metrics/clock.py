@@ -1,0 +1,89 @@
+"""How long the steps of a pass take, without waiting for the device."""
+
+import time
+from typing import Any
+
+import torch
+
+# Steps of a window whose device time is measured; bounds memory between rare log lines.
+_MAX_MEASURED = 256
+
+
+class StepClock:
+    """Time spent waiting for data and time spent in steps, for the whole pass and since the last log line.
+
+    On the CPU both are host time. On CUDA the time of a step is that of its kernels, between two events that are read
+    at the log line, when they have long passed.
+
+    Args:
+        device: where the steps run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._events: list[tuple[Any, Any]] = []
+        self._device_s: list[float] = [0.0, 0.0]
+        self.steps = 0
+        self.data_s = 0.0
+        self.model_s = 0.0
+        self._began = time.perf_counter()
+        self._last = (0, 0.0, 0.0, self._began)
+
+    def start(self) -> Any:
+        """Mark the start of a step on the device; None on the CPU. The host does not wait."""
+        if not self._is_cuda or len(self._events) >= _MAX_MEASURED:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self, started: Any) -> None:
+        """Mark the end of a step that `start` has marked."""
+        ended = torch.cuda.Event(enable_timing=True)
+        ended.record()
+        self._events.append((started, ended))
+
+    def window(self) -> "Window":
+        """Return what has been measured since the last call; called where the device has just been read."""
+        steps, data_s, model_s, at = self._last
+        now = time.perf_counter()
+        count = max(self.steps - steps, 1)
+        window = Window(
+            data_s=(self.data_s - data_s) / count,
+            model_s=self._read_events() or (self.model_s - model_s) / count,
+            rate=count / max(now - at, 1e-9),
+        )
+        self._last = (self.steps, self.data_s, self.model_s, now)
+        return window
+
+    def _read_events(self) -> float:
+        """Return the mean device time of the measured steps that have ended, in seconds; 0 when there are none."""
+        ended = [pair for pair in self._events if pair[1].query()]
+        self._events = []
+        total = sum(start.elapsed_time(end) for start, end in ended) / 1e3
+        self._device_s = [self._device_s[0] + total, self._device_s[1] + len(ended)]
+        return total / len(ended) if ended else 0.0
+
+    def means(self) -> dict[str, float]:
+        """Return the mean times of the pass, in seconds: ``data`` and ``model``."""
+        self._read_events()
+        total, measured = self._device_s
+        steps = max(self.steps, 1)
+        return {"data": self.data_s / steps, "model": total / measured if measured else self.model_s / steps}
+
+    def rate(self) -> float:
+        """Return the steps per second of the whole pass."""
+        return self.steps / max(time.perf_counter() - self._began, 1e-9)
+
+
+class Window:
+    """Mean times of the steps between two log lines, in seconds, and steps per second."""
+
+    def __init__(self, data_s: float, model_s: float, rate: float) -> None:
+        self.data_s = data_s
+        self.model_s = model_s
+        self.rate = rate
+
+    def times(self) -> dict[str, float]:
+        """Return the mean times by name."""
+        return {"data": self.data_s, "model": self.model_s}
