@@ -58,10 +58,10 @@ def batches_of(count, size):
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
-def by_hand(windows, weights_of):
+def by_hand(windows, weights_of, lr=0.1):
     """Train on the weighted mean over each window of batches; return the gradients and the weights at the end."""
     model, rows = linear(), Rows(200)
-    optimizer, gradients = torch.optim.SGD(model.parameters(), lr=0.1), []
+    optimizer, gradients = torch.optim.SGD(model.parameters(), lr=lr), []
     for window in windows:
         optimizer.zero_grad()
         weights = weights_of(window)
@@ -164,3 +164,13 @@ def test_uneven_numbers_of_batches_never_hang(world, mode, steps):
         assert result["seen"] == again[: max(steps, 3) if mode != "drop" else 3]
         assert len(result["updates"]) == steps
         assert result["weights"] == found[0]["weights"]
+
+
+@pytest.mark.parametrize(("rule", "power"), [("linear", 1), ("sqrt", 0.5)])
+def test_the_learning_rate_is_scaled_by_the_number_of_processes_on_request(world, rule, power):
+    found = world.run(kind="epoch", count=6 * world.size, batch_size=2, trainer={"scale_lr": rule})
+    batches = batches_of(6 * world.size, 2)
+    windows = [batches[i : i + world.size] for i in range(0, len(batches), world.size)]
+    _, weights = by_hand(windows, lambda window: [1] * len(window), lr=0.1 * world.size**power)
+    for result in found:
+        assert (flat(result["weights"]) - weights).abs().max() <= 1e-12

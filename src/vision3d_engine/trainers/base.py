@@ -28,6 +28,7 @@ from vision3d_engine.loop.turns import Turns
 from vision3d_engine.loop.update import Update
 from vision3d_engine.metrics.clock import Window
 from vision3d_engine.metrics.moments import Moments
+from vision3d_engine.optim.scaling import scale_factor, scale_learning_rate
 from vision3d_engine.trainers.resumable import Resumable
 
 
@@ -97,7 +98,7 @@ class BaseTrainer(Resumable, abc.ABC):
     def register_optimizer(self, optimizer: Any) -> None:
         """Register the optimizer: torch's, or anything with ``step``, ``zero_grad``, ``param_groups``, ``state_dict``.
 
-        The learning rate is used as it is on any number of processes.
+        The learning rate is used as it is on any number of processes, unless ``trainer.scale_lr`` says otherwise.
         """
         wanted = ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict")
         self.optimizer = _with_methods("register_optimizer", optimizer, wanted)
@@ -251,9 +252,35 @@ class BaseTrainer(Resumable, abc.ABC):
             self.log("no learning rate schedule is registered: the rate stays as it is")
         for note in filter(None, (self._train_source().note, *self._forgotten_states())):
             self.log(note)
+        self._scale_rates()
         self._begin()
         self._events.bind()
         self.set_train_mode()
+
+    def load(self, filename: str) -> None:
+        """Load a checkpoint with all parts that it holds, and go on from its moment.
+
+        Args:
+            filename: an absolute path, one from where the command runs, or a name in the checkpoint folder.
+
+        Raises:
+            CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model or other data.
+        """
+        self._scale_rates()  # first: the rates of a checkpoint are those of its run, whatever the processes now
+        super().load(filename)
+
+    def _scale_rates(self) -> None:
+        """Fit the learning rate to the number of processes, once for each optimizer."""
+        rule, size = self._session.settings.trainer.scale_lr, self._session.world.size
+        if rule == "none" or self._scaled is self.optimizer:
+            return
+        before, factor = self.get_lr(), scale_factor(rule, size)
+        scale_learning_rate(self.optimizer, self.scheduler, factor)
+        self._scaled = self.optimizer
+        result = f"{before:g} x {factor:g} = {self.get_lr():g}"
+        self.log(f"learning rate: {result} (trainer.scale_lr is {rule}, {size} processes); a resume keeps its own")
+
+    _scaled: Any = None
 
     def _between(self, before: str, act: Callable[[], None], after: str) -> None:
         self._events.fire(before)

@@ -1,0 +1,64 @@
+"""Learning rates for several processes: the whole schedule times one factor."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch.optim.lr_scheduler import LRScheduler
+
+from vision3d_engine.core.errors import ConfigError
+from vision3d_engine.core.tree import describe
+
+# Where torch's schedules keep absolute rates: in the optimizer's groups, and in attributes of their own.
+_GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+_ATTRIBUTES = ("base_lrs", "max_lrs", "min_lrs", "eta_min", "_last_lr")
+
+
+def scale_factor(rule: str, size: int) -> float:
+    """Return the factor on the learning rate for a number of processes: by ``none``, ``linear`` or ``sqrt``.
+
+    Linear is the rule of Goyal et al. 2017 for SGD, the square root that of Krizhevsky 2014 and for adaptive ones.
+    """
+    return {"none": 1.0, "linear": float(size), "sqrt": math.sqrt(size)}[rule]
+
+
+def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
+    """Multiply all rates of an optimizer and its schedule, so that every step has ``factor`` times the rate.
+
+    Lower limits (``eta_min``, ``min_lr``) and peaks (``max_lr``) are rates too. It makes no difference whether the
+    schedule was built before or is None.
+
+    Raises:
+        ConfigError: for a schedule that is not torch's, since nobody knows where it keeps its rates.
+    """
+    if scheduler is not None and not isinstance(scheduler, LRScheduler):
+        message = (
+            f"trainer.scale_lr cannot scale the schedule {describe(scheduler)}, which is no "
+            "torch.optim.lr_scheduler.LRScheduler: leave trainer.scale_lr at 'none' and scale its rates yourself"
+        )
+        raise ConfigError(message)
+    for group in optimizer.param_groups:
+        group |= {key: _scaled(group[key], factor) for key in _GROUP_KEYS if key in group}
+    for part in _parts(scheduler):
+        found = vars(part)
+        found |= {name: _scaled(found[name], factor) for name in _ATTRIBUTES if name in found}
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    """Return rates times the factor; new objects, since groups and schedules may share one list or tensor."""
+    if isinstance(value, list | tuple):
+        return [_scaled(item, factor) for item in value]
+    return value if value is None else value * factor
+
+
+def _parts(scheduler: Any) -> Iterator[LRScheduler]:
+    """Yield a schedule and, once each, those inside it, as SequentialLR and ChainedScheduler hold them."""
+    waiting, seen = [scheduler], set()
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list | tuple):
+            waiting += part
+        elif isinstance(part, LRScheduler) and id(part) not in seen:
+            seen.add(id(part))
+            waiting += vars(part).values()
+            yield part
