@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "vision3d_engine"
 ROOMS = ("data", "optim", "metrics", "loggers", "checkpoint", "endpoints", "debug")
-LAYERS = (("core",), ("distributed",), ROOMS, ("loop",), ("trainers", "testers"), ("front",))
+LAYERS = (("core",), ("distributed",), ROOMS, ("loop",), ("trainers", "testers"), ("integrations",), ("front",))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "utils.py")
 

@@ -110,6 +110,17 @@ class Resumable(Engine):
         """
         self._write(filename, save_training_states)
 
+    def finish_saving(self) -> Path:
+        """Wait until all files are written; return the path of ``checkpoint.pth``, which the first save makes.
+
+        For those who copy it. Only the main process writes, so the others do not wait.
+
+        Raises:
+            EngineError: when the last file could not be written.
+        """
+        self._checkpoints.join()
+        return self._session.folders.checkpoints / NEWEST
+
     def _write(self, filename: str, with_states: bool, extra: Mapping[str, Any] | None = None) -> None:
         """Save; a full disk, or weights that are not finite, leave the old file and a warning."""
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler} if with_states else {}

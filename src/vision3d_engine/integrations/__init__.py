@@ -1,0 +1,1 @@
+"""Engines of others that run a training; each is an extra, and loads on use."""
