@@ -93,7 +93,7 @@ def test_the_run_folder_is_preferred_to_what_ray_has_kept(ray, tmp_path):
 
 
 def test_a_run_that_could_not_be_restored_is_refused(ray, tmp_path):
-    with pytest.raises(ConfigError, match="trainer.resume is false.*set it to true"):
+    with pytest.raises(ConfigError, match=r"trainer\.resume is false.*set it to true"):
         report(ToyEpochTrainer(settings(tmp_path)))
 
 
