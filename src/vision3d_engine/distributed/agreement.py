@@ -10,6 +10,9 @@ import torch.distributed as dist
 _POLL_S = 0.2
 # Longer than a busy machine needs to answer, shorter than what a scheduler waits between SIGTERM and SIGKILL.
 _PATIENCE_S = 15.0
+# More processes than this ask less often for the moment, so that the store's work does not grow with their number.
+_CROWD = 64
+_NEVER = "never"
 
 
 class Agreement:
@@ -46,8 +49,9 @@ class StoreAgreement(Agreement):
     """Agreement of several processes through the key-value store that has brought them together.
 
     A thread looks into the store five times a second. When it finds a wish it posts how many moments this process has
-    begun, and the wish is fulfilled at the largest number of all. A process that has not begun more goes on until
-    there, so nobody waits for anybody within a step, and no step costs more than a look at a lock.
+    begun, and the wish is fulfilled at the largest number of all, which the last one to post sets. A process that has
+    not begun more goes on until there, so nobody waits for anybody within a step, and no step costs more than a look at
+    a lock. The requests of a process do not grow with the number of processes, but for the last one to post.
 
     Args:
         rank: number of this process.
@@ -100,7 +104,7 @@ class StoreAgreement(Agreement):
             self._thread.join()
             self._thread = None
             with contextlib.suppress(RuntimeError, OSError):
-                self._store.set(f"left/{self._rank}", "")
+                self._store.compare_set(self._moment, "", _NEVER)
 
     def _listen(self) -> None:
         try:
@@ -118,31 +122,36 @@ class StoreAgreement(Agreement):
             self._agree(self._store.get(key).decode())
 
     def _agree(self, wish: str) -> None:
-        """Post what this process has begun, learn it of the others, and set the moment."""
+        """Post what this process has begun; the last one to do so sets the moment for all."""
         with self._changed:
             self._holding = True
             self._store.set(f"{self._round}/begun/{self._rank}", str(self._begun))
-        posted = [f"{self._round}/begun/{rank}" for rank in range(self._size)]
-        all_answer = self._await_all(posted)
+        if self._store.add(f"{self._round}/posted", 1) == self._size:
+            posted = [self._store.get(f"{self._round}/begun/{rank}") for rank in range(self._size)]
+            self._store.compare_set(self._moment, "", str(max(map(int, posted))))
+        limit = self._await_moment()
         with self._changed:
-            if all_answer:
-                self._limit = max(int(self._store.get(key)) for key in posted)
-                self._agreed = wish
+            if limit != _NEVER:
+                self._limit, self._agreed = int(limit), wish
                 self._round += 1
             else:
                 self._ended.set()
             self._holding = False
             self._changed.notify_all()
 
-    def _await_all(self, posted: list[str]) -> bool:
-        """Wait for what all processes have begun; False when one has ended its run, or does not answer."""
+    def _await_moment(self) -> str:
+        """Wait for the moment; never, for all alike, when one has ended its run, or does not answer."""
         patience = time.monotonic() + _PATIENCE_S
-        left = [f"left/{rank}" for rank in range(self._size)]
-        while not self._store.check(posted):
-            gone = self._ended.wait(_POLL_S / 10) or any(self._store.check([key]) for key in left)
-            if gone or time.monotonic() > patience:
-                return False
-        return True
+        pause = _POLL_S / 10 * max(1.0, self._size / _CROWD)
+        while not self._store.check([self._moment]):
+            if self._ended.wait(pause) or time.monotonic() > patience:
+                self._store.compare_set(self._moment, "", _NEVER)
+        return self._store.get(self._moment).decode()
+
+    @property
+    def _moment(self) -> str:
+        """Key of the moment of this round; the first value counts, so that all read the same."""
+        return f"{self._round}/moment"
 
 
 def _own_connection() -> Any:
