@@ -126,7 +126,7 @@ class BaseTester(Engine, abc.ABC):
             self._test_iteration,
             self._after_test_iteration,
             device=world.device,
-            moments=Moments(world.gather),
+            moments=Moments(self._add_up),
             progress_bar=world.is_main,
             may_be_empty=world.size > 1,
         )
@@ -143,7 +143,10 @@ class BaseTester(Engine, abc.ABC):
         with torch.no_grad():
             self._events.fire("before_test_step", iteration, data_dict)
             output_dict = self.test_step(iteration, data_dict)
-            return self._checked(self._evaluate(iteration, data_dict, output_dict), self._checker)
+            results = list(self._evaluate(iteration, data_dict, output_dict))
+        for result_dict in results:
+            self._checker.check(result_dict)
+        return results
 
     @abc.abstractmethod
     def _evaluate(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[dict[str, Any]]:

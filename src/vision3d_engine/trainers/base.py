@@ -14,7 +14,7 @@ from vision3d_engine.core.errors import DataError, RegistrationError, ResultErro
 from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.source import Place, Source, length_of
-from vision3d_engine.debug.finite import check_gradients
+from vision3d_engine.debug.finite import FiniteWatch, check_gradients
 from vision3d_engine.distributed.wrap import local_forward, wrap_model
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.continuation import has_state
@@ -28,6 +28,7 @@ from vision3d_engine.loop.turns import Turns
 from vision3d_engine.loop.update import Update
 from vision3d_engine.metrics.clock import Window
 from vision3d_engine.metrics.moments import Moments
+from vision3d_engine.optim.optimizer import clear_gradients
 from vision3d_engine.trainers.resumable import Resumable
 
 
@@ -149,7 +150,7 @@ class BaseTrainer(Resumable, abc.ABC):
     def optimizer_step(self) -> None:
         """Make one update and clear the gradients; override to clip gradients or drive several optimizers."""
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
 
     def scheduler_step(self) -> None:
         """Move the schedule on by one step."""
@@ -313,10 +314,11 @@ class BaseTrainer(Resumable, abc.ABC):
         turns = self._turns = Turns(lengths, self._session.world.rank, mode)
         self._events.fire("before_train_epoch", self.epoch)
         self._update = self._new_update()
+        self._finite = FiniteWatch(self.model, self._session.settings.trainer.nonfinite == "stop")
         self._checker = ResultChecker("train_step")
         self._runner = self._new_runner("train", self._train_iteration, self._after_train_iteration)
         self._open_moments = self._restored(self._runner.moments)
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
         done = self._progress.trained
         self._runner.run(turns.evened(batches, done, self._own_batches), turns.length, done)
         self._close_train_epoch()
@@ -377,7 +379,7 @@ class BaseTrainer(Resumable, abc.ABC):
 
     def _new_runner(self, phase: str, step: Any, after_step: Any) -> Runner:
         world = self._session.world
-        moments = Moments(world.gather)
+        moments = Moments(self._add_up)
         bar = phase != "train" and world.is_main
         may_be_empty = phase == "val" and world.size > 1
         return Runner(
@@ -390,7 +392,7 @@ class BaseTrainer(Resumable, abc.ABC):
             may_be_empty=may_be_empty,
         )
 
-    def _train_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
+    def _train_iteration(self, iteration: int, data_dict: Any) -> Iterable[dict[str, Any]]:
         """One micro-batch: forward, backward and, when its window is full, the optimiser step."""
         epoch, update = self.epoch, self._update
         self._advance(iteration)
@@ -409,7 +411,8 @@ class BaseTrainer(Resumable, abc.ABC):
         if update.step_if_due():
             self._count_update()
         self._events.fire("after_train_step", epoch, iteration, data_dict, output_dict, result_dict)
-        return self._checked((result_dict,), self._checker)
+        self._checker.check(result_dict)
+        return (result_dict,)
 
     def _advance(self, iteration: int) -> None:
         """Count a batch, and seed what its step draws."""
@@ -437,8 +440,9 @@ class BaseTrainer(Resumable, abc.ABC):
 
     def _log_train(self, runner: Runner) -> None:
         """Write the means since the last log line, with the learning rate that the step used."""
-        means = runner.moments.window_means()
-        self._check_finite(means, runner.moments)
+        means, probed = runner.moments.window_means(*self._finite.probe())
+        first = runner.moments.first_not_finite("loss")
+        self._finite.check(means.get("loss", 0.0), probed, self.epoch, first, self.iteration)
         window, lr = runner.clock.window(), float(self._learning_rate)
         position = {"epoch": self.epoch, "iteration": self.iteration, "updates": self._progress.updates, "lr": lr}
         self._session.events.write("train", means, self.total_steps, **position)
@@ -514,14 +518,15 @@ class BaseTrainer(Resumable, abc.ABC):
         self.set_train_mode()
         return summary_dict
 
-    def _val_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
+    def _val_iteration(self, iteration: int, data_dict: Any) -> Iterable[dict[str, Any]]:
         epoch = self.epoch
         self._progress.iteration = iteration
         with torch.no_grad():
             self._events.fire("before_val_step", epoch, iteration, data_dict)
             output_dict, result_dict = self._checker.unpack(self.val_step(epoch, iteration, data_dict))
             self._events.fire("after_val_step", epoch, iteration, data_dict, output_dict, result_dict)
-        return self._checked((result_dict,), self._checker)
+        self._checker.check(result_dict)
+        return (result_dict,)
 
     def _after_val_iteration(self, iteration: int) -> None:
         """Stop if asked to; one process of several goes on to the end, where the others wait for it."""
