@@ -62,6 +62,8 @@ class TrainerSettings(_Section):
     dropped, or it begins its batches again."""
     grad_acc_reduction: Literal["mean", "sum"] = "mean"
     """Mean makes the update equal that of one big batch; sum adds the gradients up, as the 2022 engine did."""
+    fused_optimizer: bool = True
+    """Use torch's fused kernels for optimizers of torch.optim where there are any, unless the script chose others."""
     log_steps: AtLeastOne = 10
     """Iterations from one log line to the next."""
     save_latest_n_models: int = -1

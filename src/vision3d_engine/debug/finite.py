@@ -1,6 +1,7 @@
 """Notice weights and gradients that are not finite, and keep the batch that made them."""
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from vision3d_engine.core.tree import to_cpu
 from vision3d_engine.distributed.wrap import unwrap_model
 
 _MAX_NAMES = 5
+# A look at the weights costs as much as a tiny step, so log lines that follow each other faster share one.
+_LOOK_EVERY_S = 0.1
 
 
 class FiniteWatch:
@@ -27,12 +30,18 @@ class FiniteWatch:
     def __init__(self, model: nn.Module, enabled: bool = True) -> None:
         self._model = model
         self._enabled = enabled
+        self._looked_at = -math.inf
         self._weights = [_own_part(parameter).detach() for parameter in model.parameters() if _can_be_nan(parameter)]
 
     def probe(self) -> tuple[torch.Tensor, ...]:
-        """Return one number on the device that is finite while all weights are, to be read with the log line's."""
-        if not self._enabled or not self._weights:
+        """Return one number on the device that is finite while all weights are, to be read with the log line's.
+
+        Nothing is returned within a tenth of a second of the last look.
+        """
+        now = time.monotonic()
+        if not self._enabled or not self._weights or now - self._looked_at < _LOOK_EVERY_S:
             return ()
+        self._looked_at = now
         return (torch.nn.utils.get_total_norm(self._weights),)
 
     def check(self, loss: float, probed: Sequence[float], epoch: int, first: int | None, iteration: int) -> None:

@@ -28,7 +28,7 @@ from vision3d_engine.loop.turns import Turns
 from vision3d_engine.loop.update import Update
 from vision3d_engine.metrics.clock import Window
 from vision3d_engine.metrics.moments import Moments
-from vision3d_engine.optim.optimizer import clear_gradients
+from vision3d_engine.optim.optimizer import clear_gradients, prefer_fused
 from vision3d_engine.trainers.resumable import Resumable
 
 
@@ -252,6 +252,8 @@ class BaseTrainer(Resumable, abc.ABC):
             self.log("no learning rate schedule is registered: the rate stays as it is")
         for note in filter(None, (self._train_source().note, *self._forgotten_states())):
             self.log(note)
+        if self._session.settings.trainer.fused_optimizer and prefer_fused(self.optimizer, self.model):
+            self.log("optimizer: fused kernels", level="DEBUG")
         self._begin()
         self._events.bind()
         self.set_train_mode()
