@@ -11,6 +11,7 @@ from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
 from vision3d_engine.core.seeding import derived_seed
 from vision3d_engine.core.tree import describe, to_array
+from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.source import Source
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.engine import Engine
@@ -125,7 +126,7 @@ class BaseTester(Engine, abc.ABC):
             "test",
             self._test_iteration,
             self._after_test_iteration,
-            device=world.device,
+            prefetcher=Prefetcher(world.device),
             moments=Moments(self._add_up),
             progress_bar=world.is_main,
             may_be_empty=world.size > 1,

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vision3d_engine.core.errors import DataError, RegistrationError, ResultError, did_you_mean, listed
 from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
 from vision3d_engine.core.tree import describe
+from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.source import Place, Source, length_of
 from vision3d_engine.debug.finite import FiniteWatch, check_gradients
 from vision3d_engine.distributed.wrap import local_forward, wrap_model
@@ -388,7 +389,7 @@ class BaseTrainer(Resumable, abc.ABC):
             phase,
             step,
             after_step,
-            device=world.device,
+            prefetcher=Prefetcher(world.device, look_ahead=phase != "train" or not self._train_source().is_stateful),
             moments=moments,
             progress_bar=bar,
             may_be_empty=may_be_empty,
