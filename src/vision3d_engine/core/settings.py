@@ -62,6 +62,8 @@ class TrainerSettings(_Section):
     dropped, or it begins its batches again."""
     grad_acc_reduction: Literal["mean", "sum"] = "mean"
     """Mean makes the update equal that of one big batch; sum adds the gradients up, as the 2022 engine did."""
+    compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
+    """Mode in which torch.compile compiles the registered model (default: it is run as it is)."""
     fused_optimizer: bool = True
     """Use torch's fused kernels for optimizers of torch.optim where there are any, unless the script chose others."""
     log_steps: AtLeastOne = 10

@@ -50,13 +50,18 @@ class Engine:
     def register_model(self, model: nn.Module) -> Any:
         """Move a model to the device and return it for use; with several processes a trainer's shares its gradients.
 
+        With ``trainer.compile`` it is compiled in place (``torch.nn.Module.compile``), so names of weights stay.
+
         Raises:
             RegistrationError: when it is not a ``torch.nn.Module``.
         """
         if not isinstance(model, nn.Module):
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
-        self.model = self._wrap(model.to(self._session.world.device))
+        model = model.to(self._session.world.device)
+        if (mode := self._session.settings.trainer.compile) is not None:
+            model.compile(mode=mode)
+        self.model = self._wrap(model)
         count = sum(parameter.numel() for parameter in model.parameters())
         self.log(f"model: {type(unwrap_model(model)).__name__}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")

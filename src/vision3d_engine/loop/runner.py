@@ -77,12 +77,9 @@ class Runner:
                 moments.update(result_dict)
             if mark is not None:
                 clock.stop(mark)
-            ended = time.perf_counter()
-            clock.steps += 1
-            clock.data_s += started - waiting_since
-            clock.model_s += ended - started
-            waiting_since = ended
+            clock.count(started - waiting_since, time.perf_counter() - started)
             self._after_step(iteration)
+            waiting_since = time.perf_counter()
         if iteration == 0 and not self._may_be_empty:
             message = (
                 f"the {self.phase} loader is empty: it yields no batch. Check the data set, batch_size and drop_last"

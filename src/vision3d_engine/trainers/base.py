@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vision3d_engine.core.errors import DataError, RegistrationError, ResultError, did_you_mean, listed
 from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
 from vision3d_engine.core.tree import describe
+from vision3d_engine.data.advice import advice, advice_on_start
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.source import Place, Source, length_of
 from vision3d_engine.debug.finite import FiniteWatch, check_gradients
@@ -450,7 +451,7 @@ class BaseTrainer(Resumable, abc.ABC):
         position = {"epoch": self.epoch, "iteration": self.iteration, "updates": self._progress.updates, "lr": lr}
         self._session.events.write("train", means, self.total_steps, **position)
         self._say(partial(self._train_line, means, window, position, runner.max_iteration))
-        self._advise(window)
+        self._advise(advice(self._train_source().loader, window.data_s, window.model_s))
 
     def _train_line(self, means: Mapping[str, float], window: Window, position: Any, max_iteration: int | None) -> str:
         """Put a log line together; in the thread that writes it."""
@@ -469,17 +470,18 @@ class BaseTrainer(Resumable, abc.ABC):
         else:
             self.log(make())
 
-    def _advise(self, window: Window) -> None:
+    def _advise(self, message: str | None) -> None:
         """Say once when loading holds the training up, and what to do."""
-        if not self._has_advised and (advice := self._train_source().advice(window.data_s, window.model_s)):
+        if message is not None and not self._has_advised:
             self._has_advised = True
-            self.log(advice, level="WARNING")
+            self.log(message, level="WARNING")
 
     _has_advised = False
 
     def _end_train_epoch(self, runner: Runner) -> None:
         summary_dict: dict[str, Any] = runner.moments.means()
-        times = runner.clock.means()
+        clock, times = runner.clock, runner.clock.means()
+        self._advise(advice_on_start(self._train_source().loader, clock.first_data_s, clock.elapsed_s()))
         self.log("[Train] " + get_log_string(summary_dict, self.epoch, self.max_epoch, time_dict=times))
         self._session.events.write_row("train_epoch", summary_dict, step=self.total_steps, epoch=self.epoch)
         self._events.fire("after_train_epoch", self.epoch, summary_dict)
