@@ -143,6 +143,14 @@ def _on_host(tensors: Sequence[torch.Tensor]) -> list[float]:
         return [number for tensor in tensors for number in tensor.flatten().tolist()]
 
 
+def read_numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result dict with its tensors of one element as numbers; one copy from the device."""
+    tensors = {key: value for key, value in results.items() if isinstance(value, torch.Tensor)}
+    numbers = zip(tensors, _on_host([*tensors.values()]), strict=True)
+    read = {key: number if tensors[key].is_floating_point() else int(number) for key, number in numbers}
+    return {key: read.get(key, value) for key, value in results.items()}
+
+
 class _Rows:
     """Vectors of the same keys, one a step."""
 
