@@ -7,7 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from vision3d_engine import SampleError, build_dataloader, replay_sample, sample_seed
 from vision3d_engine.core.errors import DataError
@@ -134,13 +142,85 @@ def test_the_users_sampler_is_drawn_once_an_epoch_and_resumes():
     assert not equal(batches(loader(), 2), whole)
 
 
+def of_process(patch, make, rank, size):
+    """The batches of indices, and their positions, that one of several processes loads."""
+    patch.setattr(sampler_module, "get_rank", lambda: rank)
+    patch.setattr(sampler_module, "get_world_size", lambda: size)
+    loader = make()
+    order = loader.sampler if isinstance(loader.sampler, PositionSampler) else loader.batch_sampler
+    order.begin(3, 1)
+    found = [[tuple(ticket[:2]) for ticket in batch] for batch in loader.batch_sampler]
+    assert len(found) == len(loader)
+    return found
+
+
+def weighted():
+    return build_dataloader(Noisy(), 4, num_workers=0, sampler=WeightedRandomSampler(torch.arange(1.0, 24.0), 30))
+
+
+def subset():
+    return build_dataloader(Noisy(), 3, num_workers=0, sampler=SubsetRandomSampler(range(5, 16)))
+
+
+def in_chunks():
+    chunks = BatchSampler(RandomSampler(range(23)), 5, drop_last=False)
+    return build_dataloader(Noisy(), num_workers=0, batch_sampler=chunks)
+
+
+@pytest.mark.parametrize("make", [weighted, subset, in_chunks])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_processes_share_what_the_users_sampler_draws(make, size):
+    with pytest.MonkeyPatch.context() as patch:
+        whole = of_process(patch, make, 0, 1)
+        for rank in range(size):
+            assert of_process(patch, make, rank, size) == whole[rank::size]
+
+
+def test_a_sampler_that_knows_its_process_gives_each_its_own_share():
+    def make():
+        own = DistributedSampler(range(23), sampler_module.get_world_size(), sampler_module.get_rank(), shuffle=False)
+        return build_dataloader(Noisy(), 4, num_workers=0, sampler=own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        shares = [of_process(patch, make, rank, 2) for rank in range(2)]
+    indices = [[index for batch in share for index, _ in batch] for share in shares]
+    assert indices == [list(range(0, 23, 2)), [*range(1, 23, 2), 0]]
+    positions = [{position for batch in share for _, position in batch} for share in shares]
+    assert not positions[0] & positions[1]
+
+
+def test_in_a_loop_without_a_trainer_processes_agree_on_each_order():
+    def epochs(rank):
+        patch.setattr(sampler_module, "get_rank", lambda: rank)
+        patch.setattr(sampler_module, "get_world_size", lambda: 2)
+        torch.manual_seed(rank)
+        loader = build_dataloader(Noisy(), 4, num_workers=0, shuffle=True)
+        return [[i for batch in loader for i in batch["index"].tolist()] for _ in range(2)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        first, second = epochs(0), epochs(1)
+    for a, b in zip(first, second, strict=True):
+        assert sorted(a + b) == list(range(23))
+    assert first[0] != first[1]
+
+
 def test_drawing_the_users_sampler_leaves_the_training_generators_alone():
     loader = build_dataloader(Noisy(), 4, num_workers=0, sampler=RandomSampler(range(23)))
     torch.manual_seed(1)
     before = torch.get_rng_state()
     loader.sampler.begin(1, 1)
-    iter(loader.sampler)
+    next(iter(loader.sampler))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_single_samples_without_a_batch_begin_where_they_are_told(workers):
+    def loader(workers=0):
+        return build_dataloader(Noisy(), None, num_workers=workers, shuffle=True, collate_fn=lambda sample: sample)
+
+    whole = batches(loader())
+    again = batches(loader(workers), start=20)
+    assert [sample["index"] for sample in again] == [sample["index"] for sample in whole[20:]]
 
 
 def test_the_users_batch_sampler_resumes():

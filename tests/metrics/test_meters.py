@@ -87,7 +87,7 @@ def test_moments_give_the_means_over_the_steps_that_had_a_key(steps, window):
             seen.setdefault(key, []).append(value)
             recent.setdefault(key, []).append(value)
         if number % window == 0:
-            means = moments.window_means()
+            means, _ = moments.window_means()
             assert means == pytest.approx({key: np.mean(values) for key, values in recent.items()})
             recent = {}
     assert moments.means() == pytest.approx({key: np.mean(values) for key, values in seen.items()})
@@ -103,7 +103,18 @@ def test_moments_do_not_grow_with_the_number_of_steps():
 
 
 def test_moments_over_processes_are_weighted_by_their_counts():
-    other = {"loss": (3.0, 30.0, 300.0), "rare": (1.0, 5.0, 25.0)}
-    moments = Moments(gather=lambda sums: [sums, other])
+    def add_up(sums):
+        count, total, squares = sums["loss"]
+        return {"loss": (count + 3, total + 30, squares + 300), "rare": (1.0, 5.0, 25.0)}
+
+    moments = Moments(add_up)
     moments.update({"loss": 2.0})
     assert moments.means() == {"loss": 8.0, "rare": 5.0}
+
+
+def test_other_numbers_are_read_in_the_same_copy():
+    moments = Moments()
+    moments.update({"loss": torch.tensor(2.0)})
+    moments.update({"loss": torch.tensor(4.0), "rare": torch.tensor(1, dtype=torch.int64)})
+    assert moments.window_means(torch.tensor(7.0)) == ({"loss": 3.0, "rare": 1.0}, [7.0])
+    assert moments.window_means(torch.tensor(8.0)) == ({}, [8.0])

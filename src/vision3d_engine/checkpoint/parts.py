@@ -45,18 +45,6 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
 
 
-def non_finite_parameters(model: nn.Module) -> list[str]:
-    """Return the names of parameters that hold NaN or infinity; waits for the device once, for one number.
-
-    Only when that number, the norm of all, is not finite, each parameter is looked at.
-    """
-    named = [(name, parameter.detach()) for name, parameter in unwrap_model(model).named_parameters()]
-    named = [(name, tensor) for name, tensor in named if tensor.is_floating_point() or tensor.is_complex()]
-    if bool(torch.isfinite(torch.nn.utils.get_total_norm([tensor for _, tensor in named]))):
-        return []
-    return [_own_name(name) for name, tensor in named if not torch.isfinite(tensor).all()]
-
-
 def _own_name(key: str) -> str:
     """Return a parameter's name without the ``_orig_mod`` that ``torch.compile`` puts into it."""
     return ".".join(part for part in key.split(".") if part != "_orig_mod")

@@ -64,6 +64,10 @@ class TrainerSettings(_Section):
     """Mean makes the update equal that of one big batch; sum adds the gradients up, as the 2022 engine did."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
     """Multiply the learning rate, with its whole schedule, by the number of processes or by its square root."""
+    compile: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = None
+    """Mode in which torch.compile compiles the registered model (default: it is run as it is)."""
+    fused_optimizer: bool = True
+    """Use torch's fused kernels for optimizers of torch.optim where there are any, unless the script chose others."""
     log_steps: AtLeastOne = 10
     """Iterations from one log line to the next."""
     save_latest_n_models: int = -1

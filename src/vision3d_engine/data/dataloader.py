@@ -45,7 +45,8 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
         num_workers: worker processes.
         shuffle: draw a new order every epoch; it needs no memory.
         collate_fn: makes one batch of a list of samples.
-        sampler: your own order; with several processes it must give each one its own share.
+        sampler: your own order, which the processes share; one that knows its process, as ``DistributedSampler``
+            does, is left to give each its own.
         pin_memory: allow fast copies to the accelerator; without an accelerator it has no effect.
         drop_last: leave out an incomplete last batch.
         options: passed on to ``torch.utils.data.DataLoader``; a ``batch_sampler`` replaces batch_size, shuffle,

@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -16,13 +16,19 @@ from vision3d_engine.data.samples import Ticket
 from vision3d_engine.distributed.world import get_rank, get_world_size
 
 _CHUNK = 1024
+_ENDLESS = 2**62
 
 
 class _Positioned(Sampler):
-    """What both samplers share: a trainer says where the next pass begins; without one, every pass is a new one."""
+    """What both samplers share: a trainer says where the next pass begins; without one, every pass is a new one.
+
+    Their ``__iter__`` are generators, which begin when the first sample is asked for: a DataLoader with workers calls
+    ``iter`` twice and uses the second.
+    """
 
     def __init__(self) -> None:
         self._epoch = 0
+        self._passes = 0
         self._begun: tuple[int, int, int, int] | None = None
 
     def begin(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
@@ -42,11 +48,17 @@ class _Positioned(Sampler):
         self._epoch = epoch
 
     def _take_begun(self) -> tuple[int, int, int, int]:
-        """Return what `begin` was told of this pass; by default it is random, as torch's samplers are."""
+        """Return what `begin` was told of this pass.
+
+        By default it is random, as torch's samplers are; with several processes, which must agree, it is a function of
+        the number of the pass.
+        """
         begun, self._begun = self._begun, None
         if begun is not None:
             return begun
-        seed = int(torch.empty((), dtype=torch.int64).random_())
+        self._passes += 1
+        is_alone = get_world_size() == 1
+        seed = int(torch.empty((), dtype=torch.int64).random_()) if is_alone else self._passes
         return derived_seed(seed, self._epoch), self._epoch, 0, 0
 
 
@@ -62,8 +74,9 @@ class PositionSampler(_Positioned):
         batch_size: samples of a batch.
         shuffle: draw a new order every epoch.
         drop_last: leave out the incomplete last batch.
-        sampler: a sampler of the user's that yields this process's share; it is run to its end, under a seed of the
-            epoch, when the pass begins (one without a length is read as it goes).
+        sampler: a sampler of the user's; it is run to its end, under a seed of the epoch, when the pass begins, and the
+            processes share what it draws. One that knows its process (``num_replicas``, as ``DistributedSampler`` has
+            it, ``world_size`` or ``rank``) or has no length, which is read as it goes, yields this process's own share.
     """
 
     def __init__(
@@ -88,38 +101,60 @@ class PositionSampler(_Positioned):
         _announce(self.sampler, epoch)
 
     def __len__(self) -> int:
-        if self.sampler is not None:
+        if self.is_own_share:
             return len(self.sampler)  # type: ignore[arg-type]
-        return self._shares(0).samples
+        return self._shares(self._count, 0).samples
+
+    @property
+    def is_own_share(self) -> bool:
+        """Whether the user's sampler has been divided between the processes by itself."""
+        return self.sampler is not None and _knows_its_process(self.sampler)
 
     @property
     def batches_of_all(self) -> int | None:
-        """Batches of an epoch of all processes together; None when each process has a sampler of the user's."""
-        count = len(self._dataset)
-        return None if self.sampler is not None else _batches(count, self._batch_size, self._drop_last)
+        """Batches of an epoch of all processes together; None when each process has a share of its own."""
+        return None if self.is_own_share else _batches(self._count, self._batch_size, self._drop_last)
+
+    @property
+    def _count(self) -> int:
+        return len(self._dataset) if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Ticket]:
         base, epoch, start, shift = self._take_begun()
-        if self.sampler is None:
-            return self._own_order(base, epoch, self._shares(start, shift))
-        return self._users_order(self.sampler, base, epoch, start * self._batch_size)
+        _announce(self.sampler, epoch)
+        if self.is_own_share:
+            yield from self._own_share(base, epoch, start * self._batch_size)
+        else:
+            order = self._order(derived_seed(base, "order"))
+            yield from self._shared(order, base, epoch, self._shares(len(order), start, shift))
 
-    def _shares(self, start: int, shift: int = 0) -> "_Shares":
-        return _Shares(len(self._dataset), self._batch_size, self._drop_last, start, shift)
+    def _order(self, seed: int) -> Any:
+        """Return which sample stands at which position of the epoch."""
+        if self.sampler is not None:
+            return _drawn(self.sampler, seed)
+        return Permutation(len(self._dataset), seed) if self._shuffle else range(len(self._dataset))
 
-    def _own_order(self, base: int, epoch: int, shares: "_Shares") -> Iterator[Ticket]:
-        order = Permutation(len(self._dataset), derived_seed(base, "order")) if self._shuffle else None
+    def _shares(self, count: int, start: int, shift: int = 0) -> "_Shares":
+        return _Shares(count, self._batch_size, self._drop_last, start, shift)
+
+    def _shared(self, order: Any, base: int, epoch: int, shares: "_Shares") -> Iterator[Ticket]:
         for positions in shares:
-            indices = order.at(positions) if order is not None else positions
+            indices = order.at(positions) if isinstance(order, Permutation) else order[positions.start : positions.stop]
             for position, index in zip(positions, indices, strict=True):
                 yield Ticket(index, position, epoch, base)
 
-    def _users_order(self, sampler: Iterable[Any], base: int, epoch: int, start: int) -> Iterator[Ticket]:
-        _announce(sampler, epoch)
-        indices = _drawn(sampler, derived_seed(base, "order", get_rank()))
+    def _own_share(self, base: int, epoch: int, start: int) -> Iterator[Ticket]:
         rank, size = get_rank(), get_world_size()
+        indices = _drawn(self.sampler, derived_seed(base, "order", rank))  # pyright: ignore[reportArgumentType]
         for number, index in enumerate(islice(indices, start, None), start=start):
             yield Ticket(index, number * size + rank, epoch, base)
+
+
+def _knows_its_process(sampler: Any) -> bool:
+    """Tell whether a sampler, or the one inside a batch sampler, yields the share of one process only."""
+    parts = (sampler, getattr(sampler, "sampler", None))
+    names = ("num_replicas", "world_size", "rank")
+    return not hasattr(sampler, "__len__") or any(hasattr(part, name) for part in parts for name in names)
 
 
 class _Shares:
@@ -154,7 +189,11 @@ def _batches(count: int, batch_size: int, drop_last: bool) -> int:
 
 
 class PositionBatchSampler(_Positioned):
-    """The batches of a user's batch sampler, each sample with its position in the epoch."""
+    """The batches of a user's batch sampler, each sample with its position in the epoch.
+
+    Processes share them, batch k going to process ``k % size``, unless the sampler, or the one inside it, knows its
+    process; see `PositionSampler`.
+    """
 
     def __init__(self, batch_sampler: Any) -> None:
         super().__init__()
@@ -171,16 +210,41 @@ class PositionBatchSampler(_Positioned):
         _announce(self.sampler, epoch)
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        batches = self.batches_of_all
+        return len(self.sampler) if batches is None else len(range(get_rank(), batches, get_world_size()))
+
+    @property
+    def is_own_share(self) -> bool:
+        """Whether the user's sampler has been divided between the processes by itself."""
+        return _knows_its_process(self.sampler)
+
+    @property
+    def batches_of_all(self) -> int | None:
+        """Batches of an epoch of all processes together; None when each process has a share of its own."""
+        return None if self.is_own_share else len(self.sampler)
 
     def __iter__(self) -> Iterator[list[Ticket]]:
-        base, epoch, start, _ = self._take_begun()
+        base, epoch, start, shift = self._take_begun()
         _announce(self.sampler, epoch)
-        rank, size, position = get_rank(), get_world_size(), 0
-        for number, indices in enumerate(_drawn(self.sampler, derived_seed(base, "order", rank))):
-            if number >= start:
-                yield [Ticket(index, (position + i) * size + rank, epoch, base) for i, index in enumerate(indices)]
-            position += len(indices)
+        rank, size = get_rank(), get_world_size()
+        if self.is_own_share:
+            batches = _drawn(self.sampler, derived_seed(base, "order", rank))
+            yield from _tickets(batches, range(start, _ENDLESS), base, epoch, lambda place: place * size + rank)
+        else:
+            batches = _drawn(self.sampler, derived_seed(base, "order"))
+            mine = range((rank - shift) % size + start * size, _ENDLESS, size)
+            yield from _tickets(batches, mine, base, epoch, lambda place: place)
+
+
+def _tickets(
+    batches: Iterable[Any], chosen: range, base: int, epoch: int, position_of: Callable[[int], int]
+) -> Iterator[list[Ticket]]:
+    """Yield the chosen batches; the position of a sample is a function of its place among all that were drawn."""
+    place = 0
+    for number, indices in enumerate(batches):
+        if number in chosen:
+            yield [Ticket(index, position_of(place + i), epoch, base) for i, index in enumerate(indices)]
+        place += len(indices)
 
 
 def _announce(sampler: Any, epoch: int) -> None:

@@ -63,6 +63,11 @@ class Source:
         self._state: Any = None
 
     @property
+    def loader(self) -> Any:
+        """The loader that is read: what the user registered, or what has taken it over."""
+        return self._loader
+
+    @property
     def is_positioned(self) -> bool:
         """Whether batches are addressed by position. If not, what a step draws is seeded before its batch is read."""
         return self._sampler is not None
@@ -185,10 +190,6 @@ class Source:
         """Let the next epoch begin where the state says."""
         self._state = state if self.is_stateful else None
 
-    def advice(self, data_s: float, model_s: float) -> str | None:
-        """Return what would make loading faster, if it holds the training up, else None."""
-        return _advice(self._loader, data_s, model_s)
-
 
 def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[Any]:
     """Seed before each batch is fetched, since data sets without workers draw from the generators of the step.
@@ -212,19 +213,6 @@ _SKIPPED = (
     "global generators of torch, numpy and python, with the same number of workers. build_dataloader needs no such ifs"
 )
 _UNSIZED = "resume with the sampler {}: it has no length, so it is read as it goes; exact if it draws from no generator"
-_SLOW_SHARE = 0.2
-_SLOW_S = 0.005
-
-
-def _advice(loader: Any, data_s: float, model_s: float) -> str | None:
-    """Return the fix for the usual reasons of slow loading."""
-    share = data_s / max(data_s + model_s, 1e-9)
-    if data_s < _SLOW_S or share < _SLOW_SHARE or not hasattr(loader, "num_workers"):
-        return None
-    waited = f"{share:.0%} of the time is spent waiting for data ({data_s:.3f}s a batch)"
-    if loader.num_workers == 0:
-        return f"{waited}, which is loaded in the training process: set num_workers to 2 or more"
-    return f"{waited} with {loader.num_workers} workers: raise num_workers, or make Dataset.__getitem__ faster"
 
 
 def describe_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,8 @@
-"""Find gradients that are not finite, and keep the batch that made them."""
+"""Notice weights and gradients that are not finite, and keep the batch that made them."""
 
+import math
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,86 @@ from torch import nn
 from vision3d_engine.core.errors import NonFiniteError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.tree import to_cpu
+from vision3d_engine.distributed.wrap import unwrap_model
 
 _MAX_NAMES = 5
+# A look at the weights costs as much as a tiny step, so log lines that follow each other faster share one.
+_LOOK_EVERY_S = 0.1
+
+
+class FiniteWatch:
+    """Notices at log lines, where the device is read anyway, that the loss or a weight is no longer finite.
+
+    Args:
+        model: whose parameters are watched.
+        enabled: whether to look at all.
+    """
+
+    def __init__(self, model: nn.Module, enabled: bool = True) -> None:
+        self._model = model
+        self._enabled = enabled
+        self._looked_at = -math.inf
+        self._weights = [_own_part(parameter).detach() for parameter in model.parameters() if _can_be_nan(parameter)]
+
+    def probe(self) -> tuple[torch.Tensor, ...]:
+        """Return one number on the device that is finite while all weights are, to be read with the log line's.
+
+        Nothing is returned within a tenth of a second of the last look.
+        """
+        now = time.monotonic()
+        if not self._enabled or not self._weights or now - self._looked_at < _LOOK_EVERY_S:
+            return ()
+        self._looked_at = now
+        return (torch.nn.utils.get_total_norm(self._weights),)
+
+    def check(self, loss: float, probed: Sequence[float], epoch: int, first: int | None, iteration: int) -> None:
+        """Judge what a log line has read.
+
+        Args:
+            loss: the mean of the loss since the last line.
+            probed: what `probe` returned, read.
+            epoch: the running epoch.
+            first: the iteration that first had a loss that is not finite, if known.
+            iteration: the running iteration.
+
+        Raises:
+            NonFiniteError: naming step and parameters.
+        """
+        if not self._enabled or all(map(math.isfinite, (loss, *probed))):
+            return
+        names = non_finite_parameters(self._model)
+        if math.isfinite(loss) and not names:
+            return
+        message = (
+            f"the training is no longer finite: epoch {epoch}, "
+            f"{f'since iteration {first}' if first is not None else f'at iteration {iteration}'} (loss {loss}). "
+            f"Weights with NaN or infinity: {_shortened(names)}. No good checkpoint was replaced. "
+            "Run with --resume --debug to stop in the very step and keep its batch; lower the learning rate or clip "
+            "the gradients; or set trainer.nonfinite to 'ignore'"
+        )
+        raise NonFiniteError(message)
+
+
+def _can_be_nan(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor's type has NaN and a norm; types of 8 bits have none."""
+    return (tensor.is_floating_point() or tensor.is_complex()) and tensor.element_size() > 1
+
+
+def _own_part(parameter: Any) -> torch.Tensor:
+    """Return what this process holds of a parameter that several share."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def non_finite_parameters(model: nn.Module) -> list[str]:
+    """Return the names of parameters that hold NaN or infinity; waits for the device for each."""
+    named = unwrap_model(model).named_parameters()
+    wrong = [name for name, parameter in named if _can_be_nan(parameter) and not torch.isfinite(parameter).all()]
+    return [name.replace("_orig_mod.", "") for name in wrong]
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return listed(names[:_MAX_NAMES]) + more
 
 
 def non_finite_gradients(model: nn.Module) -> list[str]:
@@ -33,9 +114,8 @@ def check_gradients(model: nn.Module, data_dict: Any, epoch: int, iteration: int
     file = make_folder(folder) / f"batch-epoch{epoch}-iter{iteration}.pt"
     with atomic_write(file) as stream:
         torch.save(to_cpu(data_dict), stream)
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     message = (
-        f"epoch {epoch}, iteration {iteration}: the gradient is not finite in {listed(names[:_MAX_NAMES])}{more}. "
+        f"epoch {epoch}, iteration {iteration}: the gradient is not finite in {_shortened(names)}. "
         f"The batch is saved in '{file}'"
     )
     raise NonFiniteError(message)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.core.tree import map_leaves
 from vision3d_engine.distributed.agreement import Agreement, StoreAgreement
+from vision3d_engine.distributed.sums import KeyedSums, Sums
 
 _AGREEMENTS = count()
 
@@ -47,6 +48,10 @@ class World:
         """Return the picklable values of all processes in rank order; waits for them."""
         return [value]
 
+    def keyed_sums(self) -> Callable[[Sums], Sums]:
+        """Return a function that adds up named triples of all processes; to be used by all of them alike."""
+        return lambda sums: sums
+
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a tensor over all processes, on the device."""
         return value
@@ -72,6 +77,16 @@ class ProcessGroupWorld(World):
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def keyed_sums(self) -> Callable[[Sums], Sums]:
+        """Return a function that adds up named triples of all processes; one all-reduce while the names are known."""
+        return KeyedSums(self._sum, self.gather)
+
+    def _sum(self, vector: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a vector of the host over all processes."""
+        total = vector.to(self.device)
+        dist.all_reduce(total)
+        return total
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a tensor over all processes, on the device; one all-reduce."""

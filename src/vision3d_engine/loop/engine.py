@@ -10,7 +10,6 @@ from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.wrap import unwrap_model
 from vision3d_engine.loop.hooks import Events
-from vision3d_engine.loop.results import ResultChecker
 from vision3d_engine.loop.session import Session
 
 
@@ -26,6 +25,7 @@ class Engine:
         self._events = Events(self, base, moments)
         self._records: dict[tuple[int, int], list[Any]] = {}
         self._runner: Any = None
+        self._add_up = session.world.keyed_sums()
         self.model: Any = None
         self.cfg = cfg
         self.device = session.world.device
@@ -50,13 +50,18 @@ class Engine:
     def register_model(self, model: nn.Module) -> Any:
         """Move a model to the device and return it for use; with several processes a trainer's shares its gradients.
 
+        With ``trainer.compile`` it is compiled in place (``torch.nn.Module.compile``), so names of weights stay.
+
         Raises:
             RegistrationError: when it is not a ``torch.nn.Module``.
         """
         if not isinstance(model, nn.Module):
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
-        self.model = self._wrap(model.to(self._session.world.device))
+        model = model.to(self._session.world.device)
+        if (mode := self._session.settings.trainer.compile) is not None:
+            model.compile(mode=mode)
+        self.model = self._wrap(model)
         count = sum(parameter.numel() for parameter in model.parameters())
         self.log(f"model: {type(unwrap_model(model)).__name__}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")
@@ -113,13 +118,6 @@ class Engine:
     def _record_place(self) -> tuple[int, int]:
         """Return where the batch at hand stands among the batches of all processes: batch k is with process k mod n."""
         return self._runner.place[1], self._session.world.rank
-
-    def _checked(self, results: Iterable[Any], checker: ResultChecker) -> list[dict[str, Any]]:
-        """Check result dicts and hand them on."""
-        checked = list(results)
-        for result_dict in checked:
-            checker.check(result_dict)
-        return checked
 
     def _require(self, **parts: Any) -> None:
         """Refuse to run without a registered part."""

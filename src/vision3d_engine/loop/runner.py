@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from vision3d_engine.core.errors import DataError
-from vision3d_engine.core.tree import to_device
+from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.source import Place
 from vision3d_engine.endpoints.context_manager import clear_context_manager
 from vision3d_engine.loop.results import check_batch
@@ -25,7 +24,7 @@ class Runner:
         phase: ``"train"``, ``"val"`` or ``"test"``, for messages.
         step: what to do with a batch; returns the result dicts to average (one a batch, or one a case).
         after_step: called after the results are taken in; writes the log line when one is due.
-        device: where batches go.
+        prefetcher: brings batches to the device.
         moments: takes in the results.
         progress_bar: show a bar if the console is a terminal or notebook.
         may_be_empty: no batch is no error, since other processes may have them all.
@@ -37,20 +36,20 @@ class Runner:
         step: Step,
         after_step: Callable[[int], None],
         *,
-        device: torch.device,
+        prefetcher: Prefetcher,
         moments: Moments,
         progress_bar: bool = False,
         may_be_empty: bool = False,
     ) -> None:
         self.phase = phase
         self.moments = moments
-        self.clock = StepClock(device)
+        self.clock = StepClock(prefetcher.device)
         self.is_last = False
         self.place: Place = (0, 0)
         self.max_iteration: int | None = None
         self._step = step
         self._after_step = after_step
-        self._device = device
+        self._prefetcher = prefetcher
         self._progress_bar = progress_bar
         self._may_be_empty = may_be_empty
 
@@ -68,35 +67,28 @@ class Runner:
         self.max_iteration = max_iteration
         clock, moments = self.clock, self.moments
         iteration, waiting_since = done, time.perf_counter()
-        for iteration, (place, batch) in enumerate(self._with_bar(self._mark_last(batches, done)), start=done + 1):
+        arriving = self._with_bar(self._mark_last(self._prefetcher(batches), done))
+        for iteration, (place, data_dict) in enumerate(arriving, start=done + 1):
             self.place = place
             clear_context_manager()
-            data_dict = self._receive(batch)
+            check_batch(data_dict, self.phase)
             started, mark = time.perf_counter(), clock.start()
             for result_dict in self._step(iteration, data_dict):
                 moments.update(result_dict)
             if mark is not None:
                 clock.stop(mark)
-            ended = time.perf_counter()
-            clock.steps += 1
-            clock.data_s += started - waiting_since
-            clock.model_s += ended - started
-            waiting_since = ended
+            clock.count(started - waiting_since, time.perf_counter() - started)
             self._after_step(iteration)
+            waiting_since = time.perf_counter()
         if iteration == 0 and not self._may_be_empty:
             message = (
                 f"the {self.phase} loader is empty: it yields no batch. Check the data set, batch_size and drop_last"
             )
             raise DataError(message)
 
-    def _receive(self, data_dict: Any) -> Any:
-        """Check a batch and move it to the device."""
-        check_batch(data_dict, self.phase)
-        return data_dict if self._device.type == "cpu" else to_device(data_dict, self._device)
-
     def _mark_last(self, batches: Iterable[Any], done: int) -> Iterator[Any]:
         """Keep `is_last` true while the last batch is at hand; without a known number, by looking one batch ahead."""
-        if self.max_iteration is not None:
+        if self.max_iteration is not None or not self._prefetcher.looks_ahead:
             for number, batch in enumerate(batches, start=done + 1):
                 self.is_last = number == self.max_iteration
                 yield batch

@@ -11,6 +11,8 @@ from torch import nn
 from vision3d_engine.distributed.world import World
 from vision3d_engine.distributed.wrap import without_gradient_sync
 
+_EXCHANGING = contextlib.nullcontext()
+
 
 class Update:
     """Collects the gradients of a window of micro-batches and makes them one update.
@@ -66,7 +68,7 @@ class Update:
         """
         self._open += 1
         self._closes = is_last or self._open >= self._window_size
-        return contextlib.nullcontext() if self._closes else without_gradient_sync(self._model)
+        return _EXCHANGING if self._closes else without_gradient_sync(self._model)
 
     def backward(self, loss: torch.Tensor, weight: Any = 1, mean_weight: float = 1) -> None:
         """Add the weighted gradients of one micro-batch; the last one of a window also divides by the whole weight.

@@ -26,6 +26,7 @@ class StepClock:
         self.steps = 0
         self.data_s = 0.0
         self.model_s = 0.0
+        self.first_data_s = 0.0
         self._began = time.perf_counter()
         self._last = (0, 0.0, 0.0, self._began)
 
@@ -42,6 +43,14 @@ class StepClock:
         ended = torch.cuda.Event(enable_timing=True)
         ended.record()
         self._events.append((started, ended))
+
+    def count(self, data_s: float, model_s: float) -> None:
+        """Count one step: how long it waited for its batch, and how long it kept the host busy."""
+        if self.steps == 0:
+            self.first_data_s = data_s
+        self.steps += 1
+        self.data_s += data_s
+        self.model_s += model_s
 
     def window(self) -> "Window":
         """Return what has been measured since the last call; called where the device has just been read."""
@@ -71,9 +80,9 @@ class StepClock:
         steps = max(self.steps, 1)
         return {"data": self.data_s / steps, "model": total / measured if measured else self.model_s / steps}
 
-    def rate(self) -> float:
-        """Return the steps per second of the whole pass."""
-        return self.steps / max(time.perf_counter() - self._began, 1e-9)
+    def elapsed_s(self) -> float:
+        """Return the time since the pass began, in seconds."""
+        return time.perf_counter() - self._began
 
 
 class Window:

@@ -6,7 +6,8 @@ a log line asks, and then all of them in one copy. What is kept does not grow wi
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ _MAX_ROWS = 256
 _MAX_BLOCKS = 64
 
 Sums = dict[str, tuple[float, float, float]]
-Gather = Callable[[Sums], list[Sums]]
+AddUp = Callable[[Sums], Sums]
 
 
 class Moments:
@@ -28,11 +29,11 @@ class Moments:
     one element; a tensor may be freed, or changed in place, as soon as `update` returns.
 
     Args:
-        gather: returns the sums of all processes, given those of this one (``World.gather``).
+        add_up: returns the sums of all processes, given those of this one (``World.keyed_sums``).
     """
 
-    def __init__(self, gather: Gather = lambda sums: [sums]) -> None:
-        self._gather = gather
+    def __init__(self, add_up: AddUp = lambda sums: sums) -> None:
+        self._add_up = add_up
         self._keys: dict[str, None] = {}
         self._total: Sums = {}
         self._window: Sums = {}
@@ -67,12 +68,16 @@ class Moments:
         number = value.item() if isinstance(value, np.ndarray) else float(value)
         self._window[key] = _add(self._window.get(key), (1.0, number, number * number))
 
-    def window_means(self) -> dict[str, float]:
-        """Return the means since the last call, over all processes, and begin a window; one copy from the device."""
-        self._read()
+    def window_means(self, *also: torch.Tensor) -> tuple[dict[str, float], list[float]]:
+        """Return the means since the last call, over all processes, and begin a window; one copy from the device.
+
+        Args:
+            also: single numbers on the device that are read in the same copy and returned as they are.
+        """
+        extra = self._read(also)
         window, self._window = self._window, {}
         _merge(self._total, window)
-        return self._means(window)
+        return self._means(window), extra
 
     def means(self) -> dict[str, float]:
         """Return the means of the whole pass, over all processes; one copy from the device."""
@@ -108,23 +113,42 @@ class Moments:
 
     def _means(self, sums: Sums) -> dict[str, float]:
         """Return the means over all processes, in the order in which the keys first came."""
-        merged: Sums = {key: (0.0, 0.0, 0.0) for key in self._keys if key in sums}
-        for sums_of_rank in self._gather(sums):
-            _merge(merged, sums_of_rank)
-        return {key: total / count if count else math.nan for key, (count, total, _) in merged.items()}
+        ordered = {key: sums[key] for key in self._keys if key in sums}
+        of_all = self._add_up(ordered)
+        return {key: total / count if count else math.nan for key, (count, total, _) in of_all.items()}
 
     def first_not_finite(self, key: str) -> int | None:
         """Return the number of the update, from 1, that first held NaN or infinity under a key, as far as read."""
         return self._first_bad.get(key)
 
-    def _read(self) -> None:
-        """Bring what waits on the devices into the window."""
-        for rows in self._waiting.values():
-            sums = rows.take()
+    def _read(self, also: Sequence[torch.Tensor] = ()) -> list[float]:
+        """Bring what waits on the device into the window, and return the other numbers; one copy for all."""
+        groups, self._waiting = list(self._waiting.values()), {}
+        numbers = iter(_on_host([*(rows.sum_up() for rows in groups), *also]))
+        for rows in groups:
+            sums = rows.take(numbers)
             _merge(self._window, sums)
             bad = [key for key, (_, total, _) in sums.items() if not math.isfinite(total)]
             self._first_bad = rows.first_not_finite(bad) | self._first_bad
-        self._waiting = {}
+        return list(numbers)
+
+
+def _on_host(tensors: Sequence[torch.Tensor]) -> list[float]:
+    """Return the numbers of tensors of one device, one after the other, in one copy; waits for the device."""
+    if len(tensors) <= 1:
+        return tensors[0].flatten().tolist() if tensors else []
+    try:
+        return torch.cat([tensor.detach().flatten() for tensor in tensors]).tolist()
+    except RuntimeError:  # several devices
+        return [number for tensor in tensors for number in tensor.flatten().tolist()]
+
+
+def read_numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result dict with its tensors of one element as numbers; one copy from the device."""
+    tensors = {key: value for key, value in results.items() if isinstance(value, torch.Tensor)}
+    numbers = zip(tensors, _on_host([*tensors.values()]), strict=True)
+    read = {key: number if tensors[key].is_floating_point() else int(number) for key, number in numbers}
+    return {key: read.get(key, value) for key, value in results.items()}
 
 
 class _Rows:
@@ -143,14 +167,12 @@ class _Rows:
         self._numbers.append(number)
         try:
             row = torch.stack(scalars)
-        except (
-            RuntimeError
-        ):  # several devices, or shapes such as (1,); rare, and looking for them would cost every step
+        except RuntimeError:  # several devices, or shapes such as (1,); to look for them would cost every step
             row = torch.stack([scalar.reshape(()).to(scalars[0].device) for scalar in scalars])
         self._rows.append(row if row.ndim == 1 else row.reshape(-1))
         self._count += 1
         if len(self._rows) >= _MAX_ROWS:
-            self._sum_up()
+            self.sum_up()
 
     def state_dict(self) -> dict[str, Any]:
         """Return count, sums and the rows that wait, as they are."""
@@ -178,9 +200,10 @@ class _Rows:
                     first[key] = numbers[int(wrong[0])]
         return first
 
-    def take(self) -> Sums:
-        """Return count, sum and sum of squares by key; waits for the device."""
-        sums, squares = self._sum_up().tolist()
+    def take(self, numbers: Iterator[float]) -> Sums:
+        """Return count, sum and sum of squares by key, given what `sum_up` returned, brought to the host."""
+        sums = list(islice(numbers, len(self._keys)))
+        squares = list(islice(numbers, len(self._keys)))
         return {key: (float(self._count), sums[i], squares[i]) for i, key in enumerate(self._keys)}
 
     def _stacked(self) -> torch.Tensor:
@@ -190,8 +213,8 @@ class _Rows:
         except RuntimeError:
             return torch.stack([row.to(self._rows[-1]) for row in self._rows])
 
-    def _sum_up(self) -> torch.Tensor:
-        """Add the waiting rows to the sums on the device, in float64 where the device has it, and return the sums."""
+    def sum_up(self) -> torch.Tensor:
+        """Add the waiting rows to the sums on the device, in float64 where it has that; return sums and squares."""
         if self._sums is not None and not self._rows:
             return self._sums
         block = self._stacked()

@@ -10,7 +10,8 @@ from vision3d_engine.checkpoint.files import available
 from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
 from vision3d_engine.core.seeding import derived_seed
-from vision3d_engine.core.tree import describe, to_array
+from vision3d_engine.core.tree import describe
+from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.source import Source
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.engine import Engine
@@ -18,7 +19,7 @@ from vision3d_engine.loop.hooks import TEST_MOMENTS
 from vision3d_engine.loop.results import ResultChecker, as_numbers
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.session import Session
-from vision3d_engine.metrics.moments import Moments
+from vision3d_engine.metrics.moments import Moments, read_numbers
 
 
 class BaseTester(Engine, abc.ABC):
@@ -125,8 +126,8 @@ class BaseTester(Engine, abc.ABC):
             "test",
             self._test_iteration,
             self._after_test_iteration,
-            device=world.device,
-            moments=Moments(world.gather),
+            prefetcher=Prefetcher(world.device),
+            moments=Moments(self._add_up),
             progress_bar=world.is_main,
             may_be_empty=world.size > 1,
         )
@@ -143,7 +144,10 @@ class BaseTester(Engine, abc.ABC):
         with torch.no_grad():
             self._events.fire("before_test_step", iteration, data_dict)
             output_dict = self.test_step(iteration, data_dict)
-            return self._checked(self._evaluate(iteration, data_dict, output_dict), self._checker)
+            results = list(self._evaluate(iteration, data_dict, output_dict))
+        for result_dict in results:
+            self._checker.check(result_dict)
+        return results
 
     @abc.abstractmethod
     def _evaluate(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[dict[str, Any]]:
@@ -162,7 +166,7 @@ class BaseTester(Engine, abc.ABC):
         if iteration % self.log_steps:
             return
         number, data_dict, output_dict, result_dict = self._last_case
-        message = self.get_log_string(number, data_dict, output_dict, to_array(result_dict))
+        message = self.get_log_string(number, data_dict, output_dict, read_numbers(result_dict))
         total = self._runner.max_iteration
         times = get_log_string({}, time_dict=self._runner.clock.window().times())
         self.log(f"iter: {iteration}{f'/{total}' if total else ''}, {message}, {times}")

@@ -13,8 +13,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vision3d_engine.core.errors import DataError, RegistrationError, ResultError, did_you_mean, listed
 from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
 from vision3d_engine.core.tree import describe
+from vision3d_engine.data.advice import advice, advice_on_start
+from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.source import Place, Source, length_of
-from vision3d_engine.debug.finite import check_gradients
+from vision3d_engine.debug.finite import FiniteWatch, check_gradients
 from vision3d_engine.distributed.wrap import local_forward, wrap_model
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.continuation import has_state
@@ -28,6 +30,7 @@ from vision3d_engine.loop.turns import Turns
 from vision3d_engine.loop.update import Update
 from vision3d_engine.metrics.clock import Window
 from vision3d_engine.metrics.moments import Moments
+from vision3d_engine.optim.optimizer import clear_gradients, prefer_fused
 from vision3d_engine.optim.scaling import scale_factor, scale_learning_rate
 from vision3d_engine.trainers.resumable import Resumable
 
@@ -150,7 +153,7 @@ class BaseTrainer(Resumable, abc.ABC):
     def optimizer_step(self) -> None:
         """Make one update and clear the gradients; override to clip gradients or drive several optimizers."""
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
 
     def scheduler_step(self) -> None:
         """Move the schedule on by one step."""
@@ -252,6 +255,8 @@ class BaseTrainer(Resumable, abc.ABC):
             self.log("no learning rate schedule is registered: the rate stays as it is")
         for note in filter(None, (self._train_source().note, *self._forgotten_states())):
             self.log(note)
+        if self._session.settings.trainer.fused_optimizer and prefer_fused(self.optimizer, self.model):
+            self.log("optimizer: fused kernels", level="DEBUG")
         self._scale_rates()
         self._begin()
         self._events.bind()
@@ -340,10 +345,11 @@ class BaseTrainer(Resumable, abc.ABC):
         turns = self._turns = Turns(lengths, self._session.world.rank, mode)
         self._events.fire("before_train_epoch", self.epoch)
         self._update = self._new_update()
+        self._finite = FiniteWatch(self.model, self._session.settings.trainer.nonfinite == "stop")
         self._checker = ResultChecker("train_step")
         self._runner = self._new_runner("train", self._train_iteration, self._after_train_iteration)
         self._open_moments = self._restored(self._runner.moments)
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
         done = self._progress.trained
         self._runner.run(turns.evened(batches, done, self._own_batches), turns.length, done)
         self._close_train_epoch()
@@ -404,20 +410,20 @@ class BaseTrainer(Resumable, abc.ABC):
 
     def _new_runner(self, phase: str, step: Any, after_step: Any) -> Runner:
         world = self._session.world
-        moments = Moments(world.gather)
+        moments = Moments(self._add_up)
         bar = phase != "train" and world.is_main
         may_be_empty = phase == "val" and world.size > 1
         return Runner(
             phase,
             step,
             after_step,
-            device=world.device,
+            prefetcher=Prefetcher(world.device, look_ahead=phase != "train" or not self._train_source().is_stateful),
             moments=moments,
             progress_bar=bar,
             may_be_empty=may_be_empty,
         )
 
-    def _train_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
+    def _train_iteration(self, iteration: int, data_dict: Any) -> Iterable[dict[str, Any]]:
         """One micro-batch: forward, backward and, when its window is full, the optimiser step."""
         epoch, update = self.epoch, self._update
         self._advance(iteration)
@@ -436,7 +442,8 @@ class BaseTrainer(Resumable, abc.ABC):
         if update.step_if_due():
             self._count_update()
         self._events.fire("after_train_step", epoch, iteration, data_dict, output_dict, result_dict)
-        return self._checked((result_dict,), self._checker)
+        self._checker.check(result_dict)
+        return (result_dict,)
 
     def _advance(self, iteration: int) -> None:
         """Count a batch, and seed what its step draws."""
@@ -464,13 +471,14 @@ class BaseTrainer(Resumable, abc.ABC):
 
     def _log_train(self, runner: Runner) -> None:
         """Write the means since the last log line, with the learning rate that the step used."""
-        means = runner.moments.window_means()
-        self._check_finite(means, runner.moments)
+        means, probed = runner.moments.window_means(*self._finite.probe())
+        first = runner.moments.first_not_finite("loss")
+        self._finite.check(means.get("loss", 0.0), probed, self.epoch, first, self.iteration)
         window, lr = runner.clock.window(), float(self._learning_rate)
         position = {"epoch": self.epoch, "iteration": self.iteration, "updates": self._progress.updates, "lr": lr}
         self._session.events.write("train", means, self.total_steps, **position)
         self._say(partial(self._train_line, means, window, position, runner.max_iteration))
-        self._advise(window)
+        self._advise(advice(self._train_source().loader, window.data_s, window.model_s))
 
     def _train_line(self, means: Mapping[str, float], window: Window, position: Any, max_iteration: int | None) -> str:
         """Put a log line together; in the thread that writes it."""
@@ -489,17 +497,18 @@ class BaseTrainer(Resumable, abc.ABC):
         else:
             self.log(make())
 
-    def _advise(self, window: Window) -> None:
+    def _advise(self, message: str | None) -> None:
         """Say once when loading holds the training up, and what to do."""
-        if not self._has_advised and (advice := self._train_source().advice(window.data_s, window.model_s)):
+        if message is not None and not self._has_advised:
             self._has_advised = True
-            self.log(advice, level="WARNING")
+            self.log(message, level="WARNING")
 
     _has_advised = False
 
     def _end_train_epoch(self, runner: Runner) -> None:
         summary_dict: dict[str, Any] = runner.moments.means()
-        times = runner.clock.means()
+        clock, times = runner.clock, runner.clock.means()
+        self._advise(advice_on_start(self._train_source().loader, clock.first_data_s, clock.elapsed_s()))
         self.log("[Train] " + get_log_string(summary_dict, self.epoch, self.max_epoch, time_dict=times))
         self._session.events.write_row("train_epoch", summary_dict, step=self.total_steps, epoch=self.epoch)
         self._events.fire("after_train_epoch", self.epoch, summary_dict)
@@ -541,14 +550,15 @@ class BaseTrainer(Resumable, abc.ABC):
         self.set_train_mode()
         return summary_dict
 
-    def _val_iteration(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
+    def _val_iteration(self, iteration: int, data_dict: Any) -> Iterable[dict[str, Any]]:
         epoch = self.epoch
         self._progress.iteration = iteration
         with torch.no_grad():
             self._events.fire("before_val_step", epoch, iteration, data_dict)
             output_dict, result_dict = self._checker.unpack(self.val_step(epoch, iteration, data_dict))
             self._events.fire("after_val_step", epoch, iteration, data_dict, output_dict, result_dict)
-        return self._checked((result_dict,), self._checker)
+        self._checker.check(result_dict)
+        return (result_dict,)
 
     def _after_val_iteration(self, iteration: int) -> None:
         """Stop if asked to; one process of several goes on to the end, where the others wait for it."""

@@ -1,6 +1,5 @@
 """A run that can be stopped anywhere and resumed: its checkpoints, its folder, and requests to stop."""
 
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from vision3d_engine.checkpoint.files import available
 from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS, CheckpointManager, metadata_of
-from vision3d_engine.checkpoint.parts import load_weights, non_finite_parameters
+from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.checkpoint.retention import is_run_file
 from vision3d_engine.core.durations import parse_cadence, parse_duration
 from vision3d_engine.core.errors import (
@@ -350,37 +349,3 @@ class Resumable(Engine):
                 "Make space, or set exp.output_dir to another disk"
             )
             raise FolderError(message)
-
-    # ------------------------------------------------------------------------------------------- finite numbers
-
-    def _is_time_to_look(self) -> bool:
-        """Tell whether a second has gone by since the weights were looked at; a look costs as much as a tiny step."""
-        now = time.monotonic()
-        is_due = now - self._looked_at >= 1.0
-        self._looked_at = now if is_due else self._looked_at
-        return is_due
-
-    _looked_at = -math.inf
-
-    def _check_finite(self, means: Mapping[str, float], moments: Moments) -> None:
-        """Stop a run whose loss or weights are not finite; called at log lines, where the device is read anyway.
-
-        Raises:
-            NonFiniteError: naming step and parameters.
-        """
-        is_finite = math.isfinite(means.get("loss", 0.0))
-        if self._session.settings.trainer.nonfinite == "ignore" or (is_finite and not self._is_time_to_look()):
-            return
-        parameters = non_finite_parameters(self.model)
-        if is_finite and not parameters:
-            return
-        first = moments.first_not_finite("loss")
-        where = f"since iteration {first}" if first is not None else f"at iteration {self._progress.iteration}"
-        more = f" and {len(parameters) - _MAX_NAMES} more" if len(parameters) > _MAX_NAMES else ""
-        message = (
-            f"the training is no longer finite: epoch {self._progress.epoch}, {where} (loss {means.get('loss')}). "
-            f"Weights with NaN or infinity: {listed(parameters[:_MAX_NAMES])}{more}. No good checkpoint was replaced. "
-            "Run with --resume --debug to stop in the very step and keep its batch; lower the learning rate or clip "
-            "the gradients; or set trainer.nonfinite to 'ignore'"
-        )
-        raise NonFiniteError(message)

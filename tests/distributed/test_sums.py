@@ -1,0 +1,62 @@
+"""Sums by name over several processes, which are threads here."""
+
+import threading
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vision3d_engine.distributed.sums import KeyedSums
+
+
+class Meeting:
+    """Lets threads exchange values, each waiting for all."""
+
+    def __init__(self, size):
+        self.barrier = threading.Barrier(size, timeout=20)
+        self.values = [None] * size
+        self.reduced = 0
+
+    def gather(self, rank, value):
+        self.barrier.wait()
+        self.values[rank] = value
+        self.barrier.wait()
+        return list(self.values)
+
+    def reduce(self, rank, vector):
+        self.reduced += rank == 0
+        return torch.stack(self.gather(rank, vector)).sum(0)
+
+
+triples = st.dictionaries(st.sampled_from("abcd"), st.tuples(*[st.integers(1, 9).map(float)] * 3), max_size=4)
+
+
+@given(st.integers(2, 3).flatmap(lambda size: st.lists(st.lists(triples, min_size=size, max_size=size), max_size=4)))
+def test_sums_are_those_over_all_processes_whatever_names_each_has(calls):
+    size = len(calls[0]) if calls else 2
+    meeting = Meeting(size)
+    found = [[] for _ in range(size)]
+
+    def process(rank):
+        sums = KeyedSums(lambda vector: meeting.reduce(rank, vector), lambda value: meeting.gather(rank, value))
+        found[rank] = [sums(call[rank]) for call in calls]
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, call in enumerate(calls):
+        keys = {key for own in call for key in own}
+        expected = {key: tuple(sum(own[key][i] for own in call if key in own) for i in range(3)) for key in keys}
+        for rank in range(size):
+            assert found[rank][number] == expected
+            assert list(found[rank][number])[: len(call[rank])] == list(call[rank])
+
+
+def test_names_are_exchanged_only_while_one_is_new():
+    meeting = Meeting(1)
+    sums = KeyedSums(lambda vector: meeting.reduce(0, vector), lambda value: meeting.gather(0, value))
+    for _ in range(5):
+        sums({"loss": (1.0, 2.0, 4.0)})
+    assert meeting.reduced == 6
