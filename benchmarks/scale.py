@@ -39,11 +39,14 @@ from traffic import Traffic, store_requests
 
 from vision3d_engine import EpochBasedTrainer
 from vision3d_engine.core.cli import without_script_flags
+from vision3d_engine.core.settings import TrainerSettings
 from vision3d_engine.distributed.agreement import StoreAgreement
 
 LOG_EVERY, SAVE_EVERY = 10, 23
 BATCH = {"x": torch.randn(16, 64), "y": torch.randint(0, 10, (16,))}
 METRICS = 8
+# Nobody else is there to give a sign of life.
+PATIENT = {key: 1e6 for key in ("heartbeat_s", "collective_timeout_s") if key in TrainerSettings.model_fields}
 
 
 class Loader:
@@ -84,7 +87,7 @@ class Trainer(EpochBasedTrainer):
     file_size = 0
 
     def __init__(self, steps: int, folder: Path, read: Callable[[], Any], **options: Any) -> None:
-        settings = {"max_epoch": 1, "log_steps": LOG_EVERY, "device": "cpu", **options}
+        settings = {"max_epoch": 1, "log_steps": LOG_EVERY, "device": "cpu", **PATIENT, **options}
         super().__init__({"exp": {"output_dir": str(folder)}, "trainer": settings})
         self.read, self.steps, self.passes = read, [], {"start": read()}
         self.register_loader(Loader(steps), Loader(10))
