@@ -263,14 +263,7 @@ class BaseTrainer(Resumable, abc.ABC):
         self.set_train_mode()
 
     def load(self, filename: str) -> None:
-        """Load a checkpoint with all parts that it holds, and go on from its moment.
-
-        Args:
-            filename: an absolute path, one from where the command runs, or a name in the checkpoint folder.
-
-        Raises:
-            CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model or other data.
-        """
+        """Load a checkpoint with all parts that it holds, and go on from its moment; see `Resumable.load`."""
         self._scale_rates()  # first: the rates of a checkpoint are those of its run, whatever the processes now
         super().load(filename)
 
