@@ -452,7 +452,7 @@ class BaseTrainer(Resumable, abc.ABC):
         self._session.events.write("train", means, self.total_steps, **position)
         samples = self._train_source().samples_per_step(self._session.world.size)
         self._say(partial(self._train_line, means, window, position, runner.max_iteration, samples))
-        self._advise(advice(self._train_source().loader, window.data_s, window.model_s))
+        self._advise(advice(self._train_source().loader, window.steady_data_s, window.model_s))
 
     def _train_line(
         self, means: Mapping[str, float], window: Window, position: Any, max_iteration: int | None, samples: int | None
