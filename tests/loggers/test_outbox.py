@@ -94,6 +94,24 @@ def test_notes_from_several_threads_meet_flushes_from_others_and_each_is_deliver
         assert [number for writer, number in found if writer == name] == list(range(3000))
 
 
+def test_first_notes_of_several_threads_begin_one_thread():
+    def outboxes():
+        return [thread for thread in threading.enumerate() if thread.name == "outbox"]
+
+    before = len(outboxes())
+    for _ in range(50):
+        box, together = Outbox(lambda notes: None), threading.Barrier(4)
+        box._waiting.is_set = lambda: together.wait(SOON_S) < 0  # all threads find the flag unset
+        writers = [threading.Thread(target=box.put, args=(name,)) for name in range(4)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join(SOON_S)
+        assert len(outboxes()) == before + 1
+        box.close()
+        assert len(outboxes()) == before
+
+
 def test_each_note_put_after_any_other_is_delivered_by_the_thread_without_a_flush(box, found):
     """The thread may clear its flag between any two operations of ``put``."""
     for number in range(300):

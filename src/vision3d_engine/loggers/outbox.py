@@ -29,7 +29,7 @@ class Outbox:
 
     def _begin_empty(self) -> None:
         self._notes: deque[Any] = deque()
-        self._lock = threading.Lock()
+        self._lock, self._beginning = threading.Lock(), threading.Lock()
         self._deliverer: int | None = None
         self._error: Exception | None = None
         self._waiting = threading.Event()
@@ -45,9 +45,11 @@ class Outbox:
                 self._begin()
 
     def _begin(self) -> None:
-        self._closed.clear()
-        self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
-        self._thread.start()
+        with self._beginning:
+            if self._thread is None:
+                self._closed.clear()
+                self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+                self._thread.start()
 
     def _work(self) -> None:
         while not self._closed.is_set():
