@@ -98,18 +98,18 @@ def test_first_notes_of_several_threads_begin_one_thread():
     def outboxes():
         return [thread for thread in threading.enumerate() if thread.name == "outbox"]
 
-    before = len(outboxes())
-    for _ in range(50):
-        box, together = Outbox(lambda notes: None), threading.Barrier(4)
-        box._waiting.is_set = lambda: together.wait(SOON_S) < 0  # all threads find the flag unset
-        writers = [threading.Thread(target=box.put, args=(name,)) for name in range(4)]
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join(SOON_S)
-        assert len(outboxes()) == before + 1
-        box.close()
-        assert len(outboxes()) == before
+    before, found = len(outboxes()), []
+    box = Outbox(found.extend)
+    box._closed.clear = lambda: time.sleep(0.05)  # while one thread begins, the others come
+    writers = [threading.Thread(target=box.put, args=(name,)) for name in range(4)]
+    box._waiting.is_set = lambda: False
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(SOON_S)
+    assert len(outboxes()) == before + 1
+    box.close()
+    assert sorted(found) == [0, 1, 2, 3]
 
 
 def test_each_note_put_after_any_other_is_delivered_by_the_thread_without_a_flush(box, found):
