@@ -52,6 +52,35 @@ def atomic_write(path: str | Path, keep_old_as: Path | None = None) -> Iterator[
     _sync_folder(path.parent)
 
 
+class GrowingFile:
+    """A file that grows by whole pieces: what is added is with the operating system, not in a buffer of ours.
+
+    Args:
+        path: the file; made when missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115  open for the whole run
+
+    def add(self, piece: bytes) -> None:
+        """Add a piece.
+
+        Raises:
+            OSError: when the disk is full; then the file is as it was before.
+        """
+        end, rest = self._file.seek(0, os.SEEK_END), memoryview(piece)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(end)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 def _second_name(path: Path, other: Path) -> None:
     """Give a file a second name, replacing what has it; file systems without hard links get a copy."""
     temporary = other.with_name(f".{other.name}.tmp")

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,15 +44,16 @@ class EventBoard:
     def write(self, phase: str, values: Mapping[str, float], step: int, **position: Any) -> None:
         """Write numbers of one phase at one step; ``position`` (epoch, iteration, ...) goes into the JSON line.
 
-        Costs a few microseconds: numbers are formatted and written by a thread, within a fifth of a second.
+        Costs a few microseconds: numbers are formatted and written by a thread, within a fifth of a second. They are
+        those of now, whatever becomes of ``values``.
         """
         if self._enabled:
-            self._outbox.put(_Note(time.time(), phase, values, {"step": step, **position}, step))
+            self._outbox.put(_Note(time.time(), phase, dict(values), {"step": step, **position}, step))
 
     def write_row(self, phase: str, values: Mapping[str, float], **position: Any) -> None:
         """Write numbers as a JSON line only."""
         if self._enabled:
-            self._outbox.put(_Note(time.time(), phase, values, position))
+            self._outbox.put(_Note(time.time(), phase, dict(values), position))
 
     def write_line(self, make: Callable[[], str]) -> None:
         """Write a message of level INFO that is put together later, by the thread."""
@@ -62,30 +64,41 @@ class EventBoard:
         """Write point clouds for TensorBoard's mesh tab."""
         if self._enabled:
             self._outbox.flush()
-            self._open_tensorboard().points(tag, points, colors, step)
+            with self._forgiving_disks():
+                self._open_tensorboard().points(tag, points, colors, step)
 
     def _deliver(self, notes: list[Any]) -> None:
-        """Write many notes at once; a disk that is full is said once, and costs numbers but not the run."""
+        """Write many notes at once."""
         lines = [(note.time, note.make()) for note in notes if isinstance(note, _Line)]
         if lines and self._logger is not None:
             self._logger.write_lines(lines)
         numbers = [note for note in notes if isinstance(note, _Note)]
+        with self._forgiving_disks():
+            self._write_rows(numbers)
+        with self._forgiving_disks():
+            self._write_events([note for note in numbers if note.step is not None])
+
+    @contextmanager
+    def _forgiving_disks(self) -> Iterator[None]:
+        """Write; a disk that is full is said once, and costs numbers but not the run."""
         try:
-            self._write_numbers(numbers)
+            yield
         except OSError as error:
             if not self._failed and self._logger is not None:
                 reason = error.strerror or error
-                self._logger.write_lines([(time.time(), f"cannot write numbers of the run: {reason}; they are lost")])
+                self._logger.log(f"cannot write numbers of the run: {reason}; they are lost", "ERROR")
             self._failed = True
 
-    def _write_numbers(self, notes: list["_Note"]) -> None:
-        events = [(note.time, note.phase, note.values, note.step) for note in notes if note.step is not None]
-        if events:
-            self._open_tensorboard().scalars(events)
+    def _write_rows(self, notes: list["_Note"]) -> None:
+        if not notes:
+            return
+        if self._jsonl is None:
+            self._jsonl = JsonLinesWriter(self._jsonl_file)
+        self._jsonl.rows(self._row(note) for note in notes)
+
+    def _write_events(self, notes: list["_Note"]) -> None:
         if notes:
-            if self._jsonl is None:
-                self._jsonl = JsonLinesWriter(self._jsonl_file)
-            self._jsonl.rows(self._row(note) for note in notes)
+            self._open_tensorboard().scalars((note.time, note.phase, note.values, note.step or 0) for note in notes)
 
     def _row(self, note: "_Note") -> dict[str, Any]:
         time_s = round(note.time - self._started, 3)
@@ -93,6 +106,7 @@ class EventBoard:
 
     def start_anew(self) -> None:
         """Put the numbers of an earlier run in the same folder aside, under the time of their last change."""
+        self._outbox.flush()
         for path, writer in ((Path(self._jsonl_file), self._jsonl), (Path(self._event_dir), self._tensorboard)):
             if self._enabled and writer is None and path.exists():
                 stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
@@ -101,9 +115,7 @@ class EventBoard:
     def ends(self) -> dict[str, int]:
         """Return how far the files reach, for `go_on_from`."""
         self._outbox.flush()
-        if not self._enabled or self._jsonl is None:
-            return {"metrics_bytes": _size(Path(self._jsonl_file))}
-        return {"metrics_bytes": self._jsonl.end()}
+        return {"metrics_bytes": _size(Path(self._jsonl_file))}
 
     def go_on_from(self, ends: Mapping[str, int], step: int) -> None:
         """Forget what was written after a checkpoint, since a resumed run writes it again: no curve goes back.
@@ -114,6 +126,7 @@ class EventBoard:
         """
         if not self._enabled:
             return
+        self._outbox.flush()
         self._purge_step = step + 1
         path, end = Path(self._jsonl_file), ends.get("metrics_bytes")
         if end is not None and _size(path) > end:
@@ -122,16 +135,16 @@ class EventBoard:
     def flush(self) -> None:
         """Hand everything written so far to the operating system."""
         self._outbox.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
 
     def close(self) -> None:
         """Flush and close all files; a later write opens them again."""
-        self._outbox.close()
-        for writer in (self._tensorboard, self._jsonl):
-            if writer is not None:
-                writer.close()
-        self._tensorboard = self._jsonl = None
+        try:
+            self._outbox.close()
+        finally:
+            writers, self._tensorboard, self._jsonl = (self._tensorboard, self._jsonl), None, None
+            for writer in filter(None, writers):
+                with self._forgiving_disks():
+                    writer.close()
 
     def _open_tensorboard(self) -> Any:
         if self._tensorboard is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vision3d_engine.core.files import make_folder
+from vision3d_engine.core.files import GrowingFile, make_folder
 
 _TIME = "%Y-%m-%d %H:%M:%S"
 _LEVELS = ("TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL")
@@ -28,6 +28,28 @@ class _BarSafeConsole:
 
     def isatty(self) -> bool:
         return sys.stderr.isatty()
+
+
+class _LogFile:
+    """A text file; a disk that is full is said once, and costs messages but not the run."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = GrowingFile(path)
+        self._failed = False
+
+    def write(self, text: str) -> None:
+        try:
+            self._file.add(text.encode(errors="backslashreplace"))
+        except OSError as error:
+            if not self._failed:
+                reason = error.strerror or error
+                tqdm.write(f"cannot write messages to '{self._path}': {reason}; they are lost there", file=sys.stderr)
+            self._failed = True
+
+    def stop(self) -> None:
+        """Close the file; called by loguru."""
+        self._file.close()
 
 
 class Logger:
@@ -54,7 +76,7 @@ class Logger:
         self._events: Any = None
         if self._log_file is not None:
             make_folder(Path(self._log_file).parent)
-            self._loguru.add(self._log_file, format=_FILE_FORMAT, level="DEBUG", encoding="utf-8")
+            self._loguru.add(_LogFile(self._log_file), format=_FILE_FORMAT, level="DEBUG")
 
     @property
     def log_file(self) -> str | None:
@@ -69,7 +91,8 @@ class Logger:
     def write_lines(self, lines: Sequence[tuple[float, str]]) -> None:
         """Write messages of the past, each with the time at which it came, all in one go."""
         if len(lines) == 1:
-            self._loguru.info("{}", lines[0][1])
+            when, message = lines[0]
+            self._loguru.patch(lambda record: record.update(time=_at(when, record["time"]))).info("{}", message)
             return
         stamped = (f"{time.strftime(_TIME, time.localtime(when))} | INFO | {message}" for when, message in lines)
         self._loguru.opt(raw=True).info("{}\n", "\n".join(stamped))
@@ -125,6 +148,11 @@ class Logger:
             self._events.close()
             self._events = None
         self._loguru.remove()
+
+
+def _at(when: float, like: Any) -> Any:
+    """Return a time of the past as loguru's own kind of time, which its formats need."""
+    return type(like).fromtimestamp(when, tz=like.tzinfo)
 
 
 def _nothing() -> None:

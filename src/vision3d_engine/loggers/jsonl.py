@@ -6,21 +6,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vision3d_engine.core.files import GrowingFile
+
 
 class JsonLinesWriter:
     """Appends rows to a file; rows are on their way to the disk when `rows` returns."""
 
     def __init__(self, path: str | Path) -> None:
-        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115  open for the whole run
+        self._file = GrowingFile(path)
 
     def rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append objects; nan and infinity, which JSON does not have, become null."""
-        self._file.write("".join(_as_line(row) for row in rows))
-        self._file.flush()
+        """Append objects; nan and infinity, which JSON does not have, become null.
 
-    def end(self) -> int:
-        """Return the size of the file in bytes, with everything that was written so far."""
-        return self._file.tell()
+        Raises:
+            OSError: when the disk is full; then none of them is there.
+        """
+        self._file.add("".join(_as_line(row) for row in rows).encode())
 
     def close(self) -> None:
         """Close the file."""

@@ -60,12 +60,19 @@ class Engine:
             raise RegistrationError(message)
         model = model.to(self._session.world.device)
         if (mode := self._session.settings.trainer.compile) is not None:
-            model.compile(mode=mode)
+            self._compile(model, mode)
         self.model = self._wrap(model)
         count = sum(parameter.numel() for parameter in model.parameters())
         self.log(f"model: {type(unwrap_model(model)).__name__}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")
         return self.model
+
+    def _compile(self, model: nn.Module, mode: str) -> None:
+        model.compile(mode=mode)
+        if type(model).__module__.startswith("torch.nn."):
+            name = type(model).__name__
+            message = f"torch does not compile its own class {name} by itself: put it into an nn.Module of yours"
+            self.log(message, level="WARNING")
 
     def _wrap(self, model: nn.Module) -> nn.Module:
         """Return the model as steps shall call it."""

@@ -4,6 +4,9 @@ import torch
 
 from vision3d_engine.metrics.clock import Window
 
+# From here on three digits would be written with an exponent.
+_LARGE = 999.5
+
 
 def describe_pace(window: Window, steps_left: int | None, samples_per_step: int | None, device: torch.device) -> str:
     """Return ``3.2 it/s, 26 samples/s, eta 1:02:03, 4.1 GB`` without what is not known.
@@ -14,14 +17,19 @@ def describe_pace(window: Window, steps_left: int | None, samples_per_step: int 
         samples_per_step: samples of one step of all processes; None when not known.
         device: its peak memory since the start is told, if it is an accelerator that counts it.
     """
-    parts = [f"{window.rate:.3g} it/s"]
+    parts = [f"{_number(window.rate)} it/s"]
     if samples_per_step is not None:
-        parts.append(f"{window.rate * samples_per_step:.3g} samples/s")
+        parts.append(f"{_number(window.rate * samples_per_step)} samples/s")
     if steps_left is not None:
         parts.append(f"eta {_clock(steps_left / window.rate)}")
     if device.type == "cuda":
         parts.append(f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GB")
     return ", ".join(parts)
+
+
+def _number(value: float) -> str:
+    """Return three digits, or all those before the point: ``0.0123``, ``3.2``, ``12,345``."""
+    return f"{value:.3g}" if value < _LARGE else f"{value:,.0f}"
 
 
 def _clock(seconds: float) -> str:

@@ -52,17 +52,23 @@ class Turns:
         """
         if self.length is None or self.length == self._own == self._common:
             return batches
-        return islice(self._prolonged(batches, read), self.length - done)
+        prolonged = self._cycled if self._mode == "cycle" else self._prolonged
+        return islice(prolonged(batches, done, read), max(self.length - done, 0))
 
-    def _prolonged(self, batches: Iterable[Any], read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
+    def _prolonged(self, batches: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
         last = None
         for last in batches:
             yield last
-        while self._mode == "cycle":
-            yield from read(0)
         if last is None:  # a resume in the midst of joining in
             last = next(iter(read((self._own or 1) - 1)))
         yield from repeat(last)
+
+    def _cycled(self, batches: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
+        yield from batches
+        if done > (self._own or done):  # a resume in the midst of a later round
+            yield from read(done % (self._own or 1))
+        while True:
+            yield from read(0)
 
 
 def _check(lengths: Sequence[int | None]) -> None:

@@ -57,10 +57,13 @@ class StepClock:
         steps, data_s, model_s, at = self._last
         now = time.perf_counter()
         count = max(self.steps - steps, 1)
+        waited_s = self.data_s - data_s
+        has_begun = steps > 0
         window = Window(
-            data_s=(self.data_s - data_s) / count,
+            data_s=waited_s / count,
             model_s=self._read_events() or (self.model_s - model_s) / count,
             rate=count / max(now - at, 1e-9),
+            steady_data_s=waited_s / count if has_begun else (waited_s - self.first_data_s) / max(count - 1, 1),
         )
         self._last = (self.steps, self.data_s, self.model_s, now)
         return window
@@ -86,12 +89,16 @@ class StepClock:
 
 
 class Window:
-    """Mean times of the steps between two log lines, in seconds, and steps per second."""
+    """Mean times of the steps between two log lines, in seconds, and steps per second.
 
-    def __init__(self, data_s: float, model_s: float, rate: float) -> None:
+    ``steady_data_s`` is the mean wait for a batch without the first one of a pass, which waits for workers to start.
+    """
+
+    def __init__(self, data_s: float, model_s: float, rate: float, steady_data_s: float = 0.0) -> None:
         self.data_s = data_s
         self.model_s = model_s
         self.rate = rate
+        self.steady_data_s = steady_data_s
 
     def times(self) -> dict[str, float]:
         """Return the mean times by name."""

@@ -50,18 +50,33 @@ def prefer_fused(optimizer: Any, model: nn.Module | None = None) -> bool:
 def _may_be_fused(optimizer: Any, parameters: list[Any], model: nn.Module | None) -> bool:
     """Tell whether neither the user's choice nor the parameters stand against fused kernels."""
     is_torchs = type(optimizer).__module__.startswith("torch.optim") and "fused" in optimizer.defaults
-    chosen = ("fused", "foreach", "capturable", "differentiable")
-    if not is_torchs or optimizer.state or any(group.get(name) for name in chosen for group in optimizer.param_groups):
+    if not is_torchs or any(map(_has_chosen, optimizer.param_groups)):
+        return False
+    if not all(_is_untouched(parameter, state) for parameter, state in optimizer.state.items()):
         return False
     is_sparse = model is not None and any(getattr(module, "sparse", False) for module in model.modules())
     return not is_sparse and all(type(parameter) is nn.Parameter for parameter in parameters)
 
 
+def _has_chosen(group: dict[str, Any]) -> bool:
+    """Tell whether the user chose a kernel for a group; False is a choice too where None leaves it to torch."""
+    is_set = any(group.get(name) is not None for name in ("fused", "foreach"))
+    return is_set or any(group.get(name) for name in ("capturable", "differentiable"))
+
+
+def _is_untouched(parameter: Any, state: dict[str, Any]) -> bool:
+    """Tell whether fused kernels can begin with a state, such as the one that Adagrad makes before any step."""
+    step = state.get("step")
+    if not isinstance(step, torch.Tensor) or step.dtype != torch.float32:
+        return False
+    return parameter.device.type == step.device.type == "cpu" and step.item() == 0
+
+
 def _has_fused(kind: Any, device: torch.device, dtype: torch.dtype) -> bool:
     """Tell whether torch makes a fused step on a device, by making one with one number."""
-    number = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
-    number.grad = torch.zeros_like(number)
     try:
+        number = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+        number.grad = torch.zeros_like(number)
         kind([number], lr=1e-3, fused=True).step()
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return False
@@ -71,9 +86,10 @@ def _has_fused(kind: Any, device: torch.device, dtype: torch.dtype) -> bool:
 def clear_gradients(optimizer: Any) -> None:
     """Set all gradients to None, as ``optimizer.zero_grad(set_to_none=True)`` does, at a quarter of its price.
 
-    Torch's own method also records itself for the profiler. One that a class of the user's overrides is called.
+    Torch's own method also records itself for the profiler. Any other one, of a class or object of the user's, is
+    called.
     """
-    if getattr(type(optimizer), "zero_grad", None) is not torch.optim.Optimizer.zero_grad:
+    if getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
         optimizer.zero_grad(set_to_none=True)
         return
     for group in optimizer.param_groups:

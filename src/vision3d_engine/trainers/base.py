@@ -470,17 +470,19 @@ class BaseTrainer(Resumable, abc.ABC):
         window, lr = runner.clock.window(), float(self._learning_rate)
         position = {"epoch": self.epoch, "iteration": self.iteration, "updates": self._progress.updates, "lr": lr}
         self._session.events.write("train", means, self.total_steps, **position)
-        self._say(partial(self._train_line, means, window, position, runner.max_iteration))
-        self._advise(advice(self._train_source().loader, window.data_s, window.model_s))
+        samples = self._train_source().samples_per_step(self._session.world.size)
+        self._say(partial(self._train_line, means, window, position, runner.max_iteration, samples))
+        self._advise(advice(self._train_source().loader, window.steady_data_s, window.model_s))
 
-    def _train_line(self, means: Mapping[str, float], window: Window, position: Any, max_iteration: int | None) -> str:
-        """Put a log line together; in the thread that writes it."""
+    def _train_line(
+        self, means: Mapping[str, float], window: Window, position: Any, max_iteration: int | None, samples: int | None
+    ) -> str:
+        """Put a log line together, from what is handed in: the thread that writes it is behind the run."""
         epoch, iteration = position["epoch"], position["iteration"]
         left = None if max_iteration is None else (self.max_epoch - epoch + 1) * max_iteration - iteration
         line = get_log_string(
             means, epoch, self.max_epoch, iteration, max_iteration, lr=position["lr"], time_dict=window.times()
         )
-        samples = self._train_source().samples_per_step(self._session.world.size)
         return f"{line}, {describe_pace(window, left, samples, self._session.world.device)}"
 
     def _say(self, make: Callable[[], str]) -> None:
