@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 from vision3d_engine.core.errors import ProcessError, listed
 
+_STORES: Any = dist  # its stores are public, though type checkers do not see it
 _MAX_NAMES = 5
 _PAUSE_S = 0.02
 _FIRST_PORT, _PORTS = 20000, 10000  # below the ports that Linux hands out by itself
@@ -132,13 +134,13 @@ def open_process_group(launch: Launch, backend: str, timeout_s: float) -> Openin
     """
     timeout = timedelta(seconds=timeout_s)
     is_host = launch.rank == 0 and not launch.is_store_open
-    store: Any = dist.TCPStore(
+    store: Any = _STORES.TCPStore(
         launch.host, launch.port, launch.size, is_master=is_host, timeout=timeout, multi_tenant=True
     )
     attempt = 1
     if launch.is_store_open:
-        attempt = meet(dist.PrefixStore("vision3d_engine/attempts", store), launch.rank, launch.size, timeout_s)
-        store = dist.PrefixStore(f"vision3d_engine/attempt{attempt}", store)
+        attempt = meet(PrefixStore("vision3d_engine/attempts", store), launch.rank, launch.size, timeout_s)
+        store = PrefixStore(f"vision3d_engine/attempt{attempt}", store)
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
     found: list[Any] = [None] * launch.size
     dist.all_gather_object(found, (launch.restarts, platform.node(), _cores(), torch.get_num_threads()))

@@ -70,7 +70,8 @@ class ProcessWatch(Watch):
     ) -> None:
         self._rank, self._size = rank, size
         self._store = own_connection(f"watch/{name}")
-        self._heartbeat_s, self._patience_s = heartbeat_s, patience_s
+        self._heartbeat_s = heartbeat_s
+        self._patience_s = max(patience_s - _SILENCE_S, patience_s / 2)  # the rest goes by while we look who is late
         self._ends_process = ends_process
         self._ended = threading.Event()
         self._verdict: str | None = None
@@ -87,6 +88,8 @@ class ProcessWatch(Watch):
     def over(self, where: Callable[[], str], tell: Callable[[str], None]) -> Iterator[None]:
         """Watch while a block runs; see `Watch.over`."""
         arguments = (threading.get_ident(), where, tell)
+        self._where = where
+        self._place = self._place.moved(threading.get_ident(), where)
         self._talker = threading.Thread(target=self._talk, name="watch", daemon=True)
         self._talker.start()
         threading.Thread(target=self._look_at_clocks, args=arguments, name="watch-clock", daemon=True).start()
@@ -119,8 +122,7 @@ class ProcessWatch(Watch):
         """Tell the other processes, and torchrun, what has failed here; waits until they had time to look."""
         _tell_torchrun(error)
         line = whereabouts.line_of(error.__traceback__)
-        text = f"{type(error).__name__}: {error}"[:_MAX_TEXT]
-        self._report = f"{self._name()} failed in {self._place.where} ({line}): {text}\n{_ADVICE}"
+        self._report = f"{self._name()} failed in {self._where()} ({line}): {_in_short(error)}\n{_ADVICE}"
         if self._is_posted.wait(_GRACE_S):
             time.sleep(2 * _PULSE_S)
 
@@ -215,6 +217,8 @@ class ProcessWatch(Watch):
         gone = [rank for rank in range(self._size) if now[rank] == "left" or (now[rank] and now[rank] == before[rank])]
         gone = [rank for rank in gone if rank != self._rank and (now[rank] != "left" or question != "silent")]
         if question == "waits":
+            if self._place.waiting_s() < self._patience_s:  # it has come meanwhile
+                return ""
             late = [rank for rank in range(self._size) if rank in gone or now[rank] is None or not now[rank][4]]
             return self._waits_for(late, now)
         if gone:
@@ -234,7 +238,7 @@ class ProcessWatch(Watch):
 class _Place:
     """Where the watched thread is, and since when."""
 
-    def __init__(self, where: str = "its beginning", at: whereabouts.Whereabouts | None = None) -> None:
+    def __init__(self, where: str = "", at: whereabouts.Whereabouts | None = None) -> None:
         self.where = where
         self.at = at or whereabouts.Whereabouts("", is_waiting=False)
         self.since = time.monotonic()
@@ -279,6 +283,14 @@ def _lost_text(error: BaseException) -> str:
     """Return what is lost, in the transport's words, without the place in its source code."""
     first = (str(error).splitlines() or [""])[0]
     return "the connection to another process is lost (" + re.sub(r"^\[[^\]]*\] ", "", first)[:200] + ")"
+
+
+def _in_short(error: Exception) -> str:
+    """Return kind and message of an error; of one from a data worker, which holds a traceback, the last line."""
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:
+        return text.splitlines()[-1].rpartition("vision3d_engine.core.errors.")[2][:_MAX_TEXT]
+    return f"{type(error).__name__}: {text}"[:_MAX_TEXT]
 
 
 def _gone_text(rank: int, now: Any, before: Any) -> str:

@@ -125,7 +125,7 @@ class ProcessGroupWorld(World):
 
 
 def join_world(device: str | None = None, timeout_s: float = 600.0) -> World:
-    """Join what started this process: an existing process group, torchrun's variables, SLURM's, or nothing (one process).
+    """Join what started this process: an existing process group, torchrun's or SLURM's variables, or nothing.
 
     Args:
         device: name of the device; None takes the accelerator of this machine, or the CPU.

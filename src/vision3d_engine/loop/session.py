@@ -139,7 +139,7 @@ class Session:
             self.events.close()
 
     def _log_failure(self, error: Exception) -> None:
-        """Say what has stopped the run; the traceback, which python prints at the end, only into this process's file."""
+        """Say what has stopped the run; the traceback goes into the file only, since python prints it."""
         self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")
         level = "DEBUG" if self.world.is_main else "WARNING"
         self.logger.log("".join(traceback.format_exception(error)), level)
