@@ -1,7 +1,8 @@
 """A training, or a test, in which one process fails in the midst of it.
 
 ``failing_script.py FOLDER PLACE FAULT SETTINGS``: in PLACE ("train_step", "val_step", "test_step", "dataset") process 1
-does FAULT ("raise", "kill", "sleep", "leave"); SETTINGS are JSON.
+does FAULT ("raise", "kill", "sleep", "leave"); SETTINGS are JSON. With FOREIGN in the environment the script opens the
+process group by itself, as Ray does, and catches what the run raises.
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 import time
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -82,4 +84,15 @@ class Tester(SingleTester):
         return {"mae": output_dict.abs().mean()}
 
 
-(Tester if PLACE == "test_step" else Trainer)().run()
+def main():
+    (Tester if PLACE == "test_step" else Trainer)().run()
+
+
+if "FOREIGN" in os.environ:
+    dist.init_process_group("gloo")
+    try:
+        main()
+    except Exception as error:  # noqa: BLE001  the test decides
+        print("CAUGHT", type(error).__name__, "GROUP IS OPEN" if dist.is_initialized() else "", error, flush=True)
+else:
+    main()

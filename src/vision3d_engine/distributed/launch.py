@@ -204,11 +204,10 @@ def crowded(crews: Sequence[Sequence[Any]]) -> list[str]:
         machines.setdefault(machine, []).append((cores, threads))
     loads = [_load(machine, crew) for machine, crew in machines.items()]
     threads, cores, count, machine = max(loads, key=lambda load: load[0] / load[1])
-    if threads <= cores:
+    if threads <= max(cores, count):
         return []
-    fix = f"set OMP_NUM_THREADS={max(cores // count, 1)}"
-    note = f"{count} processes on {machine} have {threads} torch threads on {cores} cores"
-    return [f"{note}, and wait for each other; {fix}"] if count <= cores else []
+    note = f"{count} processes on {machine} have {threads} torch threads on {cores} cores and wait for each other"
+    return [f"{note}; set OMP_NUM_THREADS={max(cores // count, 1)}"]
 
 
 def _load(machine: str, crew: Sequence[tuple[frozenset[int], int]]) -> tuple[int, int, int, str]:
