@@ -109,8 +109,7 @@ class ProcessWatch(Watch):
     def _blame(self, error: Exception) -> Exception:
         """Return the error itself, once the others know of it, or the verdict when another process has caused it."""
         if not is_lost_connection(error):
-            if self._verdict is None:
-                self._post(error)
+            self._post(error)
             return error
         self._question = self._question or "lost"
         patience = time.monotonic() + _SILENCE_S + _GRACE_S
@@ -119,11 +118,14 @@ class ProcessWatch(Watch):
         return ProcessError(self._verdict or f"{_lost_text(error)}, and the store of the processes is gone. {_ADVICE}")
 
     def _post(self, error: Exception) -> None:
-        """Tell the other processes, and torchrun, what has failed here; waits until they had time to look."""
+        """Tell the other processes, and torchrun, what has failed here; waits until they had time to look.
+
+        When another one was first, nobody is told, and nothing ends this process: its script may catch what all raise.
+        """
         _tell_torchrun(error)
         line = whereabouts.line_of(error.__traceback__)
         self._report = f"{self._name()} failed in {self._where()} ({line}): {_in_short(error)}\n{_ADVICE}"
-        if self._is_posted.wait(_GRACE_S):
+        if self._verdict is None and self._is_posted.wait(_GRACE_S):
             time.sleep(2 * _PULSE_S)
 
     def _name(self) -> str:
@@ -143,7 +145,7 @@ class ProcessWatch(Watch):
             with suppress(Exception):
                 tell(self._verdict)
             is_ending = self._ended.wait(_GRACE_S)
-            if is_ending and not self._ends_process:
+            if is_ending and (self._report is not None or not self._ends_process):
                 return
             time.sleep(_CLOSING_S if is_ending else 0)
             _end_process()

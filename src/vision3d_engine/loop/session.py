@@ -77,7 +77,7 @@ class Session:
         self.logger.debug(f"command: {command_line()}")
         for warning in warnings:
             self.logger.warn(f"{warning} (the key is ignored)")
-        for note in self.world.notes:
+        for note in self.world.notes if self.world.is_main else ():
             self.logger.warn(note)
 
     def write_records(self) -> None:
