@@ -44,6 +44,10 @@ class FolderInUseError(FolderError):
     """Another run works in this folder, or has left its checkpoints there."""
 
 
+class ProcessError(EngineError):
+    """Another process of the run has failed, died, or does not come."""
+
+
 class NonFiniteError(EngineError):
     """A loss, a gradient or a weight holds NaN or infinity."""
 

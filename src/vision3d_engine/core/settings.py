@@ -104,6 +104,10 @@ class TrainerSettings(_Section):
     """Checkpoint to load: a path, or a name in the checkpoint folder."""
     test_epoch: AtLeastOne | None = None
     """Test the model of this epoch (epoch-N.pth)."""
+    collective_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds that a process may wait for another before the run ends, saying where and for whom."""
+    heartbeat_s: float = Field(default=60.0, gt=0)
+    """Seconds without a sign of life after which a process counts as dead."""
     device: str | None = None
     """Device to run on, such as cpu, cuda, cuda:1 or mps (default: the accelerator if there is one)."""
 

@@ -5,7 +5,7 @@ import threading
 import time
 from typing import Any
 
-import torch.distributed as dist
+from vision3d_engine.distributed.store import own_connection
 
 _POLL_S = 0.2
 # Longer than a busy machine needs to answer, shorter than what a scheduler waits between SIGTERM and SIGKILL.
@@ -62,7 +62,7 @@ class StoreAgreement(Agreement):
     def __init__(self, rank: int, size: int, name: str) -> None:
         super().__init__()
         self._rank, self._size = rank, size
-        self._store: Any = dist.distributed_c10d.PrefixStore(f"vision3d_engine/{name}", _own_connection())
+        self._store: Any = own_connection(name)
         self._round = 0
         self._begun = 1
         self._limit: int | None = None
@@ -101,9 +101,11 @@ class StoreAgreement(Agreement):
         """Listen no more."""
         self._ended.set()
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(_PATIENCE_S / 3)
+            is_silent, self._thread = self._thread.is_alive(), None
             with contextlib.suppress(RuntimeError, OSError):
+                if is_silent:  # the store does not answer, and would not let us go
+                    return
                 self._store.compare_set(self._moment, "", _NEVER)
 
     def _listen(self) -> None:
@@ -152,12 +154,3 @@ class StoreAgreement(Agreement):
     def _moment(self) -> str:
         """Key of the moment of this round; the first value counts, so that all read the same."""
         return f"{self._round}/moment"
-
-
-def _own_connection() -> Any:
-    """Return a connection to the default group's store that does not share a lock with collectives, if possible."""
-    store: Any = dist.distributed_c10d._get_default_store()  # noqa: SLF001  there is no public name for it
-    try:
-        return store.clone()
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return store

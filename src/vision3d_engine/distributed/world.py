@@ -1,8 +1,7 @@
 """Who we are among the processes of a run, and on which device; one process is a world of size 1."""
 
 import atexit
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import count
 from typing import Any
@@ -13,9 +12,15 @@ import torch.distributed as dist
 from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.core.tree import map_leaves
 from vision3d_engine.distributed.agreement import Agreement, StoreAgreement
+from vision3d_engine.distributed.launch import Launch, Opening, find_launch, find_local_rank, open_process_group
 from vision3d_engine.distributed.sums import KeyedSums, Sums
+from vision3d_engine.distributed.watch import ProcessWatch, Watch, exchange
 
-_AGREEMENTS = count()
+_AGREEMENTS, _WATCHES = count(), count()
+# What was found out when the engine opened the process group of this process; of one that others opened, nothing.
+_OPENED: list[Opening] = []
+# The engine's own notice comes first and names who is late; the transport's is for what it cannot see.
+_MARGIN_S = 60.0
 
 
 class World:
@@ -26,10 +31,16 @@ class World:
         local_rank: number of this process on its machine, which chooses the device.
         size: number of processes.
         device: where models and batches go.
+        restarts: how often the launcher has started the processes of this run again after one died.
+        launch: a name that all attempts of the launch share; empty when it is not known.
+        notes: warnings for people.
     """
 
     rank = 0
     size = 1
+    restarts = 0
+    launch = ""
+    notes: Sequence[str] = ()
 
     def __init__(self, device: torch.device, local_rank: int = 0) -> None:
         self.device = device
@@ -43,6 +54,15 @@ class World:
     def agreement(self) -> Agreement:
         """Return a way for the processes to act at the same moment; to be called by all of them."""
         return Agreement()
+
+    def watch(self, heartbeat_s: float, patience_s: float) -> Watch:
+        """Return a watch over the processes for one run; to be called by all of them.
+
+        Args:
+            heartbeat_s: how long a process may give no sign of life.
+            patience_s: how long a process may wait for another.
+        """
+        return Watch()
 
     def gather(self, value: Any) -> list[Any]:
         """Return the picklable values of all processes in rank order; waits for them."""
@@ -67,15 +87,33 @@ class ProcessGroupWorld(World):
         super().__init__(device, local_rank)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        for opening in _OPENED:
+            self.restarts, self.launch, self.notes = opening.restarts, opening.name, opening.notes
 
     def agreement(self) -> Agreement:
         """Return a way for the processes to act at the same moment; to be called by all of them."""
         return StoreAgreement(self.rank, self.size, str(next(_AGREEMENTS)))
 
+    def watch(self, heartbeat_s: float, patience_s: float) -> Watch:
+        """Return a watch over the processes for one run; to be called by all of them."""
+        return ProcessWatch(
+            self.rank,
+            self.size,
+            str(next(_WATCHES)),
+            heartbeat_s=heartbeat_s,
+            patience_s=patience_s,
+            ends_process=bool(_OPENED),
+        )
+
     def gather(self, value: Any) -> list[Any]:
-        """Return the picklable values of all processes in rank order; waits for them."""
+        """Return the picklable values of all processes in rank order; waits for them.
+
+        Raises:
+            ProcessError: when one of them is lost.
+        """
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with exchange("gathering values"):
+            dist.all_gather_object(values, value)
         return values
 
     def keyed_sums(self) -> Callable[[Sums], Sums]:
@@ -85,54 +123,50 @@ class ProcessGroupWorld(World):
     def _sum(self, vector: torch.Tensor) -> torch.Tensor:
         """Return the sum of a vector of the host over all processes."""
         total = vector.to(self.device)
-        dist.all_reduce(total)
+        with exchange("adding up numbers"):
+            dist.all_reduce(total)
         return total
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a tensor over all processes, on the device; one all-reduce."""
         total = value.clone()
-        dist.all_reduce(total)
+        with exchange("averaging"):
+            dist.all_reduce(total)
         return total / self.size
 
     def broadcast(self, value: torch.Tensor) -> None:
         """Overwrite a tensor, in place, with that of the main process; one broadcast."""
-        dist.broadcast(value, src=0)
+        with exchange("handing out values"):
+            dist.broadcast(value, src=0)
 
 
-def join_world(device: str | None = None) -> World:
-    """Join what started this process: an existing process group, torchrun's variables, or nothing (one process).
+def join_world(device: str | None = None, timeout_s: float = 600.0) -> World:
+    """Join what started this process: an existing process group, torchrun's or SLURM's variables, or nothing.
 
     Args:
         device: name of the device; None takes the accelerator of this machine, or the CPU.
+        timeout_s: how long a process may wait for another.
 
     Raises:
         ConfigError: when there is no such device here.
+        ProcessError: when other processes do not come.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = _choose_device(device, local_rank)
-    if not is_distributed() and _was_started_by_torchrun():
-        _open_process_group(chosen)
-    return ProcessGroupWorld(chosen, local_rank) if is_distributed() else World(chosen, local_rank)
+    chosen = _choose_device(device, find_local_rank())
+    if not is_distributed() and (launch := find_launch()) is not None:
+        _open_for_good(launch, chosen, timeout_s)
+    return ProcessGroupWorld(chosen, find_local_rank()) if is_distributed() else World(chosen, find_local_rank())
 
 
-def _was_started_by_torchrun() -> bool:
-    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
-
-
-def _open_process_group(device: torch.device) -> None:
+def _open_for_good(launch: Launch, device: torch.device, timeout_s: float) -> None:
     """Open the default group for the rest of the process, so that a tester can follow a trainer."""
-    dist.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
+    backend = {"cuda": "nccl", "xpu": "xccl"}.get(device.type, "gloo")
+    _OPENED[:] = [open_process_group(launch, backend, timeout_s + _MARGIN_S)]
     atexit.register(_close_process_group)
 
 
 def _close_process_group() -> None:
     if is_distributed():
         dist.destroy_process_group()
-
-
-def slurm_job() -> str | None:
-    """Return the number of the SLURM job that this process belongs to, or None."""
-    return os.environ.get("SLURM_JOB_ID")
 
 
 def _choose_device(name: str | None, local_rank: int) -> torch.device:
@@ -145,7 +179,8 @@ def _choose_device(name: str | None, local_rank: int) -> torch.device:
         raise ConfigError(message) from error
     _check_device(device, accelerator)
     if device.type in {"cuda", "xpu"}:
-        device = torch.device(device.type, local_rank if device.index is None else device.index)
+        own = local_rank if torch.accelerator.device_count() > 1 else 0  # a launcher may show each process its own only
+        device = torch.device(device.type, own if device.index is None else device.index)
         torch.get_device_module(device).set_device(device)
     return device
 
@@ -166,7 +201,7 @@ def _check_device(device: torch.device, accelerator: torch.device | None) -> Non
 
 def current_device() -> torch.device:
     """Return this process's accelerator, or the CPU when the machine has none."""
-    return _choose_device(None, int(os.environ.get("LOCAL_RANK", "0")))
+    return _choose_device(None, find_local_rank())
 
 
 def setup_distributed(device: str | None = None) -> World:
@@ -191,7 +226,7 @@ def get_rank() -> int:
 
 def get_local_rank() -> int:
     """Return the number of this process on its machine, which is the index of its device."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
+    return find_local_rank() if is_distributed() else 0
 
 
 def is_master() -> bool:

@@ -61,11 +61,16 @@ class Logger:
     Args:
         log_file: text file to append to; its folder is made when missing.
         event_dir: folder for `write_event`; None writes no events.
-        is_main: processes other than the main one speak only of errors, and write no files.
+        is_main: processes other than the main one speak only of errors, and write no other files than the next.
+        error_file: text file for warnings and errors, made with the first of them.
     """
 
     def __init__(
-        self, log_file: str | Path | None = None, event_dir: str | Path | None = None, is_main: bool = True
+        self,
+        log_file: str | Path | None = None,
+        event_dir: str | Path | None = None,
+        is_main: bool = True,
+        error_file: str | Path | None = None,
     ) -> None:
         self._loguru = _new_loguru()
         self.before_message: Callable[[], None] = _nothing
@@ -77,6 +82,8 @@ class Logger:
         if self._log_file is not None:
             make_folder(Path(self._log_file).parent)
             self._loguru.add(_LogFile(self._log_file), format=_FILE_FORMAT, level="DEBUG")
+        if error_file is not None:
+            self._loguru.add(error_file, format=_FILE_FORMAT, level="WARNING", encoding="utf-8", delay=True)
 
     @property
     def log_file(self) -> str | None:

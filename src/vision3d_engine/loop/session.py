@@ -5,7 +5,9 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from vision3d_engine.core.cli import Arguments, command_line, forced
 from vision3d_engine.core.config import read_settings
+from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.locks import FolderLock
 from vision3d_engine.core.plain import to_plain
@@ -21,6 +24,7 @@ from vision3d_engine.distributed.world import join_world
 from vision3d_engine.loggers.board import EventBoard
 from vision3d_engine.loggers.console import Logger, set_logger
 
+_RECORD = "env.json"
 _PACKAGES = ("torch", "numpy", "vision3d-engine")
 
 
@@ -54,10 +58,12 @@ class Session:
         overrides |= self.arguments.engine_values() | forced("trainer")
         self.settings, warnings = read_settings(cfg, overrides, forced("exp"))
         self.arguments.fill(self.settings.trainer.model_dump())
-        self.world = join_world(self.settings.trainer.device)
+        trainer = self.settings.trainer
+        self.world = join_world(trainer.device, trainer.collective_timeout_s)
         self.folders = Folders(self.settings.exp)
         log_file = self.folders.logs / time.strftime(f"{role}-%Y%m%d-%H%M%S.log")
-        self.logger = Logger(log_file, is_main=self.world.is_main)
+        error_file = None if self.world.is_main else self.folders.logs / f"rank{self.world.rank}.log"
+        self.logger = Logger(log_file, is_main=self.world.is_main, error_file=error_file)
         set_logger(self.logger)
         self.events = EventBoard(self.folders.events, self.folders.output / "metrics.jsonl", self.world.is_main)
         self.events.speak_through(self.logger)
@@ -71,6 +77,8 @@ class Session:
         self.logger.debug(f"command: {command_line()}")
         for warning in warnings:
             self.logger.warn(f"{warning} (the key is ignored)")
+        for note in self.world.notes if self.world.is_main else ():
+            self.logger.warn(note)
 
     def write_records(self) -> None:
         """Write ``config.yaml`` (the user's config and the settings in force) and ``env.json`` into the run folder."""
@@ -81,7 +89,7 @@ class Session:
         record = to_plain(self._cfg) if self._cfg is not None else {}
         record |= self.settings.model_dump(mode="json")
         _write_text(self.folders.output / "config.yaml", yaml.safe_dump(_printable(record), sort_keys=False))
-        _write_text(self.folders.output / "env.json", json.dumps(self._environment(), indent=2) + "\n")
+        _write_text(self.folders.output / _RECORD, json.dumps(self._environment(), indent=2) + "\n")
 
     def _environment(self) -> dict[str, Any]:
         return {
@@ -92,6 +100,7 @@ class Session:
             "packages": {name: _version(name) for name in _PACKAGES},
             "device": str(self.world.device),
             "processes": self.world.size,
+            "launch": self.world.launch,
             "seed": self.settings.exp.seed,
             "git": _git_state(),
         }
@@ -121,11 +130,38 @@ class Session:
         try:
             with torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
                 yield
+        except ProcessError as error:  # said by the watch; the way here through the transport explains nothing
+            raise error.with_traceback(None) from None
         except Exception as error:
-            self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")
+            self._log_failure(error)
             raise
         finally:
             self.events.close()
+
+    def _log_failure(self, error: Exception) -> None:
+        """Say what has stopped the run; the traceback goes into the file only, since python prints it."""
+        self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")
+        level = "DEBUG" if self.world.is_main else "WARNING"
+        self.logger.log("".join(traceback.format_exception(error)), level)
+
+    def watching(self, where: Callable[[], str]) -> AbstractContextManager[None]:
+        """Watch over the other processes while a block runs; to be called by all of them.
+
+        Args:
+            where: returns the position of this process; called by a thread.
+
+        Raises:
+            ProcessError: when another process has failed, died, or does not come.
+        """
+        trainer = self.settings.trainer
+        watch = self.world.watch(trainer.heartbeat_s, trainer.collective_timeout_s)
+        return watch.over(where, self.logger.error)
+
+    def recorded_launch(self) -> str | None:
+        """Return the name of the launch that has begun the run in this folder, or None."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.folders.output / _RECORD).read_text()).get("launch")
+        return None
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from vision3d_engine.distributed.agreement import Agreement
-from vision3d_engine.distributed.world import slurm_job
+from vision3d_engine.distributed.launch import slurm_job
 
 # What a deadline ends with: "try again later" (sysexits.h), which no signal and no error uses.
 TIME_IS_OVER = 75

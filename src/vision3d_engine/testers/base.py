@@ -110,12 +110,16 @@ class BaseTester(Engine, abc.ABC):
             EngineError: for a missing part or checkpoint, an empty loader, a wrong result dict, ...
         """
         self._require(test_loader=self.test_loader, model=self.model)
-        with self._session.running():
+        with self._session.running(), self._session.watching(self._where):
             self._session.check_arguments()
             self.load(self._checkpoint_name())
             self.model.eval()
             self._events.bind()
             self.test_epoch()
+
+    def _where(self) -> str:
+        """Say where in the run this process is."""
+        return "the preparations" if self._runner is None else f"test iteration {self.iteration}"
 
     def test_epoch(self) -> None:
         """Test once over the loader."""

@@ -227,10 +227,12 @@ class BaseTrainer(Resumable, abc.ABC):
         self._require(optimizer=self.optimizer)
         with self._session.running():
             if only_validation:
-                self._prepare()
-                self._between("before_train", self._validate_once, "after_train")
+                with self._session.watching(self._where):
+                    self._prepare()
+                    self._between("before_train", self._validate_once, "after_train")
                 return
             with self._session.owning_folder(), self._saving(), self._listening():
+                self._is_restarted = self._was_restarted()
                 self._claim_folder()
                 self._tidy_folder()
                 self._session.write_records()
@@ -242,10 +244,16 @@ class BaseTrainer(Resumable, abc.ABC):
         """Notice signals, and what other processes ask for."""
         self._agreement.start()
         try:
-            with self._requests.listening():
+            with self._requests.listening(), self._session.watching(self._where):
                 yield
         finally:
             self._agreement.stop()
+
+    def _where(self) -> str:
+        """Say where in the run this process is."""
+        if self._runner is None:
+            return "the preparations"
+        return f"{self._runner.phase} epoch {self.epoch}, iteration {self.iteration}"
 
     def _prepare(self) -> None:
         """Check what can be checked before the first step, and load what the command line asks for."""

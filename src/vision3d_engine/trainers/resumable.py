@@ -273,13 +273,29 @@ class Resumable(Engine):
     def _begin(self) -> None:
         """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
         trainer = self._session.settings.trainer
-        if trainer.checkpoint is None:
+        if self._is_restarted:
+            self.log(f"the launcher has started the processes again ({self._session.world.restarts})", level="WARNING")
+            self._resume()
+        elif trainer.checkpoint is None:
             if trainer.resume:
                 self._resume()
         elif trainer.resume:
             self.load(trainer.checkpoint)
         else:
             self.load_weights(trainer.checkpoint, strict=True)
+
+    def _was_restarted(self) -> bool:
+        """Tell whether a launcher such as ``torchrun --max-restarts`` goes on with a run that it has begun itself.
+
+        The main process looks, for all; a folder that the first attempt was refused is no run of this launch.
+        """
+        world, folder = self._session.world, self._session.folders.checkpoints
+        if not world.restarts:
+            return False
+        is_begun = world.is_main and self._session.recorded_launch() == world.launch
+        return world.gather(is_begun and ((folder / NEWEST).exists() or (folder / PREVIOUS).exists()))[0]
+
+    _is_restarted = False
 
     def _resume(self) -> None:
         """Go on from the run's checkpoint.pth, or from the one before it when it is damaged.
@@ -320,7 +336,7 @@ class Resumable(Engine):
             FolderError: when the disk is too full for one set of weights.
         """
         trainer, folder = self._session.settings.trainer, self._session.folders.checkpoints
-        if not self._session.world.is_main or trainer.resume or self._progress.epoch > 0:
+        if not self._session.world.is_main or trainer.resume or self._is_restarted or self._progress.epoch > 0:
             return
         old = [path for path in folder.iterdir() if is_run_file(path.name)]
         if old and not trainer.overwrite:

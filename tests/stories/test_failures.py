@@ -1,0 +1,185 @@
+"""A process fails, dies or hangs: all end soon and say why, and the launcher's restart ends with the same weights."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
+
+
+def start(words, **environment):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, timeout=90):
+    """Return exit code and output; whatever is left after the timeout is killed."""
+    try:
+        text, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        text, _ = process.communicate()
+        pytest.fail(f"it hangs:\n{text}")
+    return process.returncode, text
+
+
+def fail(folder, place, fault, processes=2, **settings):
+    """Return what a world says in which process 1 fails, and the seconds from there to the end of all processes."""
+    script = [SCRIPTS / "failing_script.py", folder, place, fault, json.dumps(settings)]
+    code, text = finish(start([*LAUNCHER, f"--nproc-per-node={processes}", *script]))
+    seconds = time.time() - float(text.partition("FAILS AT ")[2].split()[0])
+    print(f"{place} {fault} on {processes}: all ended after {seconds:.1f} s")
+    assert code != 0
+    return text, seconds
+
+
+@pytest.mark.parametrize(
+    ("place", "processes", "position"),
+    [
+        ("train_step", 2, "train epoch 1, iteration 3"),
+        pytest.param("train_step", 3, "train epoch 1, iteration 3", marks=pytest.mark.slow),
+        pytest.param("val_step", 2, "val epoch 1, iteration 3", marks=pytest.mark.slow),
+        ("test_step", 2, "test iteration 3"),
+    ],
+)
+def test_an_exception_of_one_process_ends_all_with_its_message(place, processes, position, tmp_path):
+    text, seconds = fail(tmp_path, place, "raise", processes)
+    message = rf"process 1 on \S+ failed in {position} \(failing_script.py:\d+ in fail_in\): ValueError: a bad cloud"
+    said = re.findall(rf"ERROR \| {message}", text)
+    assert len(said) == processes - 1, "each of the others says it once"
+    assert "ERROR | stopped by ValueError: a bad cloud" in text
+    assert "Connection closed by peer" not in text
+    assert seconds < 15
+    (main_log,) = tmp_path.glob("logs/t*.log")
+    assert re.search(message, main_log.read_text())
+    assert 'raise ValueError("a bad cloud")' in (tmp_path / "logs" / "rank1.log").read_text()
+    if processes == 3:
+        assert re.search(message, (tmp_path / "logs" / "rank2.log").read_text())
+    assert re.search(r"Root Cause.*rank +: 1 .*ValueError: a bad cloud", text, re.DOTALL), "torchrun names it too"
+
+
+@pytest.mark.slow
+def test_a_sample_that_raises_is_named_on_all_processes(tmp_path):
+    text, seconds = fail(tmp_path, "dataset", "raise")
+    found = re.search(r"process 1 on \S+ failed in .*: SampleError: (.*) \(epoch 1, position 3\)", text)
+    assert found, text
+    assert found[1] == "sample 3 of Rows raised ValueError: a bad cloud"
+    assert seconds < 15
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_is_named(processes, tmp_path):
+    text, seconds = fail(tmp_path, "train_step", "kill", processes)
+    assert len(re.findall(r"ERROR \| process 1 on \S+ is gone: its last sign of life was in", text)) == processes - 1
+    assert "process 0 on" not in text
+    assert seconds < 20
+
+
+@pytest.mark.slow
+def test_a_process_that_leaves_is_named(tmp_path):
+    text, seconds = fail(tmp_path, "train_step", "leave")
+    assert "ERROR | process 1 has ended its run before the others" in text
+    assert seconds < 20
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_come_is_named_with_the_line_where_it_is(tmp_path):
+    text, seconds = fail(tmp_path, "train_step", "sleep", collective_timeout_s=4)
+    assert re.search(
+        r"ERROR \| process 0 on \S+ has waited \d+ s in train epoch 1, iteration 3 \(update.py:\d+ in backward\) "
+        r"for process 1 on \S+, which is in train epoch 1, iteration 3 \(failing_script.py:\d+ in fail_in\)",
+        text,
+    )
+    assert 4 < seconds < 20
+
+
+def test_in_a_group_of_somebody_else_the_error_can_be_caught_and_the_group_stays_open(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOREIGN", "1")
+    script = [SCRIPTS / "failing_script.py", tmp_path, "train_step", "raise", "{}"]
+    code, text = finish(start([*LAUNCHER, "--nproc-per-node=2", *script]))
+    assert code == 0, text
+    assert "CAUGHT ValueError GROUP IS OPEN" in text
+    assert "CAUGHT ProcessError GROUP IS OPEN" in text
+
+
+def train(folder, *flags, step_s=0.1, **settings):
+    settings = json.dumps({"save_every": "4 iterations"} | settings)
+    return start([*LAUNCHER, *flags, SCRIPTS / "noisy_script.py", folder, "epoch", step_s, settings])
+
+
+def digest(text):
+    return text.partition("RESULT ")[2].split()[0]
+
+
+def wait_for(process, word):
+    """Return the output until a word."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if word in line:
+            return "".join(lines)
+    pytest.fail(f"the script ended before it said {word}")
+
+
+def children(pid):
+    """Return the processes that a launcher has started to train."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
+    return [int(word) for word in listed.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Weights of a run on two processes that nobody disturbs."""
+    code, text = finish(train(tmp_path_factory.mktemp("straight") / "run", "--nproc-per-node=2", step_s=0.0))
+    assert code == 0, text
+    return digest(text)
+
+
+@pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_launcher_that_starts_the_processes_again_ends_with_the_same_weights(restarts, straight, tmp_path):
+    process, text = train(tmp_path / "run", "--nproc-per-node=2", "--max-restarts=2"), ""
+    for step in ("STEP 7", "STEP 14")[:restarts]:
+        text += wait_for(process, step)
+        os.kill(children(process.pid)[-1], signal.SIGKILL)
+    code, rest = finish(process)
+    text += rest
+    assert code == 0, text
+    assert f"the launcher has started the processes again ({restarts})" in text
+    assert "in mid-epoch" in text
+    assert digest(text) == straight
+
+
+@pytest.mark.slow
+def test_a_restart_does_not_go_on_with_a_run_that_was_refused(tmp_path):
+    code, text = finish(train(tmp_path / "run", "--nproc-per-node=2", step_s=0.0, max_epoch=1))
+    assert code == 0, text
+    code, text = finish(train(tmp_path / "run", "--nproc-per-node=2", "--max-restarts=1", step_s=0.0))
+    assert code != 0
+    assert text.count("ERROR | stopped by FolderInUseError") == 2
+    assert "STEP" not in text
+
+
+def test_tasks_of_slurm_find_each_other(straight, tmp_path):
+    words = [SCRIPTS / "noisy_script.py", tmp_path / "run", "epoch", 0.0, json.dumps({"save_every": "4 iterations"})]
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
+    job["SLURM_STEP_NODELIST"] = "localhost"
+    tasks = [start(words, **job, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in range(2)]
+    found = [finish(task) for task in tasks]
+    assert [code for code, _ in found] == [0, 0], found
+    assert digest(found[0][1]) == straight
+    assert "RESULT" not in found[1][1]
