@@ -153,7 +153,7 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_launcher_that_starts_the_processes_again_ends_with_the_same_weights(restarts, straight, tmp_path):
     process, text = train(tmp_path / "run", "--nproc-per-node=2", "--max-restarts=2"), ""
-    for step in ("STEP 7", "STEP 14")[:restarts]:
+    for step in ("STEP 10", "STEP 15")[:restarts]:
         text += wait_for(process, step)
         os.kill(children(process.pid)[-1], signal.SIGKILL)
     code, rest = finish(process)

@@ -18,6 +18,7 @@ from vision3d_engine.distributed import whereabouts
 from vision3d_engine.distributed.store import own_connection
 
 _PULSE_S = 0.5
+_STAY_S = 1.0
 # Several pulses: a process that is silent for so long while another has lost a connection is the one that is lost.
 _SILENCE_S = 4.0
 # For the main thread, which an exchange may hold in C++: to come out with an error, and then to close files.
@@ -102,7 +103,7 @@ class ProcessWatch(Watch):
             raise blamed from None
         finally:
             self._ended.set()
-            self._talker.join(_GRACE_S)
+            self._talker.join(_STAY_S)
 
     # ------------------------------------------------------------------------------------------- the main thread
 
@@ -229,7 +230,7 @@ class ProcessWatch(Watch):
 
     def _waits_for(self, late: list[int], now: list[Any]) -> str:
         place = self._place
-        text = f"{self._name()} has waited {place.waiting_s():.0f} s in {place.where} ({place.at.line})"
+        text = f"{self._name()} has waited {place.waiting_s():.0f} s in {place.where}{_at(place.at.line)}"
         if late:
             return f"{text} for " + _some([_late_text(rank, now[rank]) for rank in late])
         return f"{text}, as all processes wait, for different things: " + _some(
@@ -238,20 +239,21 @@ class ProcessWatch(Watch):
 
 
 class _Place:
-    """Where the watched thread is, and since when."""
+    """Where the watched thread is, and since when; its line is looked up only when its position stays for a second."""
 
-    def __init__(self, where: str = "", at: whereabouts.Whereabouts | None = None) -> None:
+    def __init__(self, where: str = "") -> None:
         self.where = where
-        self.at = at or whereabouts.Whereabouts("", is_waiting=False)
-        self.since = time.monotonic()
+        self.at = whereabouts.Whereabouts("", is_waiting=False)
+        self._reached = self.since = time.monotonic()
 
     def moved(self, thread: int, where: Callable[[], str]) -> "_Place":
-        """Return the place now; this one if nothing has changed."""
-        text = self.where
+        """Return the place now; this one if the position has not changed."""
         with suppress(Exception):
-            text = where()
-        at = whereabouts.find(thread)
-        return self if (text, at) == (self.where, self.at) else _Place(text, at)
+            if (text := where()) != self.where:
+                return _Place(text)
+        if time.monotonic() - self._reached >= _STAY_S and (at := whereabouts.find(thread)) != self.at:
+            self.at, self.since = at, time.monotonic()
+        return self
 
     def waiting_s(self) -> float:
         """Return how long the thread has waited for other processes."""
@@ -300,7 +302,7 @@ def _gone_text(rank: int, now: Any, before: Any) -> str:
     if now == "left":
         return f"process {rank} has ended its run before the others"
     _, host, where, line, _ = before
-    return f"process {rank} on {host} is gone: its last sign of life was in {where} ({line})"
+    return f"process {rank} on {host} is gone: its last sign of life was in {where}{_at(line)}"
 
 
 def _late_text(rank: int, beat: Any) -> str:
@@ -309,7 +311,11 @@ def _late_text(rank: int, beat: Any) -> str:
     if beat is None:
         return f"process {rank}, which has not begun its run"
     _, host, where, line, _ = beat
-    return f"process {rank} on {host}, which is in {where} ({line})"
+    return f"process {rank} on {host}, which is in {where}{_at(line)}"
+
+
+def _at(line: str) -> str:
+    return f" ({line})" if line else ""
 
 
 def _some(texts: list[str]) -> str:

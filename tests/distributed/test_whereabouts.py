@@ -1,0 +1,53 @@
+"""Where a thread is, seen from another one."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from vision3d_engine.distributed.whereabouts import find, line_of
+
+
+def sleeper(started):
+    started.set()
+    time.sleep(1)
+
+
+def test_a_thread_is_found_in_its_own_line_and_does_not_wait():
+    started = threading.Event()
+    thread = threading.Thread(target=sleeper, args=(started,))
+    thread.start()
+    started.wait()
+    time.sleep(0.1)
+    place = find(thread.ident)
+    thread.join()
+    assert place.line.startswith("test_whereabouts.py:")
+    assert place.line.endswith(" in sleeper")
+    assert not place.is_waiting
+
+
+def test_a_backward_pass_may_wait_for_other_processes():
+    found = []
+
+    class Look(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            thread = threading.Thread(target=lambda: found.append(find(me)))
+            thread.start()
+            thread.join()
+            return gradient
+
+    me = threading.get_ident()
+    Look.apply(torch.ones(1, requires_grad=True)).backward()
+    assert "in backward" in found[0].line
+
+
+def test_the_line_of_an_error_lies_outside_torch():
+    with pytest.raises(RuntimeError) as caught:
+        torch.nn.Linear(2, 1)(torch.zeros(3))
+    assert line_of(caught.value.__traceback__).endswith("in test_the_line_of_an_error_lies_outside_torch")
