@@ -49,7 +49,13 @@ def test_imports_point_down_and_rooms_do_not_know_each_other(path):
 DOORS = {
     "argparse": {"core/cli.py", "core/plain.py", "loop/engine.py"},  # the latter two name its Namespace only
     "os.environ": {"distributed/world.py"},
-    "torch.distributed": {"distributed/world.py", "distributed/agreement.py"},
+    "torch.distributed": {
+        "distributed/world.py",
+        "distributed/agreement.py",
+        "distributed/parallel.py",
+        "distributed/sharding.py",
+        "distributed/shards.py",
+    },
     "sys.argv": {"core/cli.py"},
     "tensorboard": {"loggers/tensorboard.py", "loggers/board.py", "loggers/console.py"},  # two name the first
 }

@@ -9,6 +9,7 @@ from torch import nn
 from vision3d_engine.core.errors import NonFiniteError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.tree import to_cpu
+from vision3d_engine.distributed.shards import local_part
 
 _MAX_NAMES = 5
 
@@ -16,10 +17,10 @@ _MAX_NAMES = 5
 def non_finite_gradients(model: nn.Module) -> list[str]:
     """Return the names of parameters whose gradient holds NaN or infinity; waits for the device.
 
-    Parameters without a gradient (frozen, or not reached) are passed over.
+    Parameters without a gradient (frozen, or not reached) are passed over; of spread ones this process's part counts.
     """
     named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
-    return [name for name, gradient in named if not torch.isfinite(gradient).all()]
+    return [name for name, gradient in named if not torch.isfinite(local_part(gradient)).all()]
 
 
 def check_gradients(model: nn.Module, data_dict: Any, epoch: int, iteration: int, folder: Path) -> None:

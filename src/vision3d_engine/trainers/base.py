@@ -15,7 +15,6 @@ from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everythin
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.source import Place, Source, length_of
 from vision3d_engine.debug.finite import check_gradients
-from vision3d_engine.distributed.wrap import local_forward, wrap_model
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.continuation import has_state
 from vision3d_engine.loop.engine import Engine
@@ -91,8 +90,7 @@ class BaseTrainer(Resumable, abc.ABC):
     # ------------------------------------------------------------------------------------------- parts
 
     def _wrap(self, model: nn.Module) -> nn.Module:
-        unused = self._session.settings.trainer.find_unused_parameters
-        return wrap_model(model, self._session.world, find_unused_parameters=unused)
+        return self._parallel.wrap(model)
 
     def register_optimizer(self, optimizer: Any) -> None:
         """Register the optimizer: torch's, or anything with ``step``, ``zero_grad``, ``param_groups``, ``state_dict``.
@@ -371,7 +369,7 @@ class BaseTrainer(Resumable, abc.ABC):
             self.optimizer_step,
             window_size=trainer.grad_acc_steps,
             reduction=trainer.grad_acc_reduction,
-            world=self._session.world,
+            parallel=self._parallel,
             equal_weights=type(self).loss_weight is BaseTrainer.loss_weight,
         )
 
@@ -504,8 +502,8 @@ class BaseTrainer(Resumable, abc.ABC):
         self._events.fire("before_val_epoch", self.epoch)
         self._checker = ResultChecker("val_step")
         runner = self._runner = self._new_runner("val", self._val_iteration, self._after_val_iteration)
-        with local_forward(self.model, self._session.world):
-            source = Source(self.val_loader)
+        source = Source(self.val_loader)
+        with self._parallel.local_forward(self.model, source.length):
             base = self._data_seed("val", self.epoch)
             runner.run(source.batches(base, self.epoch, rank=self._session.world.rank), source.length)
         summary_dict: dict[str, Any] = runner.moments.means()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.checkpoint.files import available
+from vision3d_engine.checkpoint.folders import is_shard_folder, remove_unfinished, remove_unused
 from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS, CheckpointManager, metadata_of
 from vision3d_engine.checkpoint.parts import load_weights, non_finite_parameters
 from vision3d_engine.checkpoint.retention import is_run_file
@@ -23,6 +24,7 @@ from vision3d_engine.core.errors import (
     listed,
 )
 from vision3d_engine.data.source import Source
+from vision3d_engine.distributed.parallel import choose_parallel
 from vision3d_engine.loop.continuation import Continuation, has_state
 from vision3d_engine.loop.engine import Engine
 from vision3d_engine.loop.progress import Progress
@@ -42,6 +44,7 @@ class Resumable(Engine):
         trainer = session.settings.trainer
         self._progress = Progress()
         self._continuation = Continuation(session, self._progress)
+        self._parallel = choose_parallel(trainer, session.world)
         self._checkpoints = CheckpointManager(
             session.folders.checkpoints,
             trainer.save_latest_n_models,
@@ -50,6 +53,7 @@ class Resumable(Engine):
             in_background=trainer.async_save,
             warn=lambda message: self.log(message, level="ERROR"),
             tolerated=(NonFiniteError,) if trainer.nonfinite == "ignore" else (),
+            parallel=self._parallel,
         )
         self._agreement = session.world.agreement()
         max_time_s = parse_duration(trainer.max_time) if trainer.max_time else None
@@ -106,7 +110,7 @@ class Resumable(Engine):
         """Save the model into the checkpoint folder, with optimizer, schedule and selection if asked for.
 
         The state is copied now and written by a thread (``trainer.async_save``); the file appears whole or not at all.
-        Only the main process writes.
+        Only the main process writes; with ``trainer.parallel: fsdp2`` all do, and all must call it.
         """
         self._write(filename, save_training_states)
 
@@ -196,6 +200,9 @@ class Resumable(Engine):
 
     def _save_crash(self) -> None:
         """Write ``crash.pth``, for looking into it: it may lie in the middle of an update."""
+        if self._parallel.store is not None:
+            self.log("crash.pth is not written: it would need all processes, and one has failed", level="WARNING")
+            return
         try:
             self._checkpoints.save_checkpoint("crash.pth", self.metadata, self.model, self.optimizer, self.scheduler)
             self._checkpoints.join()
@@ -312,7 +319,7 @@ class Resumable(Engine):
         trainer, folder = self._session.settings.trainer, self._session.folders.checkpoints
         if not self._session.world.is_main or trainer.resume or self._progress.epoch > 0:
             return
-        old = [path for path in folder.iterdir() if is_run_file(path.name)]
+        old = [path for path in folder.iterdir() if is_run_file(path.name) or is_shard_folder(path.name)]
         if old and not trainer.overwrite:
             names = listed(sorted(path.name for path in old)[:_MAX_NAMES])
             message = (
@@ -321,7 +328,7 @@ class Resumable(Engine):
             )
             raise FolderInUseError(message)
         for path in old:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._session.events.start_anew()
 
     def _tidy_folder(self) -> None:
@@ -331,6 +338,8 @@ class Resumable(Engine):
         folder = self._session.folders.checkpoints
         for path in folder.glob(".*.pth.*.tmp"):
             path.unlink()
+        remove_unfinished(folder)
+        remove_unused(folder, NEWEST, (NEWEST, PREVIOUS))
         needed = sum(tensor.nbytes for tensor in self.model.state_dict().values() if hasattr(tensor, "nbytes"))
         free = shutil.disk_usage(folder).free
         if free < needed:
@@ -342,8 +351,14 @@ class Resumable(Engine):
 
     # ------------------------------------------------------------------------------------------- finite numbers
 
-    def _is_time_to_look(self) -> bool:
-        """Tell whether a second has gone by since the weights were looked at; a look costs as much as a tiny step."""
+    def _may_look(self) -> bool:
+        """Tell whether a second has gone by since the weights were looked at; a look costs as much as a tiny step.
+
+        Spread weights, which all processes must look at together, are looked at when the loss is not finite or at the
+        next save, since a clock would not bring the processes here at the same time.
+        """
+        if self._parallel.store is not None:
+            return False
         now = time.monotonic()
         is_due = now - self._looked_at >= 1.0
         self._looked_at = now if is_due else self._looked_at
@@ -358,9 +373,9 @@ class Resumable(Engine):
             NonFiniteError: naming step and parameters.
         """
         is_finite = math.isfinite(means.get("loss", 0.0))
-        if self._session.settings.trainer.nonfinite == "ignore" or (is_finite and not self._is_time_to_look()):
+        if self._session.settings.trainer.nonfinite == "ignore" or (is_finite and not self._may_look()):
             return
-        parameters = non_finite_parameters(self.model)
+        parameters = self._parallel.of_all(non_finite_parameters(self.model))
         if is_finite and not parameters:
             return
         first = moments.first_not_finite("loss")
