@@ -154,7 +154,9 @@ class ShardStore:
         Raises:
             FolderError: on all processes, when one of them cannot write; nothing is left.
         """
-        from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, save
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         # Several writer threads may lose an error, and with it a tensor (pytorch#191391).
         writer = FileSystemWriter(folder, thread_count=1, sync_files=True)
@@ -237,7 +239,9 @@ def _placement(dim: int | None) -> Any:
 
 
 def _load(tensors: dict[str, Any], folder: Path, **how: Any) -> None:
-    from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     class PlainReader(FileSystemReader):
         """Reads the metadata as data: a pickle that may name harmless classes only (pytorch#189308)."""

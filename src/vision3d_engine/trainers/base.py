@@ -182,7 +182,11 @@ class BaseTrainer(Resumable, abc.ABC):
         """
 
     def after_backward(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
-        """Act after the backward pass; in the batch that ends a window the gradients are those of the update."""
+        """Act after the backward pass; in the batch that ends a window the gradients are those of the update.
+
+        It is also called for an update in which this process joins without a batch of its own, since gradients must be
+        treated alike on all processes.
+        """
 
     def after_train_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Act after the training step; numbers added to ``result_dict`` are logged."""
@@ -326,10 +330,16 @@ class BaseTrainer(Resumable, abc.ABC):
         return self._train_source().batches(base, self.epoch, first, rank)
 
     def _fill_in(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
-        """Join in a step of other processes with a batch that has no weight, shows in no hook and in no mean."""
+        """Join in a step of other processes with a batch that has no weight and shows in no mean.
+
+        Of the hooks only `after_backward` acts, when a window ends: what it does to the gradients of the update (clips
+        them) must happen on all processes.
+        """
         with self._update.micro_batch(self._runner.is_last):
-            _, result_dict = self._checker.unpack(self.train_step(self.epoch, iteration, data_dict))
+            output_dict, result_dict = self._checker.unpack(self.train_step(self.epoch, iteration, data_dict))
             self._update.backward(self._checker.loss(result_dict), 0, self._turns.mean_weight(iteration))
+        if self._update.is_complete:
+            self._events.fire("after_backward", self.epoch, iteration, data_dict, output_dict, result_dict)
         if self._update.step_if_due():
             self._count_update()
         return []
