@@ -51,7 +51,7 @@ def remove_unused(folder: Path, filename: str, pointing: Iterable[str]) -> None:
     if not found:
         return
     try:
-        used = {name for file in pointing if (name := _pointer(folder / file)) is not None}
+        used = {name for file in pointing if (name := pointer_of(folder / file)) is not None}
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
         return
     for path in found:
@@ -66,8 +66,8 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _pointer(path: Path) -> str | None:
-    """Return the name of the folder that a file points to."""
+def pointer_of(path: Path) -> str | None:
+    """Return the name of the folder that a checkpoint points to; None when it has none, or there is no file."""
     if not path.exists():
         return None
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -183,7 +183,7 @@ class CheckpointManager:
 
     def _tell_failures(self) -> None:
         """Warn of a full disk and the like, where the old file survives; raise anything else."""
-        for error in self._writer.failures():
+        for error in self._writer.failures(in_lockstep=self._parallel.store is not None):
             if not isinstance(error, (FolderError, *self._tolerated)):
                 raise error
             self._warn(f"{error}. Training goes on")

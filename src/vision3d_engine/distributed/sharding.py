@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed
 from vision3d_engine.distributed.parallel import Parallel, take_buffers, unwrap_model, with_synced_norms
@@ -39,16 +40,28 @@ class ShardedParallel(Parallel):
         own = unwrap_model(model)
         _refuse_scalars(own)
         mesh = init_device_mesh(self.world.device.type, (self.world.size,))
-        policy = MixedPrecisionPolicy(
-            param_dtype=_DTYPES[self._trainer.fsdp_param_dtype], reduce_dtype=_DTYPES[self._trainer.fsdp_reduce_dtype]
-        )
-        for block in blocks_of(own, self._trainer.fsdp_blocks, self._trainer.fsdp_min_params):
+        blocks = blocks_of(own, self._trainer.fsdp_blocks, self._trainer.fsdp_min_params)
+        for block in dict.fromkeys((*self._exact_norms(own), *blocks)):
             self._take_from_main(block)
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+            fully_shard(block, mesh=mesh, mp_policy=self._policy(block), reshard_after_forward=True)
         self._take_from_main(own)
-        fully_shard(own, mesh=mesh, mp_policy=_with_full_output(policy), reshard_after_forward=False)
+        fully_shard(own, mesh=mesh, mp_policy=self._policy(own, is_root=True), reshard_after_forward=False)
         self.store = ShardStore(mesh)
         return model
+
+    def _exact_norms(self, model: nn.Module) -> list[nn.Module]:
+        """Return the batch norms that must keep their precision while the rest computes in 16 bits."""
+        if self._trainer.fsdp_param_dtype == "none":
+            return []
+        return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
+
+    def _policy(self, block: nn.Module, is_root: bool = False) -> MixedPrecisionPolicy:
+        """Return the types of a block: batch norms keep theirs, the outermost module hands out float32."""
+        param_dtype = _DTYPES[self._trainer.fsdp_param_dtype]
+        if isinstance(block, _BatchNorm) or param_dtype is None:
+            return MixedPrecisionPolicy(reduce_dtype=_DTYPES[self._trainer.fsdp_reduce_dtype])
+        output_dtype = torch.float32 if is_root else None
+        return MixedPrecisionPolicy(param_dtype, _DTYPES[self._trainer.fsdp_reduce_dtype], output_dtype)
 
     def _take_from_main(self, block: nn.Module) -> None:
         """Move what is not sharded yet to the device, and overwrite it with that of the main process."""
@@ -101,12 +114,6 @@ def _whole(model: nn.Module) -> Iterator[None]:
         for block in blocks:
             block.set_reshard_after_forward(block is not model, recurse=False)
             block.reshard()
-
-
-def _with_full_output(policy: MixedPrecisionPolicy) -> MixedPrecisionPolicy:
-    """Return the policy of the outermost module: what the model returns is float32, so that losses are exact."""
-    output = torch.float32 if policy.param_dtype is not None else None
-    return MixedPrecisionPolicy(policy.param_dtype, policy.reduce_dtype, output_dtype=output)
 
 
 def blocks_of(model: nn.Module, names: Sequence[str], min_params: int) -> list[nn.Module]:
