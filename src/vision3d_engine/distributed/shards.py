@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import sys
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -253,7 +254,9 @@ def _load(tensors: dict[str, Any], folder: Path, **how: Any) -> None:
             return metadata
 
     try:
-        load(tensors, storage_reader=PlainReader(folder), **how)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on one process, as is meant
+            load(tensors, storage_reader=PlainReader(folder), **how)
     except (CheckpointException, RuntimeError, pickle.UnpicklingError, OSError) as error:
         message = f"'{folder}' cannot be read: {error}. It is damaged or of another file; use another checkpoint"
         raise DamagedCheckpointError(message) from error
