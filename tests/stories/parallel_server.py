@@ -6,6 +6,7 @@ import sys
 import warnings
 from multiprocessing.connection import Client
 
+import pytest
 import torch
 from torch import nn
 
@@ -126,6 +127,11 @@ class Trainer(EpochBasedTrainer):
         self.summary = dict(summary_dict)
 
 
+class Weighted(Trainer):
+    def loss_weight(self, data_dict, output_dict, result_dict):
+        return len(data_dict["y"])
+
+
 class Tester(SingleTester):
     def __init__(self, folder, checkpoint):
         super().__init__({"exp": {"output_dir": folder}}, checkpoint=checkpoint)
@@ -159,8 +165,21 @@ def state_of(trainer):
     return {"model": whole(model), "optimizer": whole(trainer.optimizer.state_dict()), "ema": whole(ema)}
 
 
+def with_full_disk(trainer):
+    """Run where this process alone finds the disk full."""
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed.checkpoint.filesystem._FileSystemWriter, "write_data", fail)
+        trainer.run()
+
+
 def run(case):
-    trainer = Trainer(case["folder"], case)
+    trainer = (Weighted if case.get("weighted") else Trainer)(case["folder"], case)
+    if case.get("full") == trainer._session.world.rank:
+        return with_full_disk(trainer)
     if case.get("kind") == "load":
         trainer.load(case["name"])
         return state_of(trainer)

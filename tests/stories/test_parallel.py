@@ -58,17 +58,21 @@ def names(folder):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("blocks", [{"fsdp_blocks": ["Block"]}, {"fsdp_min_params": 20}, {"fsdp_min_params": 10**6}])
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("blocks", "steps"),
+    [({"fsdp_blocks": ["Block"]}, 3), ({"fsdp_min_params": 20}, 1), ({"fsdp_min_params": 10**6, "debug": True}, 2)],
+)
 def test_a_sharded_model_learns_what_a_whole_one_learns(worlds, tmp_path, size, blocks, steps):
-    """13 batches on 2 or 3 processes, clipped, with dropout and Adam: to 1e-12 in float64.
+    """13 unequal batches on 2 or 3 processes, weighted, clipped, with dropout and Adam: to 1e-12 in float64.
 
     Sums (of gradients over processes, of norms over shards) are taken in another order, and nothing else differs.
     """
-    case = {"count": 26, "clip": 0.5, "ema": True}
+    case = {"count": 38, "batch_size": 3, "clip": 0.5, "ema": True, "weighted": True}
     whole = worlds(size).run(folder=str(tmp_path / "ddp"), **case, trainer={"grad_acc_steps": steps, "max_epoch": 2})
     trainer = {"grad_acc_steps": steps, "max_epoch": 2, **SHARDED, **blocks}
     shared = worlds(size).run(folder=str(tmp_path / "fsdp"), **case, trainer=trainer)
+    trained = {key for key in whole[0]["model"] if "running" not in key}
+    assert all(result["model"][key] == whole[0]["model"][key] for result in whole for key in trained)
     for result in shared:
         assert set(result["shards"]) == {"DTensor"}
         assert distance(whole[0]["summary"], result["summary"]) <= 1e-12
@@ -234,6 +238,19 @@ def test_a_sharded_run_that_is_killed_and_resumed_ends_with_the_same_bits(worlds
     assert torch.load(tmp_path / "b" / "checkpoints" / "checkpoint.pth", weights_only=True)["progress"]["is_open"]
     case["trainer"] = {**trainer, "resume": True}
     assert worlds(2).run(folder=str(tmp_path / "b"), **case) == straight
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_disk_that_is_full_for_one_process_is_told_on_all_and_leaves_nothing_behind(worlds, tmp_path, rank):
+    found = worlds(2).run(folder=str(tmp_path), full=rank, trainer={**SHARDED, "async_save": False})
+    assert all(re.search("FolderError: cannot write .*No space left on device", result["error"]) for result in found)
+    assert names(tmp_path) == []
+
+
+def test_a_used_folder_is_refused_and_overwritten_with_its_shards(worlds, tmp_path):
+    worlds(2).run(folder=str(tmp_path), trainer={**SHARDED, "max_epoch": 2})
+    worlds(2).run(folder=str(tmp_path), trainer={**SHARDED, "overwrite": True})
+    assert [name for name in names(tmp_path) if name.startswith("epoch")] == ["epoch-1.pth", "epoch-1@6.dcp"]
 
 
 # ----------------------------------------------------------------------------------------------- one ordinary file

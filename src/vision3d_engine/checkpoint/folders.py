@@ -40,7 +40,9 @@ def folders_of(folder: Path, filename: str) -> list[Path]:
 
 
 def remove_unused(folder: Path, filename: str, pointing: Iterable[str]) -> None:
-    """Remove the folders of a file to which none of the files that are named points; all stay if one is unreadable.
+    """Remove the folders of a file to which none of the files that are named points.
+
+    All stay when one of these is unreadable, or none of them points anywhere.
 
     Args:
         folder: the checkpoint folder.
@@ -54,7 +56,7 @@ def remove_unused(folder: Path, filename: str, pointing: Iterable[str]) -> None:
         used = {name for file in pointing if (name := pointer_of(folder / file)) is not None}
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
         return
-    for path in found:
+    for path in found if used else ():
         if path.name not in used:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -208,7 +208,7 @@ class ShardStore:
         _refuse_damage(folder, [name for names in found for name in names])
         tensors: dict[str, Any] = {
             path: dtensor.zeros(
-                *each.shape, dtype=each.dtype, device_mesh=self._mesh, placements=[_placement(dims.get(path))]
+                tuple(each.shape), dtype=each.dtype, device_mesh=self._mesh, placements=[_placement(dims.get(path))]
             )
             for path, each in wanted.items()
         }
