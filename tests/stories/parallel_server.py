@@ -1,8 +1,8 @@
 """A process of a world that trains one model in several ways of being parallel, case by case; also a script."""
 
 import os
-import signal
 import sys
+import time
 import warnings
 from multiprocessing.connection import Client
 
@@ -115,16 +115,20 @@ class Trainer(EpochBasedTrainer):
         if self.total_steps == self.case.get("break_at"):
             with torch.no_grad():
                 local_part(self.net.last.weight).fill_(torch.nan)
-        if self.total_steps == self.case.get("die_at"):
+        number, at = self.case.get("signal", (0, 0))
+        if self.total_steps == at:
             self._checkpoints.join()
             if self._session.world.is_main:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
+        if self.total_steps > at > 0:
+            time.sleep(0.1)  # the processes need a moment to agree on where to stop
 
     def val_step(self, epoch, iteration, data_dict):
         return {}, {"mae": (self.model(data_dict["x"].to(self.dtype)) - data_dict["y"]).abs().mean()}
 
     def after_val_epoch(self, epoch, summary_dict):
         self.summary = dict(summary_dict)
+        self.spread = all(is_sharded(parameter) for parameter in self.net.parameters())
 
 
 class Weighted(Trainer):
@@ -187,8 +191,7 @@ def run(case):
         trainer.load_weights(case["name"])
         return state_of(trainer)
     trainer.run()
-    shards = [type(parameter).__name__ for parameter in trainer.model.parameters()]
-    return state_of(trainer) | {"summary": trainer.summary, "shards": shards, "dtypes": sorted(trainer.dtypes)}
+    return state_of(trainer) | {"summary": trainer.summary, "spread": trainer.spread, "dtypes": sorted(trainer.dtypes)}
 
 
 def main():

@@ -86,7 +86,7 @@ class ShardedParallel(Parallel):
         take_buffers(own, self.world)
         counts = set(self.world.gather(batches))
         is_equal = len(counts) == 1 and None not in counts
-        return contextlib.nullcontext() if is_equal else _whole(own)
+        return _forward_only(own, keeps_all=not is_equal)
 
     def local_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the shard of each tensor, sharing its memory."""
@@ -102,10 +102,15 @@ class ShardedParallel(Parallel):
 
 
 @contextlib.contextmanager
-def _whole(model: nn.Module) -> Iterator[None]:
-    """Hold all parameters on every process, so that forward passes exchange nothing."""
+def _forward_only(model: nn.Module, keeps_all: bool) -> Iterator[None]:
+    """Give parameters back at the end, which a backward pass does otherwise.
+
+    Args:
+        model: a sharded one.
+        keeps_all: hold all parameters on every process meanwhile, so that forward passes exchange nothing.
+    """
     blocks = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for block in blocks:
+    for block in blocks if keeps_all else ():
         block.set_reshard_after_forward(False, recurse=False)
         block.unshard()
     try:

@@ -1,18 +1,20 @@
 """Tensors that are spread over processes: taken out of a state, written to a folder, and read back."""
 
+import contextlib
 import pickle
 import shutil
 import sys
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from vision3d_engine.core.errors import DamagedCheckpointError, FolderError
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError
+from vision3d_engine.core.files import sync_folder
 
 _CHUNK = 1 << 24
 _METADATA = ".metadata"
@@ -144,9 +146,14 @@ class ShardStore:
         self._size = dist.get_world_size()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the picklable values of all processes in rank order; waits for them."""
+        """Return the picklable values of all processes in rank order; waits for them.
+
+        Raises:
+            CheckpointError: when one of them has gone.
+        """
         values: list[Any] = [None] * self._size
-        dist.all_gather_object(values, value, group=self._group)
+        with _noticing_the_gone():
+            dist.all_gather_object(values, value, group=self._group)
         return values
 
     def write(self, folder: Path, shards: Mapping[str, Shard]) -> dict[str, int]:
@@ -154,6 +161,7 @@ class ShardStore:
 
         Raises:
             FolderError: on all processes, when one of them cannot write; nothing is left.
+            CheckpointError: when one of them has gone.
         """
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -162,11 +170,9 @@ class ShardStore:
         # Several writer threads may lose an error, and with it a tensor (pytorch#191391).
         writer = FileSystemWriter(folder, thread_count=1, sync_files=True)
         try:
-            save(
-                {path: self._on_host(shard) for path, shard in shards.items()},
-                storage_writer=writer,
-                process_group=self._group,
-            )
+            with _noticing_the_gone():
+                tensors = {path: self._on_host(shard) for path, shard in shards.items()}
+                save(tensors, storage_writer=writer, process_group=self._group)
         except CheckpointException as error:
             if self._rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -174,7 +180,9 @@ class ShardStore:
             message = f"cannot write '{folder}': {'; '.join(sorted(reasons))}; the files before it stay as they were"
             raise FolderError(message) from error
         names = [path.name for path in folder.glob(f"__{self._rank}_*")] + [_METADATA] * (self._rank == 0)
-        return _merged(self.gather({name: _checksum(folder / name) for name in names}))
+        checksums = _merged(self.gather({name: _checksum(folder / name) for name in names}))
+        sync_folder(folder)
+        return checksums
 
     def _on_host(self, shard: Shard) -> torch.Tensor:
         from torch.distributed.tensor import DTensor
@@ -214,6 +222,16 @@ class ShardStore:
         }
         _load(tensors, folder, process_group=self._group)
         return tensors
+
+
+@contextlib.contextmanager
+def _noticing_the_gone() -> Iterator[None]:
+    """Say what it means when an exchange fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = f"a process has gone while its part of a checkpoint was awaited; the files before it stay ({error})"
+        raise CheckpointError(message) from error
 
 
 def read_whole(folder: Path, wanted: Mapping[str, torch.Tensor], sums: Mapping[str, int]) -> dict[str, torch.Tensor]:
