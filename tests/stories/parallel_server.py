@@ -84,6 +84,8 @@ class Trainer(EpochBasedTrainer):
         torch.manual_seed(self._session.world.rank)  # the main process's weights count
         net = Net(case.get("unused", ()))
         self.net = net if case.get("single") else net.double()
+        for name in case.get("frozen", ()):
+            getattr(self.net, name).requires_grad_(False)
         model = self.register_model(self.net)
         self.register_optimizer(torch.optim.Adam(model.parameters(), lr=0.01))
         self.save_best_model_on_metric("mae", largest=False)

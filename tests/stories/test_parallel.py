@@ -83,6 +83,13 @@ def test_a_sharded_model_learns_what_a_whole_one_learns(worlds, tmp_path, size, 
     assert distance(whole[0]["model"], shared[0]["model"]) <= 1e-12, "running means are those of the main process"
 
 
+def test_frozen_parameters_are_spread_and_stay_as_they_are(worlds, tmp_path):
+    whole = worlds(2).run(folder=str(tmp_path / "ddp"), frozen=["first", "blocks"])
+    shared = worlds(2).run(folder=str(tmp_path / "fsdp"), frozen=["first", "blocks"], trainer=SHARDED)
+    assert distance(whole[0]["model"], shared[0]["model"]) <= 1e-12
+    assert whole[0]["model"]["first.weight"] == shared[0]["model"]["first.weight"]
+
+
 @pytest.mark.parametrize("count", [1, 3, 5, 8])
 def test_sharded_validation_counts_every_sample_once_and_never_hangs(worlds, tmp_path, count):
     """Also where a process has no batch; to 1e-12, since the weights are those of the sharded training."""
@@ -175,11 +182,11 @@ def test_the_files_of_a_sharded_run_point_to_their_folders(saved):
     assert pointers == {name for name in names(folder) if name.endswith(".dcp")}
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_what_two_have_saved_any_number_reads_to_the_same_bits(worlds, saved, size, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("size", "parallel"), [(1, "fsdp2"), (2, "fsdp2"), (3, "fsdp2"), (2, "ddp")])
+def test_what_two_have_saved_any_number_reads_to_the_same_bits(worlds, saved, size, parallel, tmp_path):
     folder, ended = saved
-    case = {"ema": True, "trainer": SHARDED, "batch_size": {1: 4, 2: 2, 3: 2}[size]}
-    case["trainer"] = {**SHARDED, "allow_changed_data": size == 3}
+    trainer = {"parallel": parallel, "allow_changed_data": size == 3}
+    case = {"ema": True, "trainer": trainer, "batch_size": {1: 4, 2: 2, 3: 2}[size]}
     path = str(folder / "checkpoints" / "checkpoint.pth")
     if size > 1:
         found = worlds(size).run(kind="load", name=path, folder=str(tmp_path), **case)
