@@ -55,6 +55,7 @@ DOORS = {
         "distributed/parallel.py",
         "distributed/sharding.py",
         "distributed/shards.py",
+        "distributed/shard_store.py",
     },
     "sys.argv": {"core/cli.py"},
     "tensorboard": {"loggers/tensorboard.py", "loggers/board.py", "loggers/console.py"},  # two name the first

@@ -158,19 +158,26 @@ class CheckpointManager:
     def _write_shards(self, filename: str, copy: "_Copy", parameters: set[str]) -> None:
         """Write a state that is spread: each process its part, then the main one the file that points to them."""
         with copy:
-            store, state, shards = self._parallel.store, copy.state.state(), copy.shards_on_host()
-            whole = {name: value for name, value in state["model"].items() if not value.is_meta}
-            paths = {name: f"['model'][{name!r}]" for name in parameters}
-            own = {name: shards[path].part for name, path in paths.items() if path in shards}
-            wrong = store.gather(non_finite(whole | own, parameters))
-            refuse_non_finite(sorted({name for found in wrong for name in found}), filename)
-            folder = store.gather(free_folder(self._folder, filename, int(state["metadata"].get("total_steps", 0))))[0]
-            checksums = store.write(self._folder / folder, shards)
+            state, shards = copy.state.state(), copy.shards_on_host()
+            refuse_non_finite(self._non_finite_anywhere(state["model"], shards, parameters), filename)
+            name = free_folder(self._folder, filename, int(state["metadata"].get("total_steps", 0)))
+            folder = self._parallel.store.gather(name)[0]
+            checksums = self._parallel.store.write(self._folder / folder, shards)
             if is_master():
                 dims = {path: shard.dim for path, shard in shards.items()}
                 pointer = {"folder": folder, "checksums": checksums, "dims": dims}
                 self._write_file(filename, state | {"shards": pointer})
                 remove_unused(self._folder, filename, (filename, PREVIOUS) if filename == NEWEST else (filename,))
+
+    def _non_finite_anywhere(
+        self, model: Mapping[str, Any], shards: Mapping[str, Shard], parameters: set[str]
+    ) -> list[str]:
+        """Return the names of weights that are not finite on any process."""
+        whole = {name: value for name, value in model.items() if not value.is_meta}
+        paths = {name: f"['model'][{name!r}]" for name in parameters}
+        own = {name: shards[path].part for name, path in paths.items() if path in shards}
+        found = self._parallel.store.gather(non_finite(whole | own, parameters))
+        return sorted({name for names in found for name in names})
 
     def _write_file(self, filename: str, state: Mapping[str, Any]) -> None:
         write_checkpoint(self._folder / filename, state, self._folder / PREVIOUS if filename == NEWEST else None)

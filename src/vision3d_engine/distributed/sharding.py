@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed
 from vision3d_engine.distributed.parallel import Parallel, take_buffers, unwrap_model, with_synced_norms
-from vision3d_engine.distributed.shards import ShardStore, is_sharded, local_part
+from vision3d_engine.distributed.shard_store import ShardStore
+from vision3d_engine.distributed.shards import is_sharded, local_part
 from vision3d_engine.distributed.world import World
 
 _DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
