@@ -54,7 +54,8 @@ class ShardedParallel(Parallel):
         """Return the batch norms that must keep their precision while the rest computes in 16 bits."""
         if self._trainer.fsdp_param_dtype == "none":
             return []
-        return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
+        inner = list(model.modules())[1:]
+        return [module for module in inner if isinstance(module, _BatchNorm) and module.affine]
 
     def _policy(self, block: nn.Module, is_root: bool = False) -> MixedPrecisionPolicy:
         """Return the types of a block: batch norms keep theirs, the outermost module hands out float32."""
