@@ -49,7 +49,10 @@ def test_imports_point_down_and_rooms_do_not_know_each_other(path):
 DOORS = {
     "argparse": {"core/cli.py", "core/plain.py", "loop/engine.py"},  # the latter two name its Namespace only
     "os.environ": {"distributed/launch.py", "distributed/watch.py"},
-    "torch.distributed": {f"distributed/{name}.py" for name in ("world", "launch", "store", "watch")},
+    "torch.distributed": {
+        f"distributed/{name}.py"
+        for name in ("world", "launch", "store", "watch", "parallel", "sharding", "shards", "shard_store")
+    },
     "sys.argv": {"core/cli.py"},
     "tensorboard": {"loggers/tensorboard.py", "loggers/board.py", "loggers/console.py"},  # two name the first
 }

@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
     from tyro.conf import OmitArgPrefixes, Positional
 
-    from vision3d_engine.checkpoint.export import describe_checkpoint, export_weights
+    from vision3d_engine.checkpoint.export import consolidate, describe_checkpoint, export_weights
     from vision3d_engine.core.cli import own_words, without_script_flags
     from vision3d_engine.demo.train import DemoSettings, run_demo
     from vision3d_engine.verification import verify_resume
@@ -29,6 +29,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             target: the file to write, such as model.safetensors.
         """
         say(f"wrote {export_weights(checkpoint, target)} tensors to {target}")
+
+    def consolidate_shards(source: Positional[Path], target: Positional[Path]) -> None:
+        """Write the checkpoint of a sharded run (trainer.parallel: fsdp2) as one ordinary file.
+
+        Args:
+            source: a checkpoint, its folder of shards, or a run, whose checkpoint.pth is then meant.
+            target: the file to write, such as out.pth; it loads, and resumes, on one process.
+        """
+        say(f"wrote {consolidate(source, target):,} weights, and all else, to {target}")
 
     def inspect(checkpoint: Positional[Path]) -> None:
         """Say what a checkpoint holds: date, moment, parts, and the shape of every weight.
@@ -49,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     without_script_flags()
     own, script_arguments = _split(own_words() if argv is None else list(argv))
-    commands = {"demo": demo, "export": export, "inspect": inspect, "verify-resume": verify}
+    commands = {
+        "consolidate": consolidate_shards,
+        "demo": demo,
+        "export": export,
+        "inspect": inspect,
+        "verify-resume": verify,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="vision3d-engine", description="A training engine for 3D vision.", args=own

@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.toys import ToyEpochTrainer, linear_model, settings
 from vision3d_engine import ConfigError, EpochBasedTrainer
-from vision3d_engine.distributed.wrap import unwrap_model
+from vision3d_engine.distributed.parallel import unwrap_model
 from vision3d_engine.utils.distributed import get_rank, is_distributed, is_master, master_only
 
 

@@ -19,11 +19,11 @@ SERVER = Path(__file__).parent / "world_server.py"
 class World:
     """Processes started once by torchrun, which run one case after the other."""
 
-    def __init__(self, size):
+    def __init__(self, size, server=SERVER):
         self.listener = Listener(("localhost", 0), authkey=b"test")
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-        words = [sys.executable, *launcher, str(SERVER), str(self.listener.address[1])]
-        path = os.pathsep.join([str(SERVER.parent.parent.parent), os.environ.get("PYTHONPATH", "")])
+        words = [sys.executable, *launcher, str(server), str(self.listener.address[1])]
+        path = os.pathsep.join([str(server.parent.parent.parent), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.connections = dict(sorted((c.recv(), c) for c in (self.listener.accept() for _ in range(size))))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and its weights as a safetensors file for other programs."""
+"""What a checkpoint holds, its weights as a safetensors file for other programs, and a sharded one as one file."""
 
 import hashlib
 import time
@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vision3d_engine.checkpoint.files import read_checkpoint, write_checkpoint
+from vision3d_engine.checkpoint.folders import is_shard_folder, pointer_of
 from vision3d_engine.checkpoint.parts import read_weights_file, weights_of
+from vision3d_engine.core.errors import CheckpointError
 
 
 def export_weights(source: Path, target: Path) -> int:
@@ -22,6 +25,37 @@ def export_weights(source: Path, target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, target)
     return len(weights)
+
+
+def consolidate(source: Path, target: Path) -> int:
+    """Write the checkpoint of a sharded run as one ordinary file, and return how many numbers its weights have.
+
+    The file holds all that the run saved and resumes on one process or on any number. Everything is read onto the host
+    of this one process, which needs no process group.
+
+    Args:
+        source: a checkpoint, one of its folders (``....dcp``), or a run whose ``checkpoint.pth`` is meant.
+        target: the file to write.
+
+    Raises:
+        CheckpointError: when there is nothing to read, or it is damaged.
+    """
+    path = _checkpoint_of(source)
+    state = read_checkpoint(path)
+    write_checkpoint(target, state)
+    return sum(value.numel() for value in weights_of(state, str(path)).values())
+
+
+def _checkpoint_of(source: Path) -> Path:
+    """Return the file that a person means by a file, a folder of shards, or the folder of a run."""
+    candidates = [source, source / "checkpoint.pth", source / "checkpoints" / "checkpoint.pth"]
+    if is_shard_folder(source.name):
+        candidates += [path for path in source.parent.glob("*.pth") if pointer_of(path) == source.name]
+    for path in candidates:
+        if path.is_file():
+            return path
+    message = f"'{source}' has nothing to consolidate: it is no checkpoint, no folder of one, and no run with one"
+    raise CheckpointError(message)
 
 
 def describe_checkpoint(path: Path) -> str:

@@ -4,15 +4,17 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 
+from vision3d_engine.checkpoint.folders import with_tensors
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
+from vision3d_engine.distributed.shard_store import ShardStore
 
 _PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 # What python's zipfile raises on damaged archives, depending on which byte is wrong.
@@ -106,10 +108,16 @@ def plain_state(value: Any, path: str = "") -> Any:
     raise CheckpointError(message)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, store: ShardStore | None = None, only: Iterable[str] = ()) -> dict[str, Any]:
     """Read a checkpoint onto the host, as data only (``weights_only``), with numpy scalars turned into numbers.
 
-    Files of the 2022 engine, which hold numpy scalars, are read too.
+    Files of the 2022 engine, which hold numpy scalars, are read too; so are those of sharded runs, with the folders
+    that they point to.
+
+    Args:
+        path: the file.
+        store: of a sharded run, whose tensors are then spread over its processes, which all call this.
+        only: parts to read of a sharded run's file, such as ``"model"``; of other tensors only the shape is returned.
 
     Raises:
         DamagedCheckpointError: when a checksum is wrong or the file cannot be read.
@@ -131,7 +139,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         message = f"'{path}' holds a {type(state).__name__}; expected a dict with the key 'model'"
         raise CheckpointError(message)
-    return plain_state(state)
+    state = plain_state(state)
+    return with_tensors(state, path, store, only) if "shards" in state else state
 
 
 def _check_records(path: Path) -> None:

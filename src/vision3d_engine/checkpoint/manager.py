@@ -1,28 +1,43 @@
 """The checkpoints of one run: what is saved under which name, which models are best, which files go."""
 
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import nn
 
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint, write_checkpoint
-from vision3d_engine.checkpoint.parts import check_finite, load_model, load_part, model_state, parameter_names
+from vision3d_engine.checkpoint.folders import folders_of, free_folder, remove_unused
+from vision3d_engine.checkpoint.parts import (
+    load_model,
+    load_part,
+    model_state,
+    non_finite,
+    parameter_names,
+    refuse_non_finite,
+)
 from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdated
 from vision3d_engine.checkpoint.snapshot import Buffers, Snapshot
 from vision3d_engine.checkpoint.writer import FileWriter
 from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError, RegistrationError
-from vision3d_engine.distributed.world import is_master
+from vision3d_engine.distributed.parallel import Parallel
+from vision3d_engine.distributed.shards import Shard, take_out
+from vision3d_engine.distributed.world import World, is_master
 
 # The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
 NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
 
 
 class CheckpointManager:
-    """Saves, loads, selects and removes the checkpoints in one folder; only the main process writes.
+    """Saves, loads, selects and removes the checkpoints in one folder.
+
+    Only the main process writes; of a model that is spread over processes each writes its part into a folder beside
+    the file, so that all of them must call the same methods.
 
     A state is copied to the host when it is saved; with ``in_background`` a thread checks and writes the copy. What
     goes wrong there is told by the next save (a full disk by ``warn``, anything else by an exception) and by `join`.
@@ -35,9 +50,10 @@ class CheckpointManager:
         in_background: write in a thread.
         warn: told of a write that failed in the background while the old file survives.
         tolerated: kinds of failures that are only told; a full disk always is, until `join`. Others are raised.
+        parallel: how the model is spread over processes; None when it is not.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what to keep, how to write and whom to tell
         self,
         checkpoint_dir: str | Path,
         save_latest_models: int = -1,
@@ -47,6 +63,7 @@ class CheckpointManager:
         in_background: bool = False,
         warn: Callable[[str], None] | None = None,
         tolerated: tuple[type[EngineError], ...] = (),
+        parallel: Parallel | None = None,
     ) -> None:
         self._folder = Path(checkpoint_dir)
         self._keep = {"keep_latest": save_latest_models, "keep_best": keep_best, "keep_every": keep_every}
@@ -57,6 +74,7 @@ class CheckpointManager:
         self._buffers = Buffers()
         self._warn = warn or warnings.warn
         self._tolerated = tolerated
+        self._parallel = parallel or Parallel(World(torch.device("cpu")))
 
     @property
     def metrics(self) -> list[str]:
@@ -102,32 +120,77 @@ class CheckpointManager:
             FolderError: when the folder cannot be written (in the background: by `join`).
             NonFiniteError: when a weight is not finite (in the background: by the next save, or by `join`).
         """
-        if not is_master():
+        if not is_master() and self._parallel.store is None:
             return
         self._tell_failures()
         parts = {"optimizer": optimizer, "scheduler": scheduler, "ckpt_manager": self if save_ckpt_manager else None}
         state: dict[str, Any] = {"metadata": dict(metadata), "model": model_state(model)}
         state |= {name: part.state_dict() for name, part in parts.items() if part is not None}
-        snapshot = Snapshot(state | dict(extra or {}), self._buffers)
+        write = self._write if self._parallel.store is None else self._write_shards
+        job = partial(write, filename, self._copy(state | dict(extra or {})), parameter_names(model))
         self._saved = epoch_files([*self._saved, filename])
         remove = self._outdated() if clean_checkpoints else []
-        self._writer.submit(partial(self._write, filename, snapshot, parameter_names(model), remove))
+        self._writer.submit(partial(self._run, job, remove))
         self._saved = [name for name in self._saved if name not in remove]
 
-    def _write(self, filename: str, snapshot: Snapshot, parameters: set[str], remove: Sequence[str]) -> None:
-        """Write a snapshot and remove what it makes outdated; runs in the writer's thread."""
-        try:
-            state = snapshot.state()
-            check_finite(state["model"], parameters, filename)
-            write_checkpoint(self._folder / filename, state, self._folder / PREVIOUS if filename == NEWEST else None)
-            for name in remove:
-                (self._folder / name).unlink(missing_ok=True)
-        finally:
-            snapshot.release()
+    def _copy(self, state: dict[str, Any]) -> "_Copy":
+        """Copy a state to the host; of a spread one, the main process also what is not spread."""
+        if self._parallel.store is None:
+            return _Copy(Snapshot(state, self._buffers), Snapshot({}, self._buffers), {})
+        kept, shards = take_out(state)
+        parts = Snapshot({path: shard.part for path, shard in shards.items()}, self._buffers)
+        kept = kept if is_master() else {"metadata": kept["metadata"], "model": {}}
+        return _Copy(Snapshot(kept, self._buffers), parts, shards)
+
+    def _run(self, write: Callable[[], None], remove: Sequence[str]) -> None:
+        """Write a file, then remove those that it makes outdated; runs in the writer's thread."""
+        write()
+        for name in remove if is_master() else ():
+            self._remove(name)
+
+    def _write(self, filename: str, copy: "_Copy", parameters: set[str]) -> None:
+        """Write a state that one process holds."""
+        with copy:
+            state = copy.state.state()
+            refuse_non_finite(non_finite(state["model"], parameters), filename)
+            self._write_file(filename, state)
+
+    def _write_shards(self, filename: str, copy: "_Copy", parameters: set[str]) -> None:
+        """Write a state that is spread: each process its part, then the main one the file that points to them."""
+        with copy:
+            state, shards = copy.state.state(), copy.shards_on_host()
+            refuse_non_finite(self._non_finite_anywhere(state["model"], shards, parameters), filename)
+            name = free_folder(self._folder, filename, int(state["metadata"].get("total_steps", 0)))
+            folder = self._parallel.store.gather(name)[0]
+            checksums = self._parallel.store.write(self._folder / folder, shards)
+            if is_master():
+                dims = {path: shard.dim for path, shard in shards.items()}
+                pointer = {"folder": folder, "checksums": checksums, "dims": dims}
+                self._write_file(filename, state | {"shards": pointer})
+                remove_unused(self._folder, filename, (filename, PREVIOUS) if filename == NEWEST else (filename,))
+
+    def _non_finite_anywhere(
+        self, model: Mapping[str, Any], shards: Mapping[str, Shard], parameters: set[str]
+    ) -> list[str]:
+        """Return the names of weights that are not finite on any process."""
+        whole = {name: value for name, value in model.items() if not value.is_meta}
+        paths = {name: f"['model'][{name!r}]" for name in parameters}
+        own = {name: shards[path].part for name, path in paths.items() if path in shards}
+        found = self._parallel.store.gather(non_finite(whole | own, parameters))
+        return sorted({name for names in found for name in names})
+
+    def _write_file(self, filename: str, state: Mapping[str, Any]) -> None:
+        write_checkpoint(self._folder / filename, state, self._folder / PREVIOUS if filename == NEWEST else None)
+
+    def _remove(self, name: str) -> None:
+        """Remove a file and its folders."""
+        (self._folder / name).unlink(missing_ok=True)
+        for path in folders_of(self._folder, name):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _tell_failures(self) -> None:
         """Warn of a full disk and the like, where the old file survives; raise anything else."""
-        for error in self._writer.failures():
+        for error in self._writer.failures(in_lockstep=self._parallel.store is not None):
             if not isinstance(error, (FolderError, *self._tolerated)):
                 raise error
             self._warn(f"{error}. Training goes on")
@@ -148,7 +211,7 @@ class CheckpointManager:
     def clean_checkpoints(self) -> None:
         """Remove the epoch files of this run that are outdated; the newest one and best models always stay."""
         for name in self._outdated():
-            (self._folder / name).unlink(missing_ok=True)
+            self._remove(name)
             self._saved.remove(name)
 
     def _outdated(self) -> list[str]:
@@ -180,7 +243,7 @@ class CheckpointManager:
         """
         self._writer.join()
         path = find_checkpoint(filename, self._folder)
-        state = read_checkpoint(path)
+        state = read_checkpoint(path, self._parallel.store)
         if "model" not in state:
             message = f"'{path}' has no key 'model' (its keys: {', '.join(map(str, state))})"
             raise CheckpointError(message)
@@ -215,6 +278,7 @@ class CheckpointManager:
 
         A metric that is not in the dict is passed over; nan is never best.
         """
+        metric_dict = self._parallel.of_main(dict(metric_dict))
         for metric in self._best.keys() & metric_dict.keys():
             self._scores.setdefault(metric, {})[int(metadata.get("epoch", 0))] = float(metric_dict[metric])
         improved = {metric: float(metric_dict[metric]) for metric in self._best if self._improves(metric, metric_dict)}
@@ -229,6 +293,32 @@ class CheckpointManager:
         if math.isnan(score) or best is None:
             return not math.isnan(score)
         return score > best if self._best[metric]["largest"] else score < best
+
+
+class _Copy(NamedTuple):
+    """A state on the host, whose memory is given back at the end of a ``with`` block.
+
+    Attributes:
+        state: what one process holds.
+        parts: this process's parts of spread tensors, by key path.
+        shards: where these belong; their own parts are still on the device.
+    """
+
+    state: Snapshot
+    parts: Snapshot
+    shards: dict[str, Shard]
+
+    def shards_on_host(self) -> dict[str, Shard]:
+        """Return the shards with their copied parts; waits for the accelerator to finish copying."""
+        parts = self.parts.state()
+        return {path: shard._replace(part=parts[path]) for path, shard in self.shards.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.state.release()
+        self.parts.release()
 
 
 def metadata_of(state: Mapping[str, Any]) -> dict[str, int]:

@@ -10,7 +10,8 @@ from torch import nn
 
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
-from vision3d_engine.distributed.wrap import clean_key, unwrap_model
+from vision3d_engine.distributed.parallel import clean_key, unwrap_model
+from vision3d_engine.distributed.shards import like
 
 _MAX_LISTED = 8
 Patterns = str | Iterable[str]
@@ -26,16 +27,21 @@ def parameter_names(model: nn.Module) -> set[str]:
     return {_own_name(name) for name, _ in unwrap_model(model).named_parameters()}
 
 
-def check_finite(state: Mapping[str, Any], parameters: Iterable[str], filename: str) -> None:
-    """Refuse to save a parameter, or a running mean of a norm, that is not finite.
+def non_finite(state: Mapping[str, Any], parameters: Iterable[str]) -> list[str]:
+    """Return the names of parameters, and of running means of norms, that are not finite in a model's state.
 
     Other buffers may be infinite on purpose, such as the mask of an attention.
-
-    Raises:
-        NonFiniteError: naming them.
     """
     judged = {*parameters, *(key for key in state if key.endswith(("running_mean", "running_var")))}
-    wrong = [key for key in state if key in judged and not _is_finite(state[key])]
+    return [key for key in state if key in judged and not _is_finite(state[key])]
+
+
+def refuse_non_finite(wrong: list[str], filename: str) -> None:
+    """Refuse to save a model that is not finite.
+
+    Raises:
+        NonFiniteError: naming the weights, when there are any.
+    """
     if wrong:
         message = f"'{filename}' is not saved, so that it replaces no good file: not finite are {_shortened(wrong)}"
         raise NonFiniteError(message)
@@ -63,12 +69,12 @@ def load_model(model: nn.Module, state: Mapping[str, Any], source: str, strict: 
     found = {_own_name(key): value for key, value in state.items()}
     if not found.keys() & names.keys():
         found = {clean_key(key): value for key, value in found.items()}
-    report = _misfits(found, model_state(own))
+    wanted = model_state(own)
+    report = _misfits(found, wanted)
     if report and strict:
         raise CheckpointError(f"part 'model' of '{source}' does not fit: " + "; ".join(report))
-    own.load_state_dict(
-        {names[key]: value for key, value in found.items() if _fits(key, value, names, own)}, strict=False
-    )
+    fitting = {key: value for key, value in found.items() if key in wanted and _shape(value) == _shape(wanted[key])}
+    own.load_state_dict({names[key]: like(value, wanted[key]) for key, value in fitting.items()}, strict=False)
     return report
 
 
@@ -115,7 +121,7 @@ def load_weights(
 def read_weights_file(path: Path) -> dict[str, Any]:
     """Read a checkpoint, or a safetensors file as a bare state dict."""
     if path.suffix != ".safetensors":
-        return read_checkpoint(path)
+        return read_checkpoint(path, only=("model",))
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -167,11 +173,6 @@ def _renamed(name: str, rename: Mapping[str, str]) -> str:
     return rename[old] + name[len(old) :] if fitting else name
 
 
-def _fits(key: str, value: Any, names: Mapping[str, str], model: nn.Module) -> bool:
-    """Tell whether a loaded value has a place of its shape in the model."""
-    return key in names and _shape(value) == _shape(model.state_dict()[names[key]])
-
-
 def _misfits(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Return one line each for missing keys, unexpected keys and differing shapes."""
     missing = [f"'{key}' {_shape(value)}" for key, value in wanted.items() if key not in found]
@@ -198,10 +199,25 @@ def load_part(part: Any, state: Any, name: str, source: str) -> None:
         CheckpointError: when the part refuses it, with the part's own reason.
     """
     try:
-        part.load_state_dict(state)
+        part.load_state_dict(_spread(part, state))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         message = (
             f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote it, "
             "or start from the weights alone with --checkpoint instead of --resume"
         )
         raise CheckpointError(message) from error
+
+
+def _spread(part: Any, state: Any) -> Any:
+    """Return an optimizer's state with whole tensors spread as the parameters are that they belong to."""
+    if not isinstance(part, torch.optim.Optimizer) or not isinstance(state.get("state"), Mapping):
+        return state
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = dict(zip(numbers, (each for group in part.param_groups for each in group["params"]), strict=False))
+    values = {number: _spread_like(values, parameters.get(number)) for number, values in state["state"].items()}
+    return {**state, "state": values}
+
+
+def _spread_like(values: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
+    fits = {name for name, value in values.items() if _shape(value) == _shape(parameter)}
+    return {name: like(value, parameter) if name in fits else value for name, value in values.items()}

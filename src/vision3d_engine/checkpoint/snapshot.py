@@ -49,7 +49,9 @@ class Snapshot:
 
     def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy a tensor; one that appears twice is copied once, so that it is written once."""
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        if tensor.is_meta:  # stands for a tensor that is spread over processes
+            return tensor
+        if tensor.layout is not torch.strided or tensor.is_quantized:
             return tensor.detach().cpu().clone()
         key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if key in self._copies:

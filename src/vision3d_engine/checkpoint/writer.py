@@ -33,9 +33,14 @@ class FileWriter:
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._jobs.append(self._executor.submit(job))
 
-    def failures(self) -> list[BaseException]:
-        """Return, once, what went wrong in the jobs that have ended; does not wait."""
-        while self._jobs and self._jobs[0].done():
+    def failures(self, in_lockstep: bool = False) -> list[BaseException]:
+        """Return, once, what went wrong in the jobs that have ended; does not wait.
+
+        Args:
+            in_lockstep: look only at jobs that `submit` has waited for, so that several processes with the same jobs
+                are told the same at the same moment, however fast each of them is.
+        """
+        while not in_lockstep and self._jobs and self._jobs[0].done():
             self._collect(self._jobs.popleft())
         failed, self._failed = self._failed, []
         return failed

@@ -49,7 +49,7 @@ def atomic_write(path: str | Path, keep_old_as: Path | None = None) -> Iterator[
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 class GrowingFile:
@@ -99,7 +99,7 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flush a folder's entries; file systems that cannot (some network ones) are left alone."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -94,8 +94,26 @@ class TrainerSettings(_Section):
     """Resume although the number of samples, the global batch, the seed or the accumulation has changed."""
     cudnn_deterministic: bool = True
     """Repeatable cuDNN kernels (true) or the fastest ones for the shapes seen (false)."""
+    parallel: Literal["ddp", "fsdp2", "none"] = "ddp"
+    """How several processes share a model: each holds all of it (ddp) or a part (fsdp2); none for one process only."""
+    sync_batchnorm: bool = False
+    """Batch norms take their means over the batches of all processes; on accelerators only."""
     find_unused_parameters: bool = False
     """DistributedDataParallel looks for parameters that take no part in the loss; costs time at every update."""
+    static_graph: bool = False
+    """Tell DistributedDataParallel that every step uses the same parameters in the same way."""
+    gradient_as_bucket_view: bool = False
+    """Gradients lie in DistributedDataParallel's buffers, which saves memory of their size."""
+    gradient_compression: Literal["none", "bf16", "fp16"] = "none"
+    """Type in which DistributedDataParallel exchanges gradients; bf16 needs NCCL."""
+    fsdp_blocks: tuple[str, ...] = ()
+    """Classes of the modules that fsdp2 gathers one at a time (default: found by fsdp_min_params)."""
+    fsdp_min_params: AtLeastOne = 1_000_000
+    """Parameters from which on an entry of a Sequential or ModuleList is gathered by itself."""
+    fsdp_param_dtype: Literal["none", "bf16", "fp16"] = "none"
+    """Type in which fsdp2 gathers parameters and computes; what the model returns is float32."""
+    fsdp_reduce_dtype: Literal["none", "fp32", "bf16", "fp16"] = "none"
+    """Type in which fsdp2 adds up gradients (default: that of the computation)."""
     resume: bool = False
     """Go on from checkpoint.pth."""
     debug: bool = False

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import nn
 from vision3d_engine.core.errors import NonFiniteError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.tree import to_cpu
-from vision3d_engine.distributed.wrap import unwrap_model
+from vision3d_engine.distributed.parallel import unwrap_model
+from vision3d_engine.distributed.shards import local_part
 
 _MAX_NAMES = 5
 # A look at the weights costs as much as a tiny step, so log lines that follow each other faster share one.
@@ -25,13 +26,20 @@ class FiniteWatch:
     Args:
         model: whose parameters are watched.
         enabled: whether to look at all.
+        is_spread: each process holds a part of the weights. They are then looked at only when the loss, which all
+            processes know alike, is not finite.
+        of_all: returns the names that any process has found.
     """
 
-    def __init__(self, model: nn.Module, enabled: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, enabled: bool = True, *, is_spread: bool = False, of_all: Callable[..., Any] = list
+    ) -> None:
         self._model = model
         self._enabled = enabled
+        self._of_all = of_all
         self._looked_at = -math.inf
-        self._weights = [_own_part(parameter).detach() for parameter in model.parameters() if _can_be_nan(parameter)]
+        self._weights = [local_part(parameter).detach() for parameter in model.parameters() if _can_be_nan(parameter)]
+        self._weights = [] if is_spread else self._weights
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """Return one number on the device that is finite while all weights are, to be read with the log line's.
@@ -59,7 +67,7 @@ class FiniteWatch:
         """
         if not self._enabled or all(map(math.isfinite, (loss, *probed))):
             return
-        names = non_finite_parameters(self._model)
+        names = self._of_all(non_finite_parameters(self._model))
         if math.isfinite(loss) and not names:
             return
         message = (
@@ -77,15 +85,13 @@ def _can_be_nan(tensor: torch.Tensor) -> bool:
     return (tensor.is_floating_point() or tensor.is_complex()) and tensor.element_size() > 1
 
 
-def _own_part(parameter: Any) -> torch.Tensor:
-    """Return what this process holds of a parameter that several share."""
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
-
-
 def non_finite_parameters(model: nn.Module) -> list[str]:
-    """Return the names of parameters that hold NaN or infinity; waits for the device for each."""
-    named = unwrap_model(model).named_parameters()
-    wrong = [name for name, parameter in named if _can_be_nan(parameter) and not torch.isfinite(parameter).all()]
+    """Return the names of parameters that hold NaN or infinity here; waits for the device for each.
+
+    Of spread parameters the part of this process counts.
+    """
+    named = [(name, local_part(parameter.detach())) for name, parameter in unwrap_model(model).named_parameters()]
+    wrong = [name for name, part in named if _can_be_nan(part) and not torch.isfinite(part).all()]
     return [name.replace("_orig_mod.", "") for name in wrong]
 
 
@@ -97,10 +103,10 @@ def _shortened(names: Sequence[str]) -> str:
 def non_finite_gradients(model: nn.Module) -> list[str]:
     """Return the names of parameters whose gradient holds NaN or infinity; waits for the device.
 
-    Parameters without a gradient (frozen, or not reached) are passed over.
+    Parameters without a gradient (frozen, or not reached) are passed over; of spread ones this process's part counts.
     """
     named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
-    return [name for name, gradient in named if not torch.isfinite(gradient).all()]
+    return [name for name, gradient in named if not torch.isfinite(local_part(gradient)).all()]
 
 
 def check_gradients(model: nn.Module, data_dict: Any, epoch: int, iteration: int, folder: Path) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.tree import describe
-from vision3d_engine.distributed.wrap import unwrap_model
+from vision3d_engine.distributed.parallel import unwrap_model
 from vision3d_engine.loop.hooks import Events
 from vision3d_engine.loop.session import Session
 
@@ -58,12 +58,12 @@ class Engine:
         if not isinstance(model, nn.Module):
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
-        model = model.to(self._session.world.device)
+        name = type(unwrap_model(model)).__name__
         if (mode := self._session.settings.trainer.compile) is not None:
             self._compile(model, mode)
         self.model = self._wrap(model)
         count = sum(parameter.numel() for parameter in model.parameters())
-        self.log(f"model: {type(unwrap_model(model)).__name__}, {count:,} parameters")
+        self.log(f"model: {name}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")
         return self.model
 
@@ -75,8 +75,8 @@ class Engine:
             self.log(message, level="WARNING")
 
     def _wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model as steps shall call it."""
-        return model
+        """Return the model on the device, as steps shall call it."""
+        return model.to(self._session.world.device)
 
     def add_hook(self, hook: Any) -> Any:
         """Add a `Hook`, or any object with methods named like moments of the run, and return it."""

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vision3d_engine.distributed.world import World
-from vision3d_engine.distributed.wrap import without_gradient_sync
+from vision3d_engine.distributed.parallel import Parallel
 
 _EXCHANGING = contextlib.nullcontext()
 
@@ -28,7 +27,7 @@ class Update:
         step: makes the update and clears the gradients (the trainer's ``optimizer_step``).
         window_size: micro-batches of a full window.
         reduction: ``"mean"`` or ``"sum"``.
-        world: the processes that share the update.
+        parallel: how the processes share the model and the update.
         equal_weights: every micro-batch weighs the same on every process, so weights need not be exchanged; otherwise
             they cost one all-reduce of one number an update.
     """
@@ -41,7 +40,7 @@ class Update:
         *,
         window_size: int = 1,
         reduction: str = "mean",
-        world: World,
+        parallel: Parallel,
         equal_weights: bool = True,
     ) -> None:
         self._model = model
@@ -49,7 +48,9 @@ class Update:
         self._step = step
         self._window_size = window_size
         self._reduction = reduction
-        self._world = world
+        self._world = parallel.world
+        self._parallel = parallel
+        self._is_first = True
         self._equal_weights = equal_weights
         self._open = 0
         self._closes = False
@@ -68,7 +69,7 @@ class Update:
         """
         self._open += 1
         self._closes = is_last or self._open >= self._window_size
-        return _EXCHANGING if self._closes else without_gradient_sync(self._model)
+        return _EXCHANGING if self._closes else self._parallel.without_gradient_sync(self._model)
 
     def backward(self, loss: torch.Tensor, weight: Any = 1, mean_weight: float = 1) -> None:
         """Add the weighted gradients of one micro-batch; the last one of a window also divides by the whole weight.
@@ -105,6 +106,9 @@ class Update:
 
     def _divide(self) -> None:
         """Divide the gradients by the weight of the window; the mean over processes needs the mean of their weights."""
+        if self._is_first:
+            self._is_first = False
+            self._parallel.check_gradients(self._model)
         if self._reduction == "sum":
             return
         weight = self._weight
@@ -112,7 +116,7 @@ class Update:
             weight = self._world.mean(torch.as_tensor(weight, dtype=torch.float64, device=self._world.device))
         if _is_one(weight):
             return
-        gradients = list(self._gradients())
+        gradients = self._parallel.local_parts(list(self._gradients()))
         if gradients:
             torch._foreach_div_(gradients, weight)  # pyright: ignore  like torch's clip_grad_norm_
 

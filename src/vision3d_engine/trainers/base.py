@@ -17,7 +17,6 @@ from vision3d_engine.data.advice import advice, advice_on_start
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.source import Place, Source, length_of
 from vision3d_engine.debug.finite import FiniteWatch, check_gradients
-from vision3d_engine.distributed.wrap import local_forward, wrap_model
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.continuation import has_state
 from vision3d_engine.loop.engine import Engine
@@ -95,8 +94,7 @@ class BaseTrainer(Resumable, abc.ABC):
     # ------------------------------------------------------------------------------------------- parts
 
     def _wrap(self, model: nn.Module) -> nn.Module:
-        unused = self._session.settings.trainer.find_unused_parameters
-        return wrap_model(model, self._session.world, find_unused_parameters=unused)
+        return self._parallel.wrap(model)
 
     def register_optimizer(self, optimizer: Any) -> None:
         """Register the optimizer: torch's, or anything with ``step``, ``zero_grad``, ``param_groups``, ``state_dict``.
@@ -188,7 +186,11 @@ class BaseTrainer(Resumable, abc.ABC):
         """
 
     def after_backward(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
-        """Act after the backward pass; in the batch that ends a window the gradients are those of the update."""
+        """Act after the backward pass; in the batch that ends a window the gradients are those of the update.
+
+        It is also called for an update in which this process joins without a batch of its own, since gradients must be
+        treated alike on all processes.
+        """
 
     def after_train_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Act after the training step; numbers added to ``result_dict`` are logged."""
@@ -346,7 +348,7 @@ class BaseTrainer(Resumable, abc.ABC):
         turns = self._turns = Turns(lengths, self._session.world.rank, mode)
         self._events.fire("before_train_epoch", self.epoch)
         self._update = self._new_update()
-        self._finite = FiniteWatch(self.model, self._session.settings.trainer.nonfinite == "stop")
+        self._finite = self._new_finite_watch()
         self._checker = ResultChecker("train_step")
         self._runner = self._new_runner("train", self._train_iteration, self._after_train_iteration)
         self._open_moments = self._restored(self._runner.moments)
@@ -362,10 +364,16 @@ class BaseTrainer(Resumable, abc.ABC):
         return self._train_source().batches(base, self.epoch, first, rank)
 
     def _fill_in(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
-        """Join in a step of other processes with a batch that has no weight, shows in no hook and in no mean."""
+        """Join in a step of other processes with a batch that has no weight and shows in no mean.
+
+        Of the hooks only `after_backward` acts, when a window ends: what it does to the gradients of the update (clips
+        them) must happen on all processes.
+        """
         with self._update.micro_batch(self._runner.is_last):
-            _, result_dict = self._checker.unpack(self.train_step(self.epoch, iteration, data_dict))
+            output_dict, result_dict = self._checker.unpack(self.train_step(self.epoch, iteration, data_dict))
             self._update.backward(self._checker.loss(result_dict), 0, self._turns.mean_weight(iteration))
+        if self._update.is_complete:
+            self._events.fire("after_backward", self.epoch, iteration, data_dict, output_dict, result_dict)
         if self._update.step_if_due():
             self._count_update()
         return []
@@ -405,9 +413,14 @@ class BaseTrainer(Resumable, abc.ABC):
             self.optimizer_step,
             window_size=trainer.grad_acc_steps,
             reduction=trainer.grad_acc_reduction,
-            world=self._session.world,
+            parallel=self._parallel,
             equal_weights=type(self).loss_weight is BaseTrainer.loss_weight,
         )
+
+    def _new_finite_watch(self) -> FiniteWatch:
+        is_enabled = self._session.settings.trainer.nonfinite == "stop"
+        is_spread = self._parallel.store is not None
+        return FiniteWatch(self.model, is_enabled, is_spread=is_spread, of_all=self._parallel.of_all)
 
     def _new_runner(self, phase: str, step: Any, after_step: Any) -> Runner:
         world = self._session.world
@@ -543,8 +556,8 @@ class BaseTrainer(Resumable, abc.ABC):
         self._events.fire("before_val_epoch", self.epoch)
         self._checker = ResultChecker("val_step")
         runner = self._runner = self._new_runner("val", self._val_iteration, self._after_val_iteration)
-        with local_forward(self.model, self._session.world):
-            source = Source(self.val_loader)
+        source = Source(self.val_loader)
+        with self._parallel.local_forward(self.model, source.length):
             base = self._data_seed("val", self.epoch)
             runner.run(source.batches(base, self.epoch, rank=self._session.world.rank), source.length)
         summary_dict: dict[str, Any] = runner.moments.means()

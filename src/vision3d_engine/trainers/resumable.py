@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.checkpoint.files import available
+from vision3d_engine.checkpoint.folders import is_shard_folder, remove_unfinished, remove_unused
 from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS, CheckpointManager, metadata_of
 from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.checkpoint.retention import is_run_file
@@ -22,6 +23,7 @@ from vision3d_engine.core.errors import (
     listed,
 )
 from vision3d_engine.data.source import Source
+from vision3d_engine.distributed.parallel import choose_parallel
 from vision3d_engine.loop.continuation import Continuation, has_state
 from vision3d_engine.loop.engine import Engine
 from vision3d_engine.loop.progress import Progress
@@ -41,6 +43,7 @@ class Resumable(Engine):
         trainer = session.settings.trainer
         self._progress = Progress()
         self._continuation = Continuation(session, self._progress)
+        self._parallel = choose_parallel(trainer, session.world)
         self._checkpoints = CheckpointManager(
             session.folders.checkpoints,
             trainer.save_latest_n_models,
@@ -49,6 +52,7 @@ class Resumable(Engine):
             in_background=trainer.async_save,
             warn=lambda message: self.log(message, level="ERROR"),
             tolerated=(NonFiniteError,) if trainer.nonfinite == "ignore" else (),
+            parallel=self._parallel,
         )
         self._agreement = session.world.agreement()
         max_time_s = parse_duration(trainer.max_time) if trainer.max_time else None
@@ -105,7 +109,7 @@ class Resumable(Engine):
         """Save the model into the checkpoint folder, with optimizer, schedule and selection if asked for.
 
         The state is copied now and written by a thread (``trainer.async_save``); the file appears whole or not at all.
-        Only the main process writes.
+        Only the main process writes; with ``trainer.parallel: fsdp2`` all do, and all must call it.
         """
         self._write(filename, save_training_states)
 
@@ -206,6 +210,9 @@ class Resumable(Engine):
 
     def _save_crash(self) -> None:
         """Write ``crash.pth``, for looking into it: it may lie in the middle of an update."""
+        if self._parallel.store is not None:
+            self.log("crash.pth is not written: it would need all processes, and one has failed", level="WARNING")
+            return
         try:
             self._checkpoints.save_checkpoint("crash.pth", self.metadata, self.model, self.optimizer, self.scheduler)
             self._checkpoints.join()
@@ -338,7 +345,7 @@ class Resumable(Engine):
         trainer, folder = self._session.settings.trainer, self._session.folders.checkpoints
         if not self._session.world.is_main or trainer.resume or self._is_restarted or self._progress.epoch > 0:
             return
-        old = [path for path in folder.iterdir() if is_run_file(path.name)]
+        old = [path for path in folder.iterdir() if is_run_file(path.name) or is_shard_folder(path.name)]
         if old and not trainer.overwrite:
             names = listed(sorted(path.name for path in old)[:_MAX_NAMES])
             message = (
@@ -347,7 +354,7 @@ class Resumable(Engine):
             )
             raise FolderInUseError(message)
         for path in old:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._session.events.start_anew()
 
     def _tidy_folder(self) -> None:
@@ -357,6 +364,8 @@ class Resumable(Engine):
         folder = self._session.folders.checkpoints
         for path in folder.glob(".*.pth.*.tmp"):
             path.unlink()
+        remove_unfinished(folder)
+        remove_unused(folder, NEWEST, (NEWEST, PREVIOUS))
         needed = sum(tensor.nbytes for tensor in self.model.state_dict().values() if hasattr(tensor, "nbytes"))
         free = shutil.disk_usage(folder).free
         if free < needed:

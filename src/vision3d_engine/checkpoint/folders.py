@@ -1,0 +1,105 @@
+"""The folders beside checkpoint files that hold tensors spread over processes: their names, contents and removal.
+
+A file ``epoch-3.pth`` of a sharded run holds everything but these tensors, and under ``shards`` the name of its folder
+(``epoch-3@120.dcp``), which is written first. So the file is the mark that all of it is there.
+"""
+
+import pickle
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vision3d_engine.core.errors import CheckpointError
+from vision3d_engine.distributed.shard_store import ShardStore, read_whole
+from vision3d_engine.distributed.shards import descriptions, put_in
+
+_FOLDER = re.compile(r"(?P<stem>.+)@\d+(\.\d+)?\.dcp")
+_COMPLETE = ".metadata"
+
+
+def is_shard_folder(name: str) -> bool:
+    """Tell whether a name is one that `free_folder` gives."""
+    return _FOLDER.fullmatch(name) is not None
+
+
+def free_folder(folder: Path, filename: str, total_steps: int) -> str:
+    """Return the name of a new folder for a file's tensors; one that a file may still point to is never reused."""
+    stem = f"{filename.removesuffix('.pth')}@{total_steps}"
+    names = [f"{stem}.dcp", *(f"{stem}.{number}.dcp" for number in range(2, 1000))]
+    return next(name for name in names if not (folder / name).exists())
+
+
+def folders_of(folder: Path, filename: str) -> list[Path]:
+    """Return the folders that were made for a file."""
+    stem = filename.removesuffix(".pth")
+    found = [(path, _FOLDER.fullmatch(path.name)) for path in folder.glob("*.dcp")]
+    return [path for path, match in found if match and match["stem"] == stem]
+
+
+def remove_unused(folder: Path, filename: str, pointing: Iterable[str]) -> None:
+    """Remove the folders of a file to which none of the files that are named points.
+
+    All stay when one of these is unreadable, or none of them points anywhere.
+
+    Args:
+        folder: the checkpoint folder.
+        filename: whose folders are looked at.
+        pointing: names of the files that may point to them.
+    """
+    found = folders_of(folder, filename)
+    if not found:
+        return
+    try:
+        used = {name for file in pointing if (name := pointer_of(folder / file)) is not None}
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        return
+    for path in found if used else ():
+        if path.name not in used:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove folders whose writing was cut short."""
+    for path in folder.glob("*.dcp"):
+        if is_shard_folder(path.name) and not (path / _COMPLETE).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def pointer_of(path: Path) -> str | None:
+    """Return the name of the folder that a checkpoint points to; None when it has none, or there is no file."""
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return state.get("shards", {}).get("folder")
+
+
+def with_tensors(
+    state: Mapping[str, Any], path: Path, store: ShardStore | None, only: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return the state of a file with the tensors of its folder: whole ones on the host, or spread by a store.
+
+    Args:
+        state: what the file holds.
+        path: of the file.
+        store: of a sharded run, whose processes all call this; None reads whole tensors, on one process alone.
+        only: parts to read, such as ``"model"``; empty reads all.
+
+    Raises:
+        CheckpointError: when the folder's name leads elsewhere.
+        DamagedCheckpointError: when the folder is missing or damaged.
+    """
+    shards, rest = state["shards"], {key: value for key, value in state.items() if key != "shards"}
+    chosen = {key: rest[key] for key in only or rest if key in rest}
+    if not is_shard_folder(str(shards["folder"])) or "/" in shards["folder"]:
+        message = f"'{path}' points to '{shards['folder']}', no folder of shards beside it; use another one"
+        raise CheckpointError(message)
+    folder, wanted = path.parent / shards["folder"], descriptions(chosen)
+    if store is None:
+        tensors = read_whole(folder, wanted, shards["checksums"])
+    else:
+        tensors = store.read(folder, wanted, shards["dims"], shards["checksums"])
+    return rest | put_in(chosen, tensors)

@@ -1,0 +1,170 @@
+"""FSDP2: every process holds a part of each parameter, its gradient and its optimizer state."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed
+from vision3d_engine.distributed.parallel import Parallel, take_buffers, unwrap_model, with_synced_norms
+from vision3d_engine.distributed.shard_store import ShardStore
+from vision3d_engine.distributed.shards import is_sharded, local_part
+from vision3d_engine.distributed.world import World
+
+_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class ShardedParallel(Parallel):
+    """Parameters are gathered block by block where they are needed (``torch.distributed.fsdp.fully_shard``).
+
+    Every process must call the model equally often in a training step, since each call gathers parameters.
+
+    Args:
+        world: the processes.
+        trainer: the settings ``trainer.*``.
+    """
+
+    def __init__(self, world: World, trainer: Any) -> None:
+        super().__init__(world)
+        self._trainer = trainer
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Shard the model in place, block by block, so that the device never holds all of it; the main one's counts."""
+        model = with_synced_norms(model, self.world, self._trainer)
+        own = unwrap_model(model)
+        _refuse_scalars(own)
+        mesh = init_device_mesh(self.world.device.type, (self.world.size,))
+        blocks = blocks_of(own, self._trainer.fsdp_blocks, self._trainer.fsdp_min_params)
+        for block in dict.fromkeys((*self._exact_norms(own), *blocks)):
+            self._take_from_main(block)
+            fully_shard(block, mesh=mesh, mp_policy=self._policy(block), reshard_after_forward=True)
+        self._take_from_main(own)
+        fully_shard(own, mesh=mesh, mp_policy=self._policy(own, is_root=True), reshard_after_forward=False)
+        self.store = ShardStore(mesh)
+        return model
+
+    def _exact_norms(self, model: nn.Module) -> list[nn.Module]:
+        """Return the batch norms that must keep their precision while the rest computes in 16 bits."""
+        if self._trainer.fsdp_param_dtype == "none":
+            return []
+        inner = list(model.modules())[1:]
+        return [module for module in inner if isinstance(module, _BatchNorm) and module.affine]
+
+    def _policy(self, block: nn.Module, is_root: bool = False) -> MixedPrecisionPolicy:
+        """Return the types of a block: batch norms keep theirs, the outermost module hands out float32."""
+        param_dtype = _DTYPES[self._trainer.fsdp_param_dtype]
+        if isinstance(block, _BatchNorm) or param_dtype is None:
+            return MixedPrecisionPolicy(reduce_dtype=_DTYPES[self._trainer.fsdp_reduce_dtype])
+        output_dtype = torch.float32 if is_root else None
+        return MixedPrecisionPolicy(param_dtype, _DTYPES[self._trainer.fsdp_reduce_dtype], output_dtype)
+
+    def _take_from_main(self, block: nn.Module) -> None:
+        """Move what is not sharded yet to the device, and overwrite it with that of the main process."""
+        block.to(self.world.device)
+        for tensor in (*block.parameters(), *block.buffers()):
+            if not is_sharded(tensor):
+                self.world.broadcast(tensor.detach())
+
+    @contextlib.contextmanager
+    def without_gradient_sync(self, model: nn.Module) -> Iterator[None]:
+        """Return a context in which a backward pass keeps whole gradients instead of exchanging them."""
+        own: Any = unwrap_model(model)
+        own.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            own.set_requires_gradient_sync(True)
+
+    def local_forward(self, model: nn.Module, batches: int | None) -> AbstractContextManager:
+        """Take the main one's buffers; hold the whole model for a while when the processes' shares are unequal."""
+        own = unwrap_model(model)
+        take_buffers(own, self.world)
+        counts = set(self.world.gather(batches))
+        is_equal = len(counts) == 1 and None not in counts
+        return _forward_only(own, keeps_all=not is_equal)
+
+    def local_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the shard of each tensor, sharing its memory."""
+        return [local_part(tensor) for tensor in tensors]
+
+    def of_main(self, value: Any) -> Any:
+        """Return the main process's value; one gather."""
+        return self.world.gather(value)[0]
+
+    def of_all(self, names: Sequence[str]) -> list[str]:
+        """Return the names that any process has found; one gather."""
+        return sorted({name for found in self.world.gather(list(names)) for name in found})
+
+
+@contextlib.contextmanager
+def _forward_only(model: nn.Module, keeps_all: bool) -> Iterator[None]:
+    """Give parameters back at the end, which a backward pass does otherwise.
+
+    Args:
+        model: a sharded one.
+        keeps_all: hold all parameters on every process meanwhile, so that forward passes exchange nothing.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for block in blocks if keeps_all else ():
+        block.set_reshard_after_forward(False, recurse=False)
+        block.unshard()
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.set_reshard_after_forward(block is not model, recurse=False)
+            block.reshard()
+
+
+def blocks_of(model: nn.Module, names: Sequence[str], min_params: int) -> list[nn.Module]:
+    """Return the modules that are gathered one at a time, inner ones first; the model itself is not among them.
+
+    Args:
+        model: the user's module.
+        names: classes of the blocks; if there are none, blocks are found by their size.
+        min_params: how many parameters an entry of a ``Sequential``, ``ModuleList`` or ``ModuleDict`` must have to be
+            a block, without those of blocks inside it.
+
+    Raises:
+        ConfigError: when the model has no module of a named class.
+    """
+    inner = list(model.modules())[1:]
+    known = sorted({type(module).__name__ for module in inner})
+    for name in names:
+        if name not in known:
+            message = f"trainer.fsdp_blocks names '{name}', which is no module of the model{did_you_mean(name, known)}"
+            raise ConfigError(f"{message} (it has: {listed(known)})")
+    if names:
+        return [module for module in reversed(inner) if type(module).__name__ in names]
+    return _large_entries(model, min_params)
+
+
+def _large_entries(model: nn.Module, min_params: int) -> list[nn.Module]:
+    """Return the large entries of containers, inner ones first; their forward pass is called as a whole."""
+    entries = {child for parent in model.modules() if isinstance(parent, _CONTAINERS) for child in parent.children()}
+    blocks: list[nn.Module] = []
+    taken: set[nn.Parameter] = set()
+    for module in reversed(list(model.modules())[1:]):
+        fresh = [parameter for parameter in module.parameters() if parameter not in taken]
+        has_forward = not isinstance(module, nn.ModuleList | nn.ModuleDict)
+        if module in entries and has_forward and sum(parameter.numel() for parameter in fresh) >= min_params:
+            blocks.append(module)
+            taken.update(fresh)
+    return blocks
+
+
+def _refuse_scalars(model: nn.Module) -> None:
+    scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
+    if scalars:
+        message = (
+            f"trainer.parallel 'fsdp2' cannot spread parameters without a dimension: {listed(scalars)}. "
+            "Give them one: nn.Parameter(torch.zeros(1))"
+        )
+        raise RegistrationError(message)
