@@ -17,7 +17,7 @@ from vision3d_engine.distributed.shards import local_part
 
 _MAX_NAMES = 5
 # A look at the weights costs as much as a tiny step, so log lines that follow each other faster share one.
-_LOOK_EVERY_S = 0.1
+_LOOK_EVERY_S = 1.0
 
 
 class FiniteWatch:
@@ -44,7 +44,7 @@ class FiniteWatch:
     def probe(self) -> tuple[torch.Tensor, ...]:
         """Return one number on the device that is finite while all weights are, to be read with the log line's.
 
-        Nothing is returned within a tenth of a second of the last look.
+        Nothing is returned within a second of the last look.
         """
         now = time.monotonic()
         if not self._enabled or not self._weights or now - self._looked_at < _LOOK_EVERY_S:
