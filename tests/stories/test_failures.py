@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -127,13 +128,17 @@ def digest(text):
 
 
 def wait_for(process, word):
-    """Return the output until a word."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if word in line:
-            return "".join(lines)
-    pytest.fail(f"the script ended before it said {word}")
+    """Return the output until a word; a script that hangs is killed."""
+    lines, patience = [], threading.Timer(90, os.killpg, (process.pid, signal.SIGKILL))
+    patience.start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if word in line:
+                return "".join(lines)
+    finally:
+        patience.cancel()
+    pytest.fail(f"the script ended, or hung, before it said {word}:\n{''.join(lines)}")
 
 
 def children(pid):
