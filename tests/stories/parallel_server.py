@@ -75,7 +75,13 @@ class Average:
 
 class Trainer(EpochBasedTrainer):
     def __init__(self, folder, case):
-        trainer = {"max_epoch": 1, "log_steps": 2, "fsdp_min_params": 20, **case.get("trainer", {})}
+        trainer = {
+            "max_epoch": 1,
+            "fused_optimizer": False,
+            "log_steps": 2,
+            "fsdp_min_params": 20,
+            **case.get("trainer", {}),
+        }
         super().__init__({"exp": {"output_dir": folder}, "trainer": trainer})
         self.case = case
         batch_size = case.get("batch_size", 2)
