@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -102,7 +103,7 @@ class Death:
         self._before(checkpoint_files._WatchedFile, "write", "write")  # noqa: SLF001
         self._before(os, "fsync", "file sync")
         self._before(Path, "replace", "rename")
-        self._before(core_files, "_sync_folder", "folder sync")
+        self._before(core_files, "sync_folder", "folder sync")
 
     def _before(self, owner, name, place):
         original = getattr(owner, name)
@@ -130,6 +131,9 @@ def start(kind, folder, resume, death, workers):
         death.haunt()
         KINDS[kind](folder, resume, death, workers).run()
         code = 0
+    except BaseException:  # noqa: BLE001  the log is all that is left of a process
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(code)
 
