@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.toys import ToyEpochTrainer, ToyIterTrainer, rows_loader, settings
 from vision3d_engine import get_log_string, get_logger
+from vision3d_engine.loggers.console import Logger
 
 
 def events(folder):
@@ -218,3 +219,13 @@ def test_numbers_are_read_from_the_device_only_when_a_log_line_is_due(tmp_path, 
     growth = [b - a for a, b in pairwise(at_step)]
     assert growth[0] == growth[2] == 0
     assert growth[1] >= 1
+
+
+def test_another_process_than_the_main_one_has_a_file_for_warnings_and_errors_only(tmp_path):
+    logger = Logger(tmp_path / "main.log", is_main=False, error_file=tmp_path / "rank1.log")
+    logger.info("an ordinary message")
+    assert list(tmp_path.iterdir()) == []
+    logger.warn("a warning")
+    assert (tmp_path / "rank1.log").read_text().endswith("| WARNING | a warning\n")
+    assert logger.log_file is None
+    logger.close()
