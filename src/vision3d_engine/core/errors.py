@@ -1,6 +1,6 @@
 """The one exception family. Every message says what, where, got, expected and what to do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -61,3 +61,9 @@ def did_you_mean(name: str, known: Iterable[str], similarity: float = 0.6) -> st
 def listed(names: Iterable[object]) -> str:
     """Return the names joined by commas, or ``"none"``, for use in a message."""
     return ", ".join(str(name) for name in names) or "none"
+
+
+def shortened(names: Sequence[object], most: int) -> str:
+    """Return the first names joined by commas, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return listed(names[:most]) + more

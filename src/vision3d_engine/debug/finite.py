@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vision3d_engine.core.errors import NonFiniteError, listed
+from vision3d_engine.core.errors import NonFiniteError, shortened
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.tree import to_cpu
 from vision3d_engine.distributed.parallel import unwrap_model
@@ -73,7 +73,7 @@ class FiniteWatch:
         message = (
             f"the training is no longer finite: epoch {epoch}, "
             f"{f'since iteration {first}' if first is not None else f'at iteration {iteration}'} (loss {loss}). "
-            f"Weights with NaN or infinity: {_shortened(names)}. No good checkpoint was replaced. "
+            f"Weights with NaN or infinity: {shortened(names, _MAX_NAMES)}. No good checkpoint was replaced. "
             "Run with --resume --debug to stop in the very step and keep its batch; lower the learning rate or clip "
             "the gradients; or set trainer.nonfinite to 'ignore'"
         )
@@ -93,11 +93,6 @@ def non_finite_parameters(model: nn.Module) -> list[str]:
     named = [(name, local_part(parameter.detach())) for name, parameter in unwrap_model(model).named_parameters()]
     wrong = [name for name, part in named if _can_be_nan(part) and not torch.isfinite(part).all()]
     return [name.replace("_orig_mod.", "") for name in wrong]
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return listed(names[:_MAX_NAMES]) + more
 
 
 def non_finite_gradients(model: nn.Module) -> list[str]:
@@ -121,7 +116,7 @@ def check_gradients(model: nn.Module, data_dict: Any, epoch: int, iteration: int
     with atomic_write(file) as stream:
         torch.save(to_cpu(data_dict), stream)
     message = (
-        f"epoch {epoch}, iteration {iteration}: the gradient is not finite in {_shortened(names)}. "
+        f"epoch {epoch}, iteration {iteration}: the gradient is not finite in {shortened(names, _MAX_NAMES)}. "
         f"The batch is saved in '{file}'"
     )
     raise NonFiniteError(message)

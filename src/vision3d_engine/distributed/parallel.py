@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision3d_engine.core.errors import ConfigError, ResultError, listed
+from vision3d_engine.core.errors import ConfigError, ResultError, shortened
 from vision3d_engine.distributed.world import World
 
 _MAX_NAMES = 8
@@ -145,9 +145,8 @@ class _NamingDataParallel(DistributedDataParallel):
 
 
 def _unused_message(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return (
-        f"train_step: the loss does not depend on {listed(names[:_MAX_NAMES])}{more}, so that the processes wait for "
+        f"train_step: the loss does not depend on {shortened(names, _MAX_NAMES)}, so that the processes wait for "
         "gradients that never come. Let every parameter take part in the loss, set requires_grad=False on these before "
         "register_model, or set trainer.find_unused_parameters: true"
     )
