@@ -14,7 +14,7 @@ from vision3d_engine.checkpoint.files import write_checkpoint
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.seeding import derived_seed
 from vision3d_engine.data.sampler import PositionSampler
-from vision3d_engine.data.samples import SeededDataset, Ticket
+from vision3d_engine.data.sample_seeds import SeededDataset, SampleIndex
 
 MEGABYTES = 100
 ROUNDS = 9
@@ -109,7 +109,7 @@ def seeding():
         plain[3]
     middle = time.perf_counter()
     for position in range(count):
-        seeded[Ticket(3, position, 1, base)]
+        seeded[SampleIndex(3, position, 1, base)]
     ended = time.perf_counter()
     return {"seeding_us_per_sample": ((ended - middle) - (middle - began)) / count * 1e6}
 

@@ -35,7 +35,7 @@ from vision3d_engine import EpochBasedTrainer, IterBasedTrainer, SingleTester
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.loggers.board import EventBoard
 from vision3d_engine.loop.hooks import Events
-from vision3d_engine.metrics.moments import Moments
+from vision3d_engine.metrics.running_means import RunningMeans
 
 LOG_EVERY = 10
 BATCHES = [{"x": torch.randn(16, 64), "y": torch.randint(0, 10, (16,))} for _ in range(64)]
@@ -240,7 +240,7 @@ PHASES = {
     "hooks": without((Events, "fire"), instead=epochs_only),
     "log line, written": without((EventBoard, "write"), (EventBoard, "write_line")),
     "log line, all of it": without((EpochBasedTrainer, "_log_train")),
-    "meters and log line": without((EpochBasedTrainer, "_log_train"), (Moments, "update")),
+    "meters and log line": without((EpochBasedTrainer, "_log_train"), (RunningMeans, "update")),
 }
 
 

@@ -17,7 +17,7 @@ from vision3d_engine.core.errors import (
 )
 from vision3d_engine.data.dataloader import build_dataloader
 from vision3d_engine.data.determinism import check_determinism
-from vision3d_engine.data.samples import replay_sample, sample_seed
+from vision3d_engine.data.sample_seeds import replay_sample, sample_seed
 from vision3d_engine.data.split import split_batch
 from vision3d_engine.endpoints.context_manager import ContextManager, get_context_manager
 from vision3d_engine.loggers.console import get_logger

@@ -21,7 +21,7 @@ from vision3d_engine import SampleError, build_dataloader, replay_sample, sample
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.data import sampler as sampler_module
 from vision3d_engine.data.sampler import PositionSampler
-from vision3d_engine.data.source import Source
+from vision3d_engine.data.resumable_loader import ResumableLoader
 
 
 class Noisy(Dataset):
@@ -46,7 +46,7 @@ class Noisy(Dataset):
 
 
 def batches(loader, epoch=1, start=0, seed=5):
-    return [batch for _, batch in Source(loader).batches(seed + epoch, epoch, start)]
+    return [batch for _, batch in ResumableLoader(loader).batches(seed + epoch, epoch, start)]
 
 
 def equal(first, second):
@@ -106,7 +106,7 @@ def share(monkeypatch, rank, size, count, batch_size, drop_last=False):
     monkeypatch.setattr(sampler_module, "get_rank", lambda: rank)
     monkeypatch.setattr(sampler_module, "get_world_size", lambda: size)
     sampler = PositionSampler(range(count), batch_size, shuffle=True, drop_last=drop_last)
-    sampler.begin(3, 1)
+    sampler.start_at(3, 1)
     tickets = list(sampler)
     assert len(tickets) == len(sampler)
     return [tickets[i : i + batch_size] for i in range(0, len(tickets), batch_size)]
@@ -148,7 +148,7 @@ def of_process(patch, make, rank, size):
     patch.setattr(sampler_module, "get_world_size", lambda: size)
     loader = make()
     order = loader.sampler if isinstance(loader.sampler, PositionSampler) else loader.batch_sampler
-    order.begin(3, 1)
+    order.start_at(3, 1)
     found = [[tuple(ticket[:2]) for ticket in batch] for batch in loader.batch_sampler]
     assert len(found) == len(loader)
     return found
@@ -208,7 +208,7 @@ def test_drawing_the_users_sampler_leaves_the_training_generators_alone():
     loader = build_dataloader(Noisy(), 4, num_workers=0, sampler=RandomSampler(range(23)))
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    loader.sampler.begin(1, 1)
+    loader.sampler.start_at(1, 1)
     next(iter(loader.sampler))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -238,7 +238,7 @@ def test_a_plain_loader_is_taken_over_with_its_options():
     again = batches(DataLoader(Stay(), 4, shuffle=True, num_workers=2, drop_last=True), start=2)
     assert len(whole) == 5
     assert equal(again, whole[2:])
-    assert Source(DataLoader(Stay(), 4)).note is None
+    assert ResumableLoader(DataLoader(Stay(), 4)).note is None
 
 
 class Stay(Noisy):
@@ -283,7 +283,7 @@ def test_an_epoch_of_a_thousand_million_samples_begins_anywhere_at_once():
 
     loader = build_dataloader(Huge(), 10, num_workers=0, shuffle=True)
     assert len(loader) == 10**8
-    stream = Source(loader).batches(1, 1, start=99_999_999)
+    stream = ResumableLoader(loader).batches(1, 1, start=99_999_999)
     (_, batch), *others = list(stream)
     assert len(batch["index"].unique()) == 10
     assert others == []

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from vision3d_engine.loop.pace import describe_pace
-from vision3d_engine.metrics.clock import Window
+from vision3d_engine.metrics.step_clock import LogInterval
 
 CPU = torch.device("cpu")
 
 
 def pace(rate, steps_left=None, samples=None, device=CPU):
-    return describe_pace(Window(0.0, 1.0, rate), steps_left, samples, device)
+    return describe_pace(LogInterval(0.0, 1.0, rate), steps_left, samples, device)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision3d_engine import AverageMeter, EngineError, SummaryBoard, Timer
-from vision3d_engine.metrics.moments import Moments
+from vision3d_engine.metrics.running_means import RunningMeans
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
 
@@ -79,7 +79,7 @@ steps = st.lists(
 
 @given(steps, st.integers(1, 5))
 def test_moments_give_the_means_over_the_steps_that_had_a_key(steps, window):
-    moments = Moments()
+    moments = RunningMeans()
     seen, recent = {}, {}
     for number, step in enumerate(steps, start=1):
         moments.update({k: torch.tensor(v, dtype=torch.float64) if t else v for k, (v, t) in step.items()})
@@ -87,14 +87,14 @@ def test_moments_give_the_means_over_the_steps_that_had_a_key(steps, window):
             seen.setdefault(key, []).append(value)
             recent.setdefault(key, []).append(value)
         if number % window == 0:
-            means, _ = moments.window_means()
+            means, _ = moments.interval_means()
             assert means == pytest.approx({key: np.mean(values) for key, values in recent.items()})
             recent = {}
     assert moments.means() == pytest.approx({key: np.mean(values) for key, values in seen.items()})
 
 
 def test_moments_do_not_grow_with_the_number_of_steps():
-    moments = Moments()
+    moments = RunningMeans()
     for _ in range(2000):
         moments.update({"loss": torch.ones(())})
     waiting = [len(rows._rows) for rows in moments._waiting.values()]
@@ -107,14 +107,14 @@ def test_moments_over_processes_are_weighted_by_their_counts():
         count, total, squares = sums["loss"]
         return {"loss": (count + 3, total + 30, squares + 300), "rare": (1.0, 5.0, 25.0)}
 
-    moments = Moments(add_up)
+    moments = RunningMeans(add_up)
     moments.update({"loss": 2.0})
     assert moments.means() == {"loss": 8.0, "rare": 5.0}
 
 
 def test_other_numbers_are_read_in_the_same_copy():
-    moments = Moments()
+    moments = RunningMeans()
     moments.update({"loss": torch.tensor(2.0)})
     moments.update({"loss": torch.tensor(4.0), "rare": torch.tensor(1, dtype=torch.int64)})
-    assert moments.window_means(torch.tensor(7.0)) == ({"loss": 3.0, "rare": 1.0}, [7.0])
-    assert moments.window_means(torch.tensor(8.0)) == ({}, [8.0])
+    assert moments.interval_means(torch.tensor(7.0)) == ({"loss": 3.0, "rare": 1.0}, [7.0])
+    assert moments.interval_means(torch.tensor(8.0)) == ({}, [8.0])

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tests.toys import ToyEpochTrainer, rows_loader, settings
-from vision3d_engine.optim.optimizer import clear_gradients, prefer_fused
+from vision3d_engine.optim.optimizer import prefer_fused
+from vision3d_engine.update.update import clear_gradients
 
 
 def parameters(*dtypes):

@@ -73,8 +73,7 @@ class StepSeeds:
 
     def seed(self, step: int) -> None:
         """Seed all generators for one step."""
-        seed = seed_at(self._base, step)
-        seed_host(seed)
+        seed_host(seed := seed_at(self._base, step))
         if self._generator is not None:
             self._generator.manual_seed(seed)
 

@@ -1,5 +1,6 @@
 """A torch DataLoader whose every sample is addressed by its position in the run."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import (
 
 from vision3d_engine.core.seeding import seed_worker
 from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler
-from vision3d_engine.data.samples import SeededDataset
+from vision3d_engine.data.sample_seeds import SeededDataset
 
 
 def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
@@ -60,10 +61,9 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
     if options.get("batch_sampler") is not None:
         options["batch_sampler"] = PositionBatchSampler(options["batch_sampler"])
         return DataLoader(SeededDataset(dataset), **options)
-    order = PositionSampler(
-        dataset, batch_size or 1, shuffle=bool(shuffle) and sampler is None, drop_last=drop_last, sampler=sampler
-    )
-    return DataLoader(SeededDataset(dataset), batch_size=batch_size, sampler=order, drop_last=drop_last, **options)
+    shuffle = bool(shuffle) and sampler is None
+    positions = PositionSampler(dataset, batch_size or 1, shuffle=shuffle, drop_last=drop_last, sampler=sampler)
+    return DataLoader(SeededDataset(dataset), batch_size=batch_size, sampler=positions, drop_last=drop_last, **options)
 
 
 _KEPT_OPTIONS = (
@@ -88,29 +88,39 @@ def sampler_of(loader: Any) -> PositionSampler | PositionBatchSampler | None:
     return None
 
 
-def taken_over(loader: Any) -> Any:
+def adopted(loader: Any) -> Any:
     """Return a plain DataLoader with a standard sampler as `build_dataloader` would have made it; others as they are.
 
-    Same batches size, workers and collate function; the samples are drawn from the same set. What is not plain (a
+    Same batch size, workers and collate function; the samples are drawn from the same set. What is not plain (a
     subclass, a batch sampler of the user's, a sampler of another kind) is not touched.
     """
     if type(loader) is not DataLoader or sampler_of(loader) is not None or not _is_standard(loader):
         return loader
-    options = {name: getattr(loader, name) for name in _KEPT_OPTIONS if hasattr(loader, name)}
+    shuffle, size = isinstance(loader.sampler, RandomSampler), loader.batch_size or 1
+    sampler = PositionSampler(loader.dataset, size, shuffle=shuffle, drop_last=loader.drop_last)
+    return _rebuilt(loader, SeededDataset(loader.dataset), sampler=sampler)
+
+
+def copied(loader: Any) -> Any:
+    """Return a loader with an iterator, workers and sampler of its own over the same data set.
+
+    A loader whose samples are not addressed by position is returned as it is.
+    """
+    sampler = copy.copy(sampler_of(loader))
+    if type(loader) is not DataLoader or sampler is None:
+        return loader
+    if isinstance(sampler, PositionBatchSampler):
+        return _rebuilt(loader, loader.dataset, batch_sampler=sampler)
+    return _rebuilt(loader, loader.dataset, sampler=sampler)
+
+
+def _rebuilt(loader: DataLoader, dataset: Any, **samplers: Any) -> DataLoader:
+    """Return a DataLoader with the options of another one, but with these samplers."""
+    options = {name: getattr(loader, name) for name in _KEPT_OPTIONS if hasattr(loader, name)} | samplers
     options["worker_init_fn"] = options["worker_init_fn"] or seed_worker
-    order = PositionSampler(
-        loader.dataset,
-        loader.batch_size or 1,
-        shuffle=isinstance(loader.sampler, RandomSampler),
-        drop_last=loader.drop_last,
-    )
-    return DataLoader(
-        SeededDataset(loader.dataset),
-        batch_size=loader.batch_size,
-        sampler=order,
-        drop_last=loader.drop_last,
-        **options,
-    )
+    if "sampler" in samplers:
+        options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    return DataLoader(dataset, **options)
 
 
 def _is_standard(loader: DataLoader) -> bool:

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, Dataset
 from vision3d_engine.core.compare import differences
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.seeding import derived_seed
-from vision3d_engine.data.order import Permutation
-from vision3d_engine.data.samples import SeededDataset, Ticket
+from vision3d_engine.data.permutation import Permutation
+from vision3d_engine.data.sample_seeds import SeededDataset, SampleIndex
 
 
 def check_determinism(dataset: Dataset, count: int = 8, seed: int = 0) -> None:
@@ -29,16 +29,16 @@ def check_determinism(dataset: Dataset, count: int = 8, seed: int = 0) -> None:
     size = len(cast("Sized", dataset))
     indices = Permutation(size, seed).at(range(min(count, size)))
     base = derived_seed(seed, "check")
-    tickets = [Ticket(index, position, 1, base) for position, index in enumerate(indices)]
+    samples = [SampleIndex(index, position, 1, base) for position, index in enumerate(indices)]
     seeded = SeededDataset(dataset)
-    first = [seeded[ticket] for ticket in tickets]
-    again = [seeded[ticket] for ticket in reversed(tickets)][::-1]
-    _compare(tickets, first, again, "loaded again in another order")
-    _compare(tickets, first, list(_in_worker(seeded, tickets)), "loaded in another process")
+    first = [seeded[sample] for sample in samples]
+    again = [seeded[sample] for sample in reversed(samples)][::-1]
+    _compare(samples, first, again, "loaded again in another order")
+    _compare(samples, first, list(_in_worker(seeded, samples)), "loaded in another process")
 
 
-def _in_worker(dataset: SeededDataset, tickets: list[Ticket]) -> Iterator[Any]:
-    loader = DataLoader(dataset, batch_size=None, sampler=tickets, num_workers=1, collate_fn=_as_it_is)  # type: ignore[arg-type]
+def _in_worker(dataset: SeededDataset, samples: list[SampleIndex]) -> Iterator[Any]:
+    loader = DataLoader(dataset, batch_size=None, sampler=samples, num_workers=1, collate_fn=_as_it_is)  # type: ignore[arg-type]
     return iter(loader)
 
 
@@ -46,11 +46,11 @@ def _as_it_is(sample: Any) -> Any:
     return sample
 
 
-def _compare(tickets: list[Ticket], first: list[Any], second: list[Any], how: str) -> None:
-    for ticket, a, b in zip(tickets, first, second, strict=True):
+def _compare(samples: list[SampleIndex], first: list[Any], second: list[Any], how: str) -> None:
+    for sample, a, b in zip(samples, first, second, strict=True):
         if lines := list(differences(a, b)):
             message = (
-                f"sample {ticket.index} is another one when {how}: {'; '.join(lines[:5])}. It must depend on its index "
+                f"sample {sample.index} is another one when {how}: {'; '.join(lines[:5])}. It must depend on its index "
                 "and on torch's, numpy's and python's global generators alone; give other generators sample_seed()"
             )
             raise DataError(message)

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Sampler
 
 from vision3d_engine.core.seeding import derived_seed, seed_host
-from vision3d_engine.data.order import Permutation
-from vision3d_engine.data.samples import Ticket
+from vision3d_engine.data.permutation import Permutation
+from vision3d_engine.data.sample_seeds import SampleIndex
 from vision3d_engine.distributed.world import get_rank, get_world_size
 
 _CHUNK = 1024
@@ -29,9 +29,9 @@ class _Positioned(Sampler):
     def __init__(self) -> None:
         self._epoch = 0
         self._passes = 0
-        self._begun: tuple[int, int, int, int] | None = None
+        self._start: tuple[int, int, int, int] | None = None
 
-    def begin(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
+    def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
         """Let the next pass be that of an epoch, from its batch number ``start`` (counted from 0) on this process.
 
         Args:
@@ -41,21 +41,21 @@ class _Positioned(Sampler):
             shift: let batch k go to process ``(k + shift) % size``, for an endless stream whose rounds do not end at
                 the last process.
         """
-        self._begun = (base, epoch, start, shift)
+        self._start = (base, epoch, start, shift)
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass; for loops without a trainer."""
         self._epoch = epoch
 
-    def _take_begun(self) -> tuple[int, int, int, int]:
-        """Return what `begin` was told of this pass.
+    def _take_start(self) -> tuple[int, int, int, int]:
+        """Return what `start_at` was told of this pass.
 
         By default it is random, as torch's samplers are; with several processes, which must agree, it is a function of
         the number of the pass.
         """
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            return begun
+        start, self._start = self._start, None
+        if start is not None:
+            return start
         self._passes += 1
         is_alone = get_world_size() == 1
         seed = int(torch.empty((), dtype=torch.int64).random_()) if is_alone else self._passes
@@ -101,34 +101,34 @@ class PositionSampler(_Positioned):
         _announce(self.sampler, epoch)
 
     def __len__(self) -> int:
-        if self.is_own_share:
+        if self.is_presharded:
             return len(self.sampler)  # type: ignore[arg-type]
         return self._shares(self._count, 0).samples
 
     @property
-    def is_own_share(self) -> bool:
+    def is_presharded(self) -> bool:
         """Whether the user's sampler has been divided between the processes by itself."""
         return self.sampler is not None and _knows_its_process(self.sampler)
 
     @property
-    def batches_of_all(self) -> int | None:
+    def total_batches(self) -> int | None:
         """Batches of an epoch of all processes together; None when each process has a share of its own."""
-        return None if self.is_own_share else _batches(self._count, self._batch_size, self._drop_last)
+        return None if self.is_presharded else _batches(self._count, self._batch_size, self._drop_last)
 
     @property
     def _count(self) -> int:
         return len(self._dataset) if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[Ticket]:
-        base, epoch, start, shift = self._take_begun()
+    def __iter__(self) -> Iterator[SampleIndex]:
+        base, epoch, start, shift = self._take_start()
         _announce(self.sampler, epoch)
-        if self.is_own_share:
-            yield from self._own_share(base, epoch, start * self._batch_size)
+        if self.is_presharded:
+            yield from self._presharded(base, epoch, start * self._batch_size)
         else:
-            order = self._order(derived_seed(base, "order"))
-            yield from self._shared(order, base, epoch, self._shares(len(order), start, shift))
+            permutation = self._permutation(derived_seed(base, "order"))
+            yield from self._shared(permutation, base, epoch, self._shares(len(permutation), start, shift))
 
-    def _order(self, seed: int) -> Any:
+    def _permutation(self, seed: int) -> Any:
         """Return which sample stands at which position of the epoch."""
         if self.sampler is not None:
             return _drawn(self.sampler, seed)
@@ -137,17 +137,18 @@ class PositionSampler(_Positioned):
     def _shares(self, count: int, start: int, shift: int = 0) -> "_Shares":
         return _Shares(count, self._batch_size, self._drop_last, start, shift)
 
-    def _shared(self, order: Any, base: int, epoch: int, shares: "_Shares") -> Iterator[Ticket]:
+    def _shared(self, permutation: Any, base: int, epoch: int, shares: "_Shares") -> Iterator[SampleIndex]:
         for positions in shares:
-            indices = order.at(positions) if isinstance(order, Permutation) else order[positions.start : positions.stop]
+            is_function = isinstance(permutation, Permutation)
+            indices = permutation.at(positions) if is_function else permutation[positions.start : positions.stop]
             for position, index in zip(positions, indices, strict=True):
-                yield Ticket(index, position, epoch, base)
+                yield SampleIndex(index, position, epoch, base)
 
-    def _own_share(self, base: int, epoch: int, start: int) -> Iterator[Ticket]:
+    def _presharded(self, base: int, epoch: int, start: int) -> Iterator[SampleIndex]:
         rank, size = get_rank(), get_world_size()
         indices = _drawn(self.sampler, derived_seed(base, "order", rank))  # pyright: ignore[reportArgumentType]
         for number, index in enumerate(islice(indices, start, None), start=start):
-            yield Ticket(index, number * size + rank, epoch, base)
+            yield SampleIndex(index, number * size + rank, epoch, base)
 
 
 def _knows_its_process(sampler: Any) -> bool:
@@ -210,40 +211,40 @@ class PositionBatchSampler(_Positioned):
         _announce(self.sampler, epoch)
 
     def __len__(self) -> int:
-        batches = self.batches_of_all
+        batches = self.total_batches
         return len(self.sampler) if batches is None else len(range(get_rank(), batches, get_world_size()))
 
     @property
-    def is_own_share(self) -> bool:
+    def is_presharded(self) -> bool:
         """Whether the user's sampler has been divided between the processes by itself."""
         return _knows_its_process(self.sampler)
 
     @property
-    def batches_of_all(self) -> int | None:
+    def total_batches(self) -> int | None:
         """Batches of an epoch of all processes together; None when each process has a share of its own."""
-        return None if self.is_own_share else len(self.sampler)
+        return None if self.is_presharded else len(self.sampler)
 
-    def __iter__(self) -> Iterator[list[Ticket]]:
-        base, epoch, start, shift = self._take_begun()
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        base, epoch, start, shift = self._take_start()
         _announce(self.sampler, epoch)
         rank, size = get_rank(), get_world_size()
-        if self.is_own_share:
+        if self.is_presharded:
             batches = _drawn(self.sampler, derived_seed(base, "order", rank))
-            yield from _tickets(batches, range(start, _ENDLESS), base, epoch, lambda place: place * size + rank)
+            yield from _indexed(batches, range(start, _ENDLESS), base, epoch, lambda place: place * size + rank)
         else:
             batches = _drawn(self.sampler, derived_seed(base, "order"))
             mine = range((rank - shift) % size + start * size, _ENDLESS, size)
-            yield from _tickets(batches, mine, base, epoch, lambda place: place)
+            yield from _indexed(batches, mine, base, epoch, lambda place: place)
 
 
-def _tickets(
+def _indexed(
     batches: Iterable[Any], chosen: range, base: int, epoch: int, position_of: Callable[[int], int]
-) -> Iterator[list[Ticket]]:
+) -> Iterator[list[SampleIndex]]:
     """Yield the chosen batches; the position of a sample is a function of its place among all that were drawn."""
     place = 0
     for number, indices in enumerate(batches):
         if number in chosen:
-            yield [Ticket(index, position_of(place + i), epoch, base) for i, index in enumerate(indices)]
+            yield [SampleIndex(index, position_of(place + i), epoch, base) for i, index in enumerate(indices)]
         place += len(indices)
 
 

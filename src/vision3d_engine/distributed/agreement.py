@@ -38,6 +38,24 @@ class Agreement:
         wish, self._wish = self._wish, None
         return wish
 
+    @property
+    def pending(self):
+        return self.wish
+
+    @contextlib.contextmanager
+    def listening(self):
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def request(self, what):
+        self.ask(what)
+
+    def sync_point(self):
+        return self.tick()
+
     def start(self) -> None:
         """Begin to listen to the other processes."""
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -51,9 +51,8 @@ class Parallel:
     def check_gradients(self, model: nn.Module) -> None:
         """Raise `ResultError` when a parameter that takes no part in the loss spoils the exchange of gradients."""
 
-    def local_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return what this process holds of each tensor, sharing its memory."""
-        return tensors
+    #: returns what this process holds of each tensor, sharing its memory.
+    local_parts: Callable[[Iterable[torch.Tensor]], list[torch.Tensor]] = list
 
     def of_main(self, value: Any) -> Any:
         """Return the main process's value where all processes have to act alike."""
@@ -62,6 +61,13 @@ class Parallel:
     def of_all(self, names: Sequence[str]) -> list[str]:
         """Return the names that any process has found, where each sees only a part of the model."""
         return list(names)
+
+
+    def gathered(self, names):
+        return self.of_all(names)
+
+    def from_main(self, value):
+        return self.of_main(value)
 
 
 class DataParallel(Parallel):

@@ -49,6 +49,10 @@ class Watch:
         yield
 
 
+    def watching(self, where, tell):
+        return self.over(where, tell)
+
+
 class ProcessWatch(Watch):
     """Watches over several processes through their store; nothing is exchanged in a step.
 

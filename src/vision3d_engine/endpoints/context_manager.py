@@ -21,6 +21,8 @@ class ContextManager:
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._scopes: list[str] = []
+        #: whether anything was registered or entered since the last `clear`.
+        self.is_used = False
 
     def register(self, name: str, value: Any, retain_grad: bool = True) -> None:
         """Store a value under the current scope.
@@ -30,6 +32,7 @@ class ContextManager:
         """
         if isinstance(value, Tensor) and retain_grad and value.requires_grad:
             value.retain_grad()
+        self.is_used = True
         self._values[self._full_name(name)] = value
 
     def get(self, name: str | None = None, full_name: str | None = None) -> Any:
@@ -45,10 +48,12 @@ class ContextManager:
         """Forget all values and leave all scopes."""
         self._values.clear()
         self._scopes.clear()
+        self.is_used = False
 
     def enter_scope(self, scope_name: str) -> Self:
         """Enter a scope, to be left by `exit_scope` or at the end of a ``with`` block."""
         self._scopes.append(scope_name)
+        self.is_used = True
         return self
 
     def exit_scope(self) -> None:

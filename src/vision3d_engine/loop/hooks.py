@@ -1,16 +1,17 @@
-"""The named moments of a run, and objects that act at them."""
+"""The named moments at which hooks act, and who is called at each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vision3d_engine.core.errors import RegistrationError, did_you_mean, listed
 
-TRAIN_MOMENTS = (
+TRAIN_HOOKS = (
     "before_train",
     "before_train_epoch",
     "before_train_step",
     "after_backward",
     "after_train_step",
+    "after_log",
     "after_train_epoch",
     "before_val_epoch",
     "before_val_step",
@@ -18,7 +19,7 @@ TRAIN_MOMENTS = (
     "after_val_epoch",
     "after_train",
 )
-TEST_MOMENTS = ("before_test_epoch", "before_test_step", "after_test_step", "after_test_epoch")
+TEST_HOOKS = ("before_test_epoch", "before_test_step", "after_test_step", "after_test_epoch")
 
 
 PROBES: list[Callable[[], Any]] = []
@@ -37,7 +38,7 @@ class Hook:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        known = (*TRAIN_MOMENTS, *TEST_MOMENTS)
+        known = (*TRAIN_HOOKS, *TEST_HOOKS)
         for name in vars(cls):
             if name.startswith(("before_", "after_")) and name not in known:
                 hint = did_you_mean(name, known)
@@ -45,53 +46,51 @@ class Hook:
                 raise RegistrationError(message)
 
 
-class Events:
+class Hooks:
     """Calls whoever listens to the named moments of one trainer or tester; a moment without listeners costs nothing.
 
     Args:
         owner: the trainer or tester; its own methods come first.
         base: the engine's class whose empty methods need not be called.
-        moments: names of the moments.
+        names: names of the moments.
     """
 
-    def __init__(self, owner: Any, base: type, moments: Sequence[str]) -> None:
+    def __init__(self, owner: Any, base: type, names: Sequence[str]) -> None:
         self._owner = owner
         self._base = base
-        self._moments = moments
-        self._hooks: list[Any] = []
+        self.added: list[Any] = []
+        self._listeners: dict[str, list[Callable[..., Any]]] = {name: [] for name in names}
         for make in PROBES:
-            self._watch(make())
-        self._listeners: dict[str, list[Callable[..., Any]]] = {}
+            self._adopt(make())
 
     def add(self, hook: Any) -> None:
         """Add an object whose methods named like moments are called from now on."""
-        if not any(callable(getattr(hook, moment, None)) for moment in self._moments):
-            message = f"{hook!r} has no method that is ever called here (moments: {listed(self._moments)})"
+        if not any(callable(getattr(hook, name, None)) for name in self._listeners):
+            message = f"{hook!r} has no method that is ever called here (moments: {listed(self._listeners)})"
             raise RegistrationError(message)
-        if isinstance(hook, Hook):
-            hook.owner = self._owner
-        self._hooks.append(hook)
+        self._adopt(hook)
         self.bind()
 
-    def _watch(self, probe: Any) -> None:
-        probe.owner = self._owner
-        self._hooks.append(probe)
-
-    @property
-    def hooks(self) -> list[Any]:
-        """The objects that were added."""
-        return self._hooks
+    def _adopt(self, hook: Any) -> None:
+        if isinstance(hook, Hook):
+            hook.owner = self._owner
+        self.added.append(hook)
 
     def bind(self) -> None:
-        """Look up the listeners; called when a run begins, so that methods set on the object are found too."""
-        self._listeners = {moment: self._find(moment) for moment in self._moments}
+        """Look up the listeners; called when a run starts, so that methods set on the object are found too."""
+        for name, listeners in self._listeners.items():
+            listeners[:] = self._find(name)
 
-    def fire(self, moment: str, *args: Any) -> None:
+    def of(self, name: str) -> Sequence[Callable[..., Any]]:
+        """Return the listeners of a moment, for who calls them at every step; the list follows later changes."""
+        return self._listeners[name]
+
+    def fire(self, name: str, *args: Any) -> None:
         """Call all listeners of a moment."""
-        for listener in self._listeners[moment]:
+        for listener in self._listeners[name]:
             listener(*args)
 
-    def _find(self, moment: str) -> list[Callable[..., Any]]:
-        is_default = getattr(type(self._owner), moment) is getattr(self._base, moment)
-        own = [] if is_default and moment not in vars(self._owner) else [getattr(self._owner, moment)]
-        return own + [method for hook in self._hooks if callable(method := getattr(hook, moment, None))]
+    def _find(self, name: str) -> list[Callable[..., Any]]:
+        is_default = getattr(type(self._owner), name) is getattr(self._base, name)
+        own = [] if is_default and name not in vars(self._owner) else [getattr(self._owner, name)]
+        return own + [method for hook in self.added if callable(method := getattr(hook, name, None))]

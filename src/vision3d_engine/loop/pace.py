@@ -2,13 +2,13 @@
 
 import torch
 
-from vision3d_engine.metrics.clock import Window
+from vision3d_engine.metrics.step_clock import LogInterval
 
 # From here on three digits would be written with an exponent.
 _LARGE = 999.5
 
 
-def describe_pace(window: Window, steps_left: int | None, samples_per_step: int | None, device: torch.device) -> str:
+def describe_pace(window: LogInterval, steps_left: int | None, samples_per_step: int | None, device: torch.device) -> str:
     """Return ``3.2 it/s, 26 samples/s, eta 1:02:03, 4.1 GB`` without what is not known.
 
     Args:

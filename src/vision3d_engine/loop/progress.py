@@ -4,21 +4,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from vision3d_engine.data.resumable_loader import StreamPosition
+
 
 @dataclass
 class Progress:
-    """Counters of a training run. ``epoch`` and ``iteration`` are counted from 1; 0 means that none has begun.
+    """Counters of a training run. ``epoch`` and ``iteration`` are counted from 1; 0 means that none has started.
 
     Attributes:
         epoch: the epoch that is running or was the last to run.
         iteration: the batch within the pass that is running.
         total_steps: training batches seen since the beginning.
         updates: optimiser steps since the beginning.
-        is_open: the epoch has begun and its validation has not ended.
+        is_open: the epoch has started and its validation has not ended.
         trained: training batches of the open epoch that are behind us.
         is_trained: all of them are, and the schedule has followed; the validation is still to come.
         place: epoch of the data and batch in it, both from 1, of the last training batch of this process.
-        stream_epoch: epoch of the data with which an endless stream began.
+        stream_epoch: epoch of the data with which an endless stream started.
         stream_start: training batches that were behind us then.
     """
 
@@ -33,12 +35,22 @@ class Progress:
     stream_epoch: int = 1
     stream_start: int = 0
 
-    def begin_epoch(self) -> None:
-        """Open the next epoch."""
-        self.epoch += 1
-        self.trained = 0
-        self.is_trained = False
-        self.is_open = True
+    def open_epoch(self) -> None:
+        """Open the next epoch, unless one is open."""
+        if not self.is_open:
+            self.epoch += 1
+            self.trained = 0
+            self.is_trained = False
+            self.is_open = True
+
+    def restart_stream(self) -> None:
+        """Let the endless stream start anew with the next epoch of the data."""
+        self.stream_epoch, self.stream_start = self.place[0] + 1, self.total_steps
+        self.place = (self.stream_epoch, 0)
+
+    def stream_position(self) -> StreamPosition:
+        """Return where the endless stream stands."""
+        return StreamPosition(self.stream_epoch, self.total_steps - self.stream_start, self.place)
 
     def metadata(self) -> dict[str, int]:
         """Return what every checkpoint says about its moment."""

@@ -83,20 +83,6 @@ def _has_fused(kind: Any, device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def clear_gradients(optimizer: Any) -> None:
-    """Set all gradients to None, as ``optimizer.zero_grad(set_to_none=True)`` does, at a quarter of its price.
-
-    Torch's own method also records itself for the profiler. Any other one, of a class or object of the user's, is
-    called.
-    """
-    if getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
-        optimizer.zero_grad(set_to_none=True)
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
 def _optimizer_class(name: str) -> Any:
     known = [key for key, value in vars(torch.optim).items() if _is_optimizer(value)]
     if name not in known:

@@ -16,10 +16,6 @@ class BatchTester(BaseTester):
     split_batch_dict, and cases in eval_step and after_test_step.
     """
 
-    def __init__(self, cfg: Any = None, checkpoint: str | None = None) -> None:
-        super().__init__(cfg, checkpoint)
-        self._cases = 0
-
     def split_batch_dict(self, iteration: int, data_dict: Any, output_dict: Any) -> tuple[list[Any], list[Any]]:
         """Return a list of data dicts and a list of output dicts, one of each for every case.
 
@@ -31,16 +27,9 @@ class BatchTester(BaseTester):
         """
         return split_batch(data_dict, output_dict)
 
-    def test_epoch(self) -> None:
-        """Test once over the loader."""
-        self._cases = 0
-        super().test_epoch()
-
-    def _evaluate(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[dict[str, Any]]:
+    def _cases(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[tuple[Any, Any]]:
         data_dicts, output_dicts = self.split_batch_dict(iteration, data_dict, output_dict)
         if len(data_dicts) != len(output_dicts):
             message = f"split_batch_dict returned {len(data_dicts)} data dicts and {len(output_dicts)} output dicts"
             raise DataError(message)
-        for single_data_dict, single_output_dict in zip(data_dicts, output_dicts, strict=True):
-            self._cases += 1
-            yield self._evaluate_case(self._cases, single_data_dict, single_output_dict)
+        return zip(data_dicts, output_dicts, strict=True)

@@ -13,5 +13,5 @@ class SingleTester(BaseTester):
     after_test_epoch.
     """
 
-    def _evaluate(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[dict[str, Any]]:
-        return [self._evaluate_case(iteration, data_dict, output_dict)]
+    def _cases(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[tuple[Any, Any]]:
+        return [(data_dict, output_dict)]

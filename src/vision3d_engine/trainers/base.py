@@ -1,40 +1,43 @@
-"""The trainer that both kinds of training share."""
+"""The trainer that both kinds of training share: what a user registers, overrides and runs."""
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
-import torch
-from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vision3d_engine.core.errors import DataError, RegistrationError, ResultError, did_you_mean, listed
-from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
+from vision3d_engine.checkpoint.manager import CheckpointManager
+from vision3d_engine.checkpoint.parts import load_weights
+from vision3d_engine.core.durations import parse_duration
+from vision3d_engine.core.errors import DataError, NonFiniteError, RegistrationError, ResultError, did_you_mean, listed
 from vision3d_engine.core.tree import describe
-from vision3d_engine.data.advice import advice, advice_on_start
-from vision3d_engine.data.prefetcher import Prefetcher
-from vision3d_engine.data.source import Place, Source, length_of
-from vision3d_engine.debug.finite import FiniteWatch, check_gradients
-from vision3d_engine.loggers.formatting import get_log_string
-from vision3d_engine.loop.continuation import has_state
-from vision3d_engine.loop.engine import Engine
-from vision3d_engine.loop.hooks import TRAIN_MOMENTS
-from vision3d_engine.loop.pace import describe_pace
-from vision3d_engine.loop.results import ResultChecker, as_numbers
-from vision3d_engine.loop.runner import Runner
-from vision3d_engine.loop.session import Session
-from vision3d_engine.loop.turns import Turns
-from vision3d_engine.loop.update import Update
-from vision3d_engine.metrics.clock import Window
-from vision3d_engine.metrics.moments import Moments
-from vision3d_engine.optim.optimizer import clear_gradients, prefer_fused
-from vision3d_engine.optim.scaling import scale_factor, scale_learning_rate
-from vision3d_engine.trainers.resumable import Resumable
+from vision3d_engine.data.resumable_loader import ResumableLoader, refuse_shared_iterator
+from vision3d_engine.distributed.parallel import choose_parallel
+from vision3d_engine.logs.log_line import get_log_string
+from vision3d_engine.loop.eval_pass import EvalPass
+from vision3d_engine.loop.hooks import TRAIN_HOOKS
+from vision3d_engine.loop.result_checks import as_numbers
+from vision3d_engine.loop.train_pass import Batches, TrainPass
+from vision3d_engine.optim.lr_scaling import RateScaling
+from vision3d_engine.optim.optimizer import prefer_fused
+from vision3d_engine.run.autosave import Autosave
+from vision3d_engine.run.engine import Engine
+from vision3d_engine.run.resume_state import ResumeState, has_state
+from vision3d_engine.run.resuming import Resuming
+from vision3d_engine.run.run_folder import RunFolder
+from vision3d_engine.run.run_record import write_record
+from vision3d_engine.run.session import Session
+from vision3d_engine.run.stopping import StopRequests
+from vision3d_engine.trainers.hooks import TrainHooks
+from vision3d_engine.update.update import clear_gradients
+
+_OPTIMIZER = ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict")
+_SCHEDULER = ("step", "state_dict", "load_state_dict")
 
 
-class BaseTrainer(Resumable, abc.ABC):
+class BaseTrainer(Engine, TrainHooks):
     """Trains a model: subclass `EpochBasedTrainer` or `IterBasedTrainer`, register the parts, write two steps.
 
     In the constructor call ``super().__init__(cfg)``, then `register_loader`, `register_model`, `register_optimizer`
@@ -56,10 +59,37 @@ class BaseTrainer(Resumable, abc.ABC):
         FolderError: when the run folder cannot be written.
     """
 
+    _schedule_follows: ClassVar[str]
+
     def __init__(self, cfg: Any = None) -> None:
-        super().__init__(Session(cfg, "train"), cfg, TRAIN_MOMENTS, BaseTrainer)
-        self._learning_rate: Any = 0.0
-        self._is_debug = self._session.settings.trainer.debug
+        session = Session(cfg, "train")
+        trainer, world, folders = session.settings.trainer, session.world, session.folders
+        super().__init__(session, cfg, TRAIN_HOOKS, BaseTrainer, choose_parallel(trainer, world))
+        self.optimizer: Any = None
+        self.scheduler: Any = None
+        self.train_loader: Any = None
+        self.val_loader: Any = None
+        self._folder = RunFolder(folders, world.is_main)
+        self._checkpoints = CheckpointManager(
+            folders.checkpoints,
+            trainer.save_latest_n_models,
+            keep_best=trainer.save_best_n_models,
+            keep_every=trainer.save_every_n_epochs,
+            in_background=trainer.async_save,
+            warn=lambda message: self.log(message, level="ERROR"),
+            tolerated=(NonFiniteError,) if trainer.nonfinite == "ignore" else (),
+            parallel=self._context.parallel,
+        )
+        agreement = world.agreement()
+        self._resume_state = ResumeState(self._context, self._train_data)
+        self._resuming = Resuming(self, self._context, folders, self._checkpoints, self._resume_state)
+        self._autosave = Autosave(
+            self, self._context, self._checkpoints, folders.checkpoints, self._resume_state, agreement
+        )
+        self._stop_requests = StopRequests(agreement, parse_duration(trainer.max_time) if trainer.max_time else None)
+        self._rate_scaling = RateScaling(trainer.scale_lr)
+        self._summary: dict[str, Any] | None = None
+        self._only_validates = False
 
     # ------------------------------------------------------------------------------------------- state
 
@@ -73,36 +103,37 @@ class BaseTrainer(Resumable, abc.ABC):
         self._progress.epoch = value
 
     @property
-    def iteration(self) -> int:
-        """The batch of the running pass, from 1."""
-        return self._progress.iteration
+    def total_steps(self) -> int:
+        """Training batches since the beginning of the run."""
+        return self._progress.total_steps
 
-    @iteration.setter
-    def iteration(self, value: int) -> None:
-        self._progress.iteration = value
+    @total_steps.setter
+    def total_steps(self, value: int) -> None:
+        self._progress.total_steps = value
 
     @property
     def max_epoch(self) -> int:
         """Epochs to train."""
-        return self._session.settings.trainer.max_epoch
+        return self._context.settings.max_epoch
 
     @property
     def grad_acc_steps(self) -> int:
         """Batches whose gradients make one update."""
-        return self._session.settings.trainer.grad_acc_steps
+        return self._context.settings.grad_acc_steps
+
+    @property
+    def metadata(self) -> dict[str, int]:
+        """What every checkpoint says about its moment: epoch and total_steps."""
+        return self._progress.metadata()
 
     # ------------------------------------------------------------------------------------------- parts
-
-    def _wrap(self, model: nn.Module) -> nn.Module:
-        return self._parallel.wrap(model)
 
     def register_optimizer(self, optimizer: Any) -> None:
         """Register the optimizer: torch's, or anything with ``step``, ``zero_grad``, ``param_groups``, ``state_dict``.
 
         The learning rate is used as it is on any number of processes, unless ``trainer.scale_lr`` says otherwise.
         """
-        wanted = ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict")
-        self.optimizer = _with_methods("register_optimizer", optimizer, wanted)
+        self.optimizer = _with_methods("register_optimizer", optimizer, _OPTIMIZER)
 
     def register_scheduler(self, scheduler: Any) -> None:
         """Register the learning rate schedule: torch's, anything with ``step`` and ``state_dict``, or None for none.
@@ -113,8 +144,7 @@ class BaseTrainer(Resumable, abc.ABC):
         if isinstance(scheduler, ReduceLROnPlateau) and type(self).scheduler_step is BaseTrainer.scheduler_step:
             message = "ReduceLROnPlateau needs a metric: override scheduler_step() to call self.scheduler.step(metric)"
             raise RegistrationError(message)
-        wanted = ("step", "state_dict", "load_state_dict")
-        self.scheduler = None if scheduler is None else _with_methods("register_scheduler", scheduler, wanted)
+        self.scheduler = None if scheduler is None else _with_methods("register_scheduler", scheduler, _SCHEDULER)
 
     def register_loader(self, train_loader: Iterable[Any], val_loader: Iterable[Any]) -> None:
         """Register the loaders; each yields dicts."""
@@ -122,8 +152,32 @@ class BaseTrainer(Resumable, abc.ABC):
             if not hasattr(loader, "__iter__"):
                 message = f"register_loader got {describe(loader)} as {name} loader; it must be an iterable of dicts"
                 raise RegistrationError(message)
+        refuse_shared_iterator(train_loader, val_loader)
         self.train_loader = train_loader
         self.val_loader = val_loader
+
+    def register_state(self, name: str, part: Any) -> Any:
+        """Save and restore an object with every ``checkpoint.pth``, and return it: a curriculum, an EMA, a GradScaler.
+
+        Args:
+            name: its name in the file and in messages.
+            part: anything with ``state_dict`` and ``load_state_dict``; of several processes the main one's is saved.
+
+        Raises:
+            RegistrationError: when it has no state, or the name is taken.
+        """
+        self._resume_state.register(name, part)
+        return part
+
+    def add_hook(self, hook: Any) -> Any:
+        """Add a `Hook`, or any object with methods named like moments of the run, and return it.
+
+        A hook with ``state_dict`` and ``load_state_dict`` is saved and restored under the name of its class.
+        """
+        super().add_hook(hook)
+        if has_state(hook):
+            self._resume_state.register(self._resume_state.free_name(type(hook).__name__), hook)
+        return hook
 
     def save_best_model_on_metric(self, metric: str, largest: bool = True) -> None:
         """Keep the model that is best on a metric of the validation summary as ``best_METRIC.pth``.
@@ -135,6 +189,8 @@ class BaseTrainer(Resumable, abc.ABC):
             largest: whether more is better.
         """
         self._checkpoints.add_metric(metric, largest)
+
+    # ------------------------------------------------------------------------------------------- to override
 
     def get_lr(self) -> float:
         """Return the learning rate of the first parameter group."""
@@ -158,64 +214,64 @@ class BaseTrainer(Resumable, abc.ABC):
         if self.scheduler is not None:
             self.scheduler.step()
 
-    def loss_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:
-        """Return how many things ``result_dict["loss"]`` is a mean over: a number, or a tensor of one element.
+    def save(self, filename: str, save_training_states: bool = False) -> None:
+        """Save the model into the checkpoint folder, with optimizer, schedule and selection if asked for.
 
-        Override it when batches hold varying numbers of points, correspondences or samples, so that an accumulated
-        update equals that of one big batch. By default every batch counts 1.
+        The state is copied now and written by a thread (``trainer.async_save``); the file appears whole or not at all.
+        Only the main process writes; with ``trainer.parallel: fsdp2`` all do, and all must call it.
         """
-        return 1
+        self._autosave.save(filename, save_training_states)
 
-    # ------------------------------------------------------------------------------------------- hooks and steps
+    def finish_saving(self) -> Path:
+        """Wait until all files are written; return the path of ``checkpoint.pth``, which the first save makes.
 
-    def before_train(self) -> None:
-        """Act once before the first epoch, after a checkpoint has been loaded."""
+        For those who copy it. Only the main process writes, so the others do not wait.
 
-    def before_train_epoch(self, epoch: int) -> None:
-        """Act before a training epoch."""
-
-    def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
-        """Act before a training step; the batch is on the device."""
-
-    @abc.abstractmethod
-    def train_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
-        """Return ``output_dict, result_dict`` for a batch; must be implemented.
-
-        ``result_dict["loss"]`` is one number that requires grad; every other value is one number to be logged. Keep
-        numbers as tensors: the engine reads them when a log line is due.
+        Raises:
+            EngineError: when the last file could not be written.
         """
+        return self._autosave.finish()
 
-    def after_backward(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
-        """Act after the backward pass; in the batch that ends a window the gradients are those of the update.
+    def load(self, filename: str) -> None:
+        """Load a checkpoint with all parts that it holds, and go on from its moment.
 
-        It is also called for an update in which this process joins without a batch of its own, since gradients must be
-        treated alike on all processes.
+        Args:
+            filename: an absolute path, one from where the command runs, or a name in the checkpoint folder.
+
+        Raises:
+            CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model or other data.
         """
+        self._scale_rates()  # first: the rates of a checkpoint are those of its run, whatever the processes now
+        self._resuming.load(filename)
+        self._autosave.restart_cadence()
 
-    def after_train_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
-        """Act after the training step; numbers added to ``result_dict`` are logged."""
+    def load_weights(
+        self,
+        path: str | Path,
+        *,
+        include: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
+        rename: Mapping[str, str] | None = None,
+        strict: bool = False,
+    ) -> None:
+        """Load weights alone, from any code's file, and say what was taken; for fine-tuning.
 
-    def after_train_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
-        """Act after a training epoch; ``summary_dict`` holds the means over the epoch."""
+        Args:
+            path: a checkpoint of this engine, a bare state dict, ``{"state_dict": ...}``, ``{"model": ...}`` or a
+                safetensors file; ``module.`` and ``_orig_mod.`` in front of names are left out.
+            include: patterns (``"encoder.*"``) of names in the file to take; empty takes all.
+            exclude: patterns of names in the file to leave out.
+            rename: beginnings of names in the file, and what they are in the model.
+            strict: raise when something is missing, unexpected or of another shape, instead of saying so.
 
-    def before_val_epoch(self, epoch: int) -> None:
-        """Act before a validation epoch."""
-
-    def before_val_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
-        """Act before a validation step; the batch is on the device."""
-
-    @abc.abstractmethod
-    def val_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
-        """Return ``output_dict, result_dict`` for a batch; must be implemented. Every result is one number."""
-
-    def after_val_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
-        """Act after a validation step; numbers added to ``result_dict`` are logged."""
-
-    def after_val_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
-        """Act after a validation epoch; numbers added to ``summary_dict`` are logged and can select best models."""
-
-    def after_train(self) -> None:
-        """Act once after the last epoch."""
+        Raises:
+            CheckpointError: when the file cannot be read, nothing of it fits, or, if strict, not all of it does.
+        """
+        options: dict[str, Any] = {"include": include, "exclude": exclude, "rename": rename, "strict": strict}
+        found, metadata, report = load_weights(self.model, path, self._session.folders.checkpoints, **options)
+        self.log(f"loaded the weights of {found}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
+        if report:
+            self.log("not loaded: " + "; ".join(report), level="WARNING")
 
     # ------------------------------------------------------------------------------------------- the run
 
@@ -227,35 +283,39 @@ class BaseTrainer(Resumable, abc.ABC):
         """
         self._require(train_loader=self.train_loader, val_loader=self.val_loader, model=self.model)
         self._require(optimizer=self.optimizer)
-        with self._session.running():
-            if only_validation:
-                with self._session.watching(self._where):
-                    self._prepare()
-                    self._between("before_train", self._validate_once, "after_train")
-                return
-            with self._session.owning_folder(), self._saving(), self._listening():
-                self._is_restarted = self._was_restarted()
+        self._only_validates = only_validation
+        with self._session.running(), self._surroundings():
+            if not only_validation:
                 self._claim_folder()
-                self._tidy_folder()
-                self._session.write_records()
-                self._prepare()
-                self._between("before_train", self._train, "after_train")
+            self._prepare()
+            with self._context.writers.running():
+                self._hooks.fire("before_train")
+                self._validate_once() if only_validation else self._train()
+                self._hooks.fire("after_train")
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Notice signals, and what other processes ask for."""
-        self._agreement.start()
-        try:
-            with self._requests.listening(), self._session.watching(self._where):
-                yield
-        finally:
-            self._agreement.stop()
+    def _surroundings(self) -> Iterator[None]:
+        """Hold the folder, save, and notice signals, requests and failures of other processes."""
+        with contextlib.ExitStack() as stack:
+            if not self._only_validates:
+                stack.enter_context(self._folder.locked())
+                stack.enter_context(self._autosave.running())
+                stack.enter_context(self._autosave.agreement.listening())
+                stack.enter_context(self._stop_requests.listening())
+            stack.enter_context(self._session.detecting_failures(self._where))
+            yield
 
     def _where(self) -> str:
         """Say where in the run this process is."""
-        if self._runner is None:
+        if self._pass is None:
             return "the preparations"
-        return f"{self._runner.phase} epoch {self.epoch}, iteration {self.iteration}"
+        return f"{self._pass.phase} epoch {self.epoch}, iteration {self.iteration}"
+
+    def _claim_folder(self) -> None:
+        if self._resuming.starts_anew():
+            self._folder.claim(self._context.writers, self._context.settings.overwrite)
+        self._folder.tidy(self.model)
+        write_record(self._session)
 
     def _prepare(self) -> None:
         """Check what can be checked before the first step, and load what the command line asks for."""
@@ -263,332 +323,128 @@ class BaseTrainer(Resumable, abc.ABC):
         self._session.check_arguments()
         if self.scheduler is None:
             self.log("no learning rate schedule is registered: the rate stays as it is")
-        for note in filter(None, (self._train_source().note, *self._forgotten_states())):
+        parts = [self.model, self.optimizer, self.scheduler, self.train_loader, self.val_loader, *self._hooks.added]
+        for note in filter(None, (self._train_data().note, *self._resume_state.forgotten(self, parts))):
             self.log(note)
-        if self._session.settings.trainer.fused_optimizer and prefer_fused(self.optimizer, self.model):
+        if self._context.settings.fused_optimizer and prefer_fused(self.optimizer, self.model):
             self.log("optimizer: fused kernels", level="DEBUG")
         self._scale_rates()
-        self._begin()
-        self._events.bind()
+        self._resuming.start()
+        self._hooks.bind()
         self.set_train_mode()
 
-    def load(self, filename: str) -> None:
-        """Load a checkpoint with all parts that it holds, and go on from its moment; see `Resumable.load`."""
-        self._scale_rates()  # first: the rates of a checkpoint are those of its run, whatever the processes now
-        super().load(filename)
-
     def _scale_rates(self) -> None:
-        """Fit the learning rate to the number of processes, once for each optimizer."""
-        rule, size = self._session.settings.trainer.scale_lr, self._session.world.size
-        if rule == "none" or self._scaled is self.optimizer:
-            return
-        before, factor = self.get_lr(), scale_factor(rule, size)
-        scale_learning_rate(self.optimizer, self.scheduler, factor)
-        self._scaled = self.optimizer
-        result = f"{before:g} x {factor:g} = {self.get_lr():g}"
-        self.log(f"learning rate: {result} (trainer.scale_lr is {rule}, {size} processes); a resume keeps its own")
-
-    _scaled: Any = None
-
-    def _between(self, before: str, act: Callable[[], None], after: str) -> None:
-        self._events.fire(before)
-        act()
-        self._events.fire(after)
-
-    def _forgotten_states(self) -> Iterator[str]:
-        """Say which attributes have a state that no checkpoint would hold."""
-        known = [self.model, self.optimizer, self.scheduler, *self._continuation.parts.values()]
-        loaders = [self.train_loader, self.val_loader]
-        for name, part in vars(self).items():
-            is_ours = name.startswith("_") or any(part is one for one in (*known, *loaders, *self._events.hooks))
-            if not is_ours and has_state(part) and not _is_inside(part, self.model) and part.state_dict():
-                yield f"self.{name} has a state that is not saved: call self.register_state('{name}', self.{name})"
-
-    def _train(self) -> None:
-        while self._progress.is_open or self.epoch < self.max_epoch:
-            if not self._progress.is_open:
-                self._progress.begin_epoch()
-            self.train_epoch()
-            self.save(f"epoch-{self.epoch}.pth")
-            self.val_epoch()
-            self._stop_if_asked()
-        self._session.events.flush()
-
-    def _validate_once(self) -> None:
-        summary_dict = self._run_validation()
-        self._check_metrics(summary_dict)
+        if said := self._rate_scaling.apply(self.optimizer, self.scheduler, self._context.world.size):
+            self.log(said)
 
     def _check_loaders(self) -> None:
         """Refuse loaders that are empty on all processes."""
-        for name, loader in (("training", self.train_loader), ("validation", self.val_loader)):
-            if set(self._session.world.gather(length_of(loader))) == {0}:
+        for name, loader in (("training", self._train_data()), ("validation", self._val_data())):
+            if set(self._context.world.gather(loader.length)) == {0}:
                 message = f"the {name} loader is empty: len(loader) is 0. Check the data set, batch_size and drop_last"
                 raise DataError(message)
+
+    def _train_data(self) -> ResumableLoader:
+        """Return the training data as the engine reads it; a loader that was exchanged during the run is noticed."""
+        return self._loaders.get("train", self.train_loader)
+
+    def _val_data(self) -> ResumableLoader:
+        return self._loaders.get("val", self.val_loader)
+
+    def _train(self) -> None:
+        progress = self._progress
+        while progress.is_open or self.epoch < self.max_epoch:
+            progress.open_epoch()
+            if not progress.is_trained or progress.trained > 0:  # else a loop of the user's own has trained already
+                self.train_epoch()
+            self._close_training()
+            self.save(f"epoch-{self.epoch}.pth")
+            self.val_epoch()
+            progress.is_open = False
+            self._autosave.after_epoch()
+            self._context.writers.flush()
+            self._check_metrics()
+            self._autosave.stop_if_asked()
 
     # ------------------------------------------------------------------------------------------- training
 
     @abc.abstractmethod
-    def _train_batches(self) -> tuple[Iterable[tuple[Place, Any]], int | None]:
-        """Return what is left of the epoch's batches, and the number of all of them, None when it is not known."""
-
-    @abc.abstractmethod
-    def _schedule_after_step(self, updated: bool) -> None:
-        """Move the schedule on after a training step, if it follows iterations."""
-
-    @abc.abstractmethod
-    def _schedule_after_epoch(self) -> None:
-        """Move the schedule on after a training epoch, if it follows epochs."""
+    def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
+        """Return all processes' numbers of batches of the epoch, and what reads this one's from a number on."""
 
     def train_epoch(self) -> None:
         """Train for one epoch, or for what is left of it."""
-        self._step_seeds = self._seed("train")
-        self._seeds_steps = self._train_source().is_positioned
-        batches, own_length = self._train_batches()
-        lengths, mode = self._session.world.gather(own_length), self._session.settings.trainer.uneven
-        turns = self._turns = Turns(lengths, self._session.world.rank, mode)
-        self._events.fire("before_train_epoch", self.epoch)
-        self._update = self._new_update()
-        self._finite = self._new_finite_watch()
-        self._checker = ResultChecker("train_step")
-        self._runner = self._new_runner("train", self._train_iteration, self._after_train_iteration)
-        self._open_moments = self._restored(self._runner.moments)
-        clear_gradients(self.optimizer)
-        done = self._progress.trained
-        self._runner.run(turns.evened(batches, done, self._own_batches), turns.length, done)
-        self._close_train_epoch()
-        self._end_train_epoch(self._runner)
-
-    def _own_batches(self, first: int) -> Iterable[tuple[Place, Any]]:
-        """Return this process's batches of the epoch, from number ``first`` (counted from 0) on."""
-        base, rank = self._data_seed("train", self.epoch), self._session.world.rank
-        return self._train_source().batches(base, self.epoch, first, rank)
-
-    def _fill_in(self, iteration: int, data_dict: Any) -> list[dict[str, Any]]:
-        """Join in a step of other processes with a batch that has no weight and shows in no mean.
-
-        Of the hooks only `after_backward` acts, when a window ends: what it does to the gradients of the update (clips
-        them) must happen on all processes.
-        """
-        with self._update.micro_batch(self._runner.is_last):
-            output_dict, result_dict = self._checker.unpack(self.train_step(self.epoch, iteration, data_dict))
-            self._update.backward(self._checker.loss(result_dict), 0, self._turns.mean_weight(iteration))
-        if self._update.is_complete:
-            self._events.fire("after_backward", self.epoch, iteration, data_dict, output_dict, result_dict)
-        if self._update.step_if_due():
-            self._count_update()
-        return []
-
-    def _restored(self, moments: Moments) -> Moments:
-        """Put the running means of an epoch that goes on into its meters."""
-        for number, state in enumerate(self._continuation.take_moments()):
-            (moments.add_state if number else moments.load_state_dict)(state)
-        return moments
-
-    def _close_train_epoch(self) -> None:
-        """Make the last update and save, so that a validation that fails costs no training."""
-        if not self._progress.is_trained:
-            if self._update.close():
-                self._count_update()
-            self._schedule_after_epoch()
-            self._progress.is_trained = True
-            self._save_between_steps(is_due=True)
-        self._open_moments = None
-
-    def _seed(self, phase: str) -> StepSeeds:
-        """Begin a pass with randomness of its own, so that neither a resume nor another pass changes what it draws."""
-        world = self._session.world
-        seed = derived_seed(self._session.settings.exp.seed, phase, self.epoch, world.rank)
-        seed_everything(seed)
-        return StepSeeds(seed, world.device)
-
-    def _data_seed(self, phase: str, epoch: int) -> int:
-        """Return the seed of order and samples of a pass; the same on all processes."""
-        return derived_seed(self._session.settings.exp.seed, "data", phase, epoch)
-
-    def _new_update(self) -> Update:
-        trainer = self._session.settings.trainer
-        return Update(
-            self.model,
-            self.optimizer,
-            self.optimizer_step,
-            window_size=trainer.grad_acc_steps,
-            reduction=trainer.grad_acc_reduction,
-            parallel=self._parallel,
-            equal_weights=type(self).loss_weight is BaseTrainer.loss_weight,
+        seeds, epoch = self._context.seed_pass("train"), self.epoch
+        self._hooks.fire("before_train_epoch", epoch)
+        loader = self._train_data()
+        lengths, read = self._open_data(loader)
+        has_default_weights = type(self).loss_weight is TrainHooks.loss_weight and "loss_weight" not in vars(self)
+        train_pass = self._pass = TrainPass(
+            self,
+            self._context,
+            loader,
+            lengths=lengths,
+            read=read,
+            seeds=seeds,
+            autosave=self._autosave,
+            equal_weights=has_default_weights,
+            schedule_follows=self._schedule_follows,
         )
+        with self._resume_state.open_pass(train_pass.meters):
+            train_pass.run()
+            self._close_training()
+        summary_dict = train_pass.close()
+        self._hooks.fire("after_train_epoch", epoch, summary_dict)
 
-    def _new_finite_watch(self) -> FiniteWatch:
-        is_enabled = self._session.settings.trainer.nonfinite == "stop"
-        is_spread = self._parallel.store is not None
-        return FiniteWatch(self.model, is_enabled, is_spread=is_spread, of_all=self._parallel.of_all)
-
-    def _new_runner(self, phase: str, step: Any, after_step: Any) -> Runner:
-        world = self._session.world
-        moments = Moments(self._add_up)
-        bar = phase != "train" and world.is_main
-        may_be_empty = phase == "val" and world.size > 1
-        return Runner(
-            phase,
-            step,
-            after_step,
-            prefetcher=Prefetcher(world.device, look_ahead=phase != "train" or not self._train_source().is_stateful),
-            moments=moments,
-            progress_bar=bar,
-            may_be_empty=may_be_empty,
-        )
-
-    def _train_iteration(self, iteration: int, data_dict: Any) -> Iterable[dict[str, Any]]:
-        """One micro-batch: forward, backward and, when its window is full, the optimiser step."""
-        epoch, update = self.epoch, self._update
-        self._advance(iteration)
-        if self._turns.is_filling(iteration):
-            return self._fill_in(iteration, data_dict)
-        self._events.fire("before_train_step", epoch, iteration, data_dict)
-        with update.micro_batch(self._runner.is_last):
-            output_dict, result_dict = self._checker.unpack(self.train_step(epoch, iteration, data_dict))
-            loss = self._checker.loss(result_dict)
-            weight = self.loss_weight(data_dict, output_dict, result_dict)
-            update.backward(loss, weight, self._turns.mean_weight(iteration))
-        self._events.fire("after_backward", epoch, iteration, data_dict, output_dict, result_dict)
-        if self._is_debug:
-            self._check_gradients(data_dict)
-        self._learning_rate = self.optimizer.param_groups[0]["lr"]
-        if update.step_if_due():
-            self._count_update()
-        self._events.fire("after_train_step", epoch, iteration, data_dict, output_dict, result_dict)
-        self._checker.check(result_dict)
-        return (result_dict,)
-
-    def _advance(self, iteration: int) -> None:
-        """Count a batch, and seed what its step draws."""
+    def _close_training(self) -> None:
+        """Move the schedule on and save, so that a validation that fails costs no training; once an epoch."""
         progress = self._progress
-        progress.iteration = progress.trained = iteration
-        progress.place = self._runner.place
-        progress.total_steps += 1
-        if self._seeds_steps:
-            self._step_seeds.seed(iteration)
-
-    def _count_update(self) -> None:
-        self._progress.updates += 1
-
-    def _check_gradients(self, data_dict: Any) -> None:
-        """Stop at the first gradient that is not finite."""
-        check_gradients(self.model, data_dict, self.epoch, self.iteration, self._session.folders.output / "debug")
-
-    def _after_train_iteration(self, iteration: int) -> None:
-        if iteration % self.log_steps == 0:
-            self._log_train(self._runner)
-        is_complete = self._update.is_complete
-        self._schedule_after_step(is_complete)
-        if is_complete and not self._runner.is_last:
-            self._save_between_steps()
-
-    def _log_train(self, runner: Runner) -> None:
-        """Write the means since the last log line, with the learning rate that the step used."""
-        means, probed = runner.moments.window_means(*self._finite.probe())
-        first = runner.moments.first_not_finite("loss")
-        self._finite.check(means.get("loss", 0.0), probed, self.epoch, first, self.iteration)
-        window, lr = runner.clock.window(), float(self._learning_rate)
-        position = {"epoch": self.epoch, "iteration": self.iteration, "updates": self._progress.updates, "lr": lr}
-        self._session.events.write("train", means, self.total_steps, **position)
-        samples = self._train_source().samples_per_step(self._session.world.size)
-        self._say(partial(self._train_line, means, window, position, runner.max_iteration, samples))
-        self._advise(advice(self._train_source().loader, window.steady_data_s, window.model_s))
-
-    def _train_line(
-        self, means: Mapping[str, float], window: Window, position: Any, max_iteration: int | None, samples: int | None
-    ) -> str:
-        """Put a log line together, from what is handed in: the thread that writes it is behind the run."""
-        epoch, iteration = position["epoch"], position["iteration"]
-        left = None if max_iteration is None else (self.max_epoch - epoch + 1) * max_iteration - iteration
-        line = get_log_string(
-            means, epoch, self.max_epoch, iteration, max_iteration, lr=position["lr"], time_dict=window.times()
-        )
-        return f"{line}, {describe_pace(window, left, samples, self._session.world.device)}"
-
-    def _say(self, make: Callable[[], str]) -> None:
-        """Log a line that is put together later; at once for a script that has a `log` of its own."""
-        if getattr(type(self), "log", None) is Engine.log:
-            self._session.events.write_line(make)
-        else:
-            self.log(make())
-
-    def _advise(self, message: str | None) -> None:
-        """Say once when loading holds the training up, and what to do."""
-        if message is not None and not self._has_advised:
-            self._has_advised = True
-            self.log(message, level="WARNING")
-
-    _has_advised = False
-
-    def _end_train_epoch(self, runner: Runner) -> None:
-        summary_dict: dict[str, Any] = runner.moments.means()
-        clock, times = runner.clock, runner.clock.means()
-        self._advise(advice_on_start(self._train_source().loader, clock.first_data_s, clock.elapsed_s()))
-        self.log("[Train] " + get_log_string(summary_dict, self.epoch, self.max_epoch, time_dict=times))
-        self._session.events.write_row("train_epoch", summary_dict, step=self.total_steps, epoch=self.epoch)
-        self._events.fire("after_train_epoch", self.epoch, summary_dict)
+        if progress.is_trained:
+            return
+        if self._schedule_follows == "epoch" and progress.trained > 0:
+            self.scheduler_step()
+        progress.is_trained = True
+        self._autosave.after_training()
 
     # ------------------------------------------------------------------------------------------- validation
 
     def val_epoch(self) -> None:
-        """Validate, keep best models and write ``checkpoint.pth``."""
-        summary_dict = self._run_validation()
-        improved = self._checkpoints.update_best_model(as_numbers(summary_dict), self.metadata, self.model)
-        for metric, score in improved.items():
-            self.log(f"new best {metric}: {score:.4f}", level="SUCCESS")
-        self._progress.is_open = False
-        self._save_after_epoch()
-        self._session.events.flush()
-        self._check_metrics(summary_dict)
+        """Validate and keep best models."""
+        self._summary = self._validate()
+        if not self._only_validates:
+            self._autosave.save_best(as_numbers(self._summary))
 
-    def _save_after_epoch(self) -> None:
-        """Write ``checkpoint.pth``; with a cadence of several epochs only after these, and after the last."""
-        count, unit = self._cadence
-        if unit != "epoch" or self.epoch % int(count) == 0 or self.epoch >= self.max_epoch:
-            self._save_newest()
+    def _validate_once(self) -> None:
+        self.val_epoch()
+        self._check_metrics()
 
-    def _run_validation(self) -> dict[str, Any]:
+    def _validate(self) -> dict[str, Any]:
         """Validate without gradients; return the summary with what `after_val_epoch` added to it."""
-        self._seed("val")
-        self._records = {}
+        context, epoch = self._context, self.epoch
+        context.seed_pass("val")
+        self._records.clear()
         self.set_eval_mode()
-        self._events.fire("before_val_epoch", self.epoch)
-        self._checker = ResultChecker("val_step")
-        runner = self._runner = self._new_runner("val", self._val_iteration, self._after_val_iteration)
-        source = Source(self.val_loader)
-        with self._parallel.local_forward(self.model, source.length):
-            base = self._data_seed("val", self.epoch)
-            runner.run(source.batches(base, self.epoch, rank=self._session.world.rank), source.length)
-        summary_dict: dict[str, Any] = runner.moments.means()
-        self._events.fire("after_val_epoch", self.epoch, summary_dict)
-        self._log_validation(as_numbers(summary_dict), runner)
+        self._hooks.fire("before_val_epoch", epoch)
+        val_pass = self._pass = EvalPass(self, context, self._val_data(), self._after_val_iteration)
+        summary_dict = val_pass.run(context.data_seed("val", epoch), epoch)
+        self._hooks.fire("after_val_epoch", epoch, summary_dict)
+        numbers = as_numbers(summary_dict)
+        text = get_log_string(numbers, epoch=epoch, max_epoch=self.max_epoch, time_dict=val_pass.runner.clock.means())
+        self.log(f"[Val] {text}", level="SUCCESS")
+        context.writers.scalars("val", numbers, epoch, epoch=epoch, total_steps=self.total_steps)
         self.set_train_mode()
         return summary_dict
 
-    def _val_iteration(self, iteration: int, data_dict: Any) -> Iterable[dict[str, Any]]:
-        epoch = self.epoch
-        self._progress.iteration = iteration
-        with torch.no_grad():
-            self._events.fire("before_val_step", epoch, iteration, data_dict)
-            output_dict, result_dict = self._checker.unpack(self.val_step(epoch, iteration, data_dict))
-            self._events.fire("after_val_step", epoch, iteration, data_dict, output_dict, result_dict)
-        self._checker.check(result_dict)
-        return (result_dict,)
-
     def _after_val_iteration(self, iteration: int) -> None:
         """Stop if asked to; one process of several goes on to the end, where the others wait for it."""
-        if self._session.world.size == 1:
-            self._stop_if_asked()
+        if self._context.world.size == 1 and not self._only_validates:
+            self._autosave.stop_if_asked()
 
-    def _log_validation(self, summary_dict: dict[str, float], runner: Runner) -> None:
-        times = runner.clock.means()
-        message = get_log_string(summary_dict, epoch=self.epoch, max_epoch=self.max_epoch, time_dict=times)
-        self.log("[Val] " + message, level="SUCCESS")
-        self._session.events.write("val", summary_dict, self.epoch, epoch=self.epoch, total_steps=self.total_steps)
-
-    def _check_metrics(self, summary_dict: dict[str, Any]) -> None:
+    def _check_metrics(self) -> None:
         """Refuse to go on when a metric that selects best models is never there."""
+        summary_dict = self._summary
+        if summary_dict is None:  # the user validates by a loop of their own
+            return
         for metric in self._checkpoints.metrics:
             if metric not in as_numbers(summary_dict):
                 hint = did_you_mean(metric, summary_dict)
@@ -606,8 +462,3 @@ def _with_methods(caller: str, part: Any, names: tuple[str, ...]) -> Any:
         message = f"{caller} got {describe(part)}, which has no {listed(missing)}"
         raise RegistrationError(message)
     return part
-
-
-def _is_inside(part: Any, model: nn.Module) -> bool:
-    """Tell whether a part is a module of the model, whose state the model's holds."""
-    return any(part is module for module in model.modules())

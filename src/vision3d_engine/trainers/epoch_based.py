@@ -1,9 +1,10 @@
 """Training in epochs over the whole training set; the schedule steps once an epoch."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-from vision3d_engine.data.source import Place
+from vision3d_engine.data.resumable_loader import ResumableLoader
+from vision3d_engine.loop.train_pass import Batches
 from vision3d_engine.trainers.base import BaseTrainer
 
 
@@ -14,13 +15,9 @@ class EpochBasedTrainer(BaseTrainer):
     optimizer_step, after_train_step, log line; then scheduler_step, after_train_epoch.
     """
 
-    def _train_batches(self) -> tuple[Iterable[tuple[Place, Any]], int | None]:
-        source, epoch = self._train_source(), self.epoch
-        base, rank = self._data_seed("train", epoch), self._session.world.rank
-        return source.batches(base, epoch, self._progress.trained, rank), source.length
+    _schedule_follows = "epoch"
 
-    def _schedule_after_step(self, updated: bool) -> None:
-        pass
-
-    def _schedule_after_epoch(self) -> None:
-        self.scheduler_step()
+    def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
+        loader.announce(self.epoch)
+        read = partial(loader.batches, self._context.data_seed("train", self.epoch), self.epoch)
+        return self._context.world.gather(loader.length), read

@@ -62,3 +62,29 @@ def _parts(scheduler: Any) -> Iterator[LRScheduler]:
             seen.add(id(part))
             waiting += vars(part).values()
             yield part
+
+
+class RateScaling:
+    """Fits the learning rate to the number of processes, once for each optimizer.
+
+    Args:
+        rule: ``none``, ``linear`` or ``sqrt``.
+    """
+
+    def __init__(self, rule: str) -> None:
+        self._rule = rule
+        self._scaled: Any = None
+
+    def apply(self, optimizer: Any, scheduler: Any, size: int) -> str | None:
+        """Scale the rates of an optimizer that was not scaled yet; return what to say of it.
+
+        Raises:
+            ConfigError: for a schedule that is not torch's.
+        """
+        if self._rule == "none" or self._scaled is optimizer:
+            return None
+        before, factor = float(optimizer.param_groups[0]["lr"]), scale_factor(self._rule, size)
+        scale_learning_rate(optimizer, scheduler, factor)
+        self._scaled = optimizer
+        result = f"{before:g} x {factor:g} = {float(optimizer.param_groups[0]['lr']):g}"
+        return f"learning rate: {result} (trainer.scale_lr is {self._rule}, {size} processes); a resume keeps its own"

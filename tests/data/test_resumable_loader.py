@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tests.data.test_dataloader import Noisy, Stay, batches, equal
 from vision3d_engine import build_dataloader
 from vision3d_engine.data import sampler as sampler_module
-from vision3d_engine.data.source import Begun, Source, describe_changes
+from vision3d_engine.data.resumable_loader import StreamPosition, ResumableLoader, describe_changes
 
 
 class Stream(IterableDataset):
@@ -35,7 +35,7 @@ def test_what_is_read_and_skipped_goes_on_with_the_same_batches(make, workers):
     whole = batches(make(workers))
     torch.randn(3)
     assert equal(batches(make(workers), start=2), whole[2:])
-    assert "by reading and skipping" in Source(make(workers)).note
+    assert "by reading and skipping" in ResumableLoader(make(workers)).note
 
 
 class Stateful:
@@ -61,12 +61,12 @@ class Stateful:
 
 
 def test_a_loader_with_a_state_goes_on_by_it():
-    source = Source(Stateful())
+    source = ResumableLoader(Stateful())
     stream = source.batches(1, 1)
     for _ in range(4):
         next(stream)
     state = source.state_dict()
-    resumed = Source(Stateful())
+    resumed = ResumableLoader(Stateful())
     resumed.load_state_dict(state)
     assert [(place, int(batch["x"])) for place, batch in resumed.batches(1, 1, start=4)] == [((1, 5), 5), ((1, 6), 6)]
     assert "by its own state_dict" in source.note
@@ -74,7 +74,7 @@ def test_a_loader_with_a_state_goes_on_by_it():
 
 def test_rounds_go_on_from_a_place_and_begin_anew():
     loader = DataLoader(Noisy(5), 2)
-    stream = Source(loader).stream(lambda number: number, Begun(3, 1, (3, 1)), 0, 1)
+    stream = ResumableLoader(loader).stream(lambda number: number, StreamPosition(3, 1, (3, 1)))
     assert [place for place, _ in islice(stream, 5)] == [(3, 2), (3, 3), (4, 1), (4, 2), (4, 3)]
 
 
@@ -83,22 +83,23 @@ def test_the_stream_of_several_processes_is_the_stream_of_one(count, size, taken
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler_module, "get_world_size", lambda: 1)
         patch.setattr(sampler_module, "get_rank", lambda: 0)
-        source = Source(build_dataloader(Stay(count), 2, num_workers=0, shuffle=True))
-        whole = taken_from(source, 0, 0, 1, (taken + 6) * size)
+        loader = build_dataloader(Stay(count), 2, num_workers=0, shuffle=True)
+        whole = taken_from(loader, 0, 0, 1, (taken + 6) * size)
         patch.setattr(sampler_module, "get_world_size", lambda: size)
         for rank in range(size):
             patch.setattr(sampler_module, "get_rank", lambda rank=rank: rank)
-            assert taken_from(source, taken, rank, size, 6) == whole[taken * size + rank :: size][:6]
+            assert taken_from(loader, taken, rank, size, 6) == whole[taken * size + rank :: size][:6]
 
 
-def taken_from(source, taken, rank, size, count):
-    stream = source.stream(lambda number: number, Begun(1, taken, (1, 0)), rank, size)
+def taken_from(loader, taken, rank, size, count):
+    readable = ResumableLoader(loader, rank=rank, size=size)
+    stream = readable.stream(lambda number: number, StreamPosition(1, taken, (1, 0)))
     return [(place[0], batch["index"].tolist()) for place, batch in islice(stream, count)]
 
 
 def test_changed_data_is_described():
     loader = DataLoader(Noisy(5), 2)
-    before = Source(loader).fingerprint(2)
+    before = ResumableLoader(loader, size=2).fingerprint()
     assert before == {"samples": 5, "batches": None, "global_batch": 4}
     assert describe_changes(before, before | {"samples": 6}) == ["samples was 5, is 6"]
     assert describe_changes({}, before) == []

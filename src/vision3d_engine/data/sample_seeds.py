@@ -9,8 +9,8 @@ from vision3d_engine.core.errors import DataError, SampleError
 from vision3d_engine.core.seeding import seed_at, seed_host
 
 
-class Ticket(NamedTuple):
-    """What a sampler hands to a worker: which sample to load, and the place in the run that it is for."""
+class SampleIndex(NamedTuple):
+    """What a sampler hands to a worker: which sample to load, and the position in the run that it is for."""
 
     index: Any
     position: int
@@ -62,14 +62,14 @@ class SeededDataset(Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def __getitem__(self, ticket: Any) -> Any:
-        if not isinstance(ticket, Ticket):
-            return self.dataset[ticket]
-        self._announce(ticket.epoch)
-        return load_sample(self.dataset, ticket)
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, SampleIndex):
+            return self.dataset[index]
+        self.announce(index.epoch)
+        return load_sample(self.dataset, index)
 
-    def _announce(self, epoch: int) -> None:
-        """Tell the data set which epoch it is, once an epoch."""
+    def announce(self, epoch: int) -> None:
+        """Tell the data set which epoch it is, once an epoch in each process."""
         if epoch != self._epoch:
             self._epoch = epoch
             announce_epoch(self.dataset, epoch)
@@ -82,22 +82,22 @@ def announce_epoch(dataset: Any, epoch: int) -> None:
         announce(epoch)
 
 
-def load_sample(dataset: Any, ticket: Ticket) -> Any:
+def load_sample(dataset: Any, sample: SampleIndex) -> Any:
     """Load one sample under its seed.
 
     Raises:
         SampleError: when the data set raises, with the line that loads this sample again.
     """
-    seed = ticket.seed
+    seed = sample.seed
     seed_host(seed)
     _CURRENT.append(seed)
     try:
-        return dataset[ticket.index]
+        return dataset[sample.index]
     except Exception as error:
         message = (
-            f"sample {ticket.index!r} of {type(dataset).__name__} raised {type(error).__name__}: {error} "
-            f"(epoch {ticket.epoch}, position {ticket.position}). To load it again with the same random numbers: "
-            f"vision3d_engine.replay_sample(dataset, {ticket.index!r}, epoch={ticket.epoch}, seed={seed})"
+            f"sample {sample.index!r} of {type(dataset).__name__} raised {type(error).__name__}: {error} "
+            f"(epoch {sample.epoch}, position {sample.position}). To load it again with the same random numbers: "
+            f"vision3d_engine.replay_sample(dataset, {sample.index!r}, epoch={sample.epoch}, seed={seed})"
         )
         raise SampleError(message) from error
     finally:

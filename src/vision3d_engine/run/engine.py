@@ -1,16 +1,18 @@
-"""What trainers and testers share: a session, a model, hooks, logs."""
+"""What trainers and testers share: a model, a log, hooks, numbers for the writers."""
 
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.tree import describe
-from vision3d_engine.distributed.parallel import unwrap_model
-from vision3d_engine.loop.hooks import Events
-from vision3d_engine.loop.session import Session
+from vision3d_engine.data.resumable_loader import LoaderCache
+from vision3d_engine.distributed.parallel import Parallel, unwrap_model
+from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.records import SampleRecords
+from vision3d_engine.run.session import Session
 
 
 class Engine:
@@ -20,12 +22,14 @@ class Engine:
     itself reads its `Session`.
     """
 
-    def __init__(self, session: Session, cfg: Any, moments: Sequence[str], base: type) -> None:
+    def __init__(self, session: Session, cfg: Any, hooks: Sequence[str], base: type, parallel: Parallel) -> None:
         self._session = session
-        self._events = Events(self, base, moments)
-        self._records: dict[tuple[int, int], list[Any]] = {}
-        self._runner: Any = None
-        self._add_up = session.world.keyed_sums()
+        self._hooks = Hooks(self, base, hooks)
+        self._context = session.pass_context(parallel, self._hooks)
+        self._progress = self._context.progress
+        self._loaders = LoaderCache(session.world.device, session.world.rank, session.world.size)
+        self._records = SampleRecords(session.world)
+        self._pass: Any = None
         self.model: Any = None
         self.cfg = cfg
         self.device = session.world.device
@@ -40,12 +44,21 @@ class Engine:
     @property
     def log_file(self) -> str | None:
         """Path of this run's text log; None on all processes but the main one."""
-        return self._session.logger.log_file
+        return self._context.logger.log_file
 
     @property
     def log_steps(self) -> int:
         """Iterations from one log line to the next."""
-        return self._session.settings.trainer.log_steps
+        return self._context.settings.log_steps
+
+    @property
+    def iteration(self) -> int:
+        """The batch of the running pass, from 1."""
+        return self._progress.iteration
+
+    @iteration.setter
+    def iteration(self, value: int) -> None:
+        self._progress.iteration = value
 
     def register_model(self, model: nn.Module) -> Any:
         """Move a model to the device and return it for use; with several processes a trainer's shares its gradients.
@@ -58,11 +71,10 @@ class Engine:
         if not isinstance(model, nn.Module):
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
-        name = type(unwrap_model(model)).__name__
-        if (mode := self._session.settings.trainer.compile) is not None:
+        if (mode := self._context.settings.compile) is not None:
             self._compile(model, mode)
-        self.model = self._wrap(model)
-        count = sum(parameter.numel() for parameter in model.parameters())
+        name, count = type(unwrap_model(model)).__name__, sum(each.numel() for each in model.parameters())
+        self.model = self._context.parallel.wrap(model)
         self.log(f"model: {name}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")
         return self.model
@@ -74,22 +86,29 @@ class Engine:
             message = f"torch does not compile its own class {name} by itself: put it into an nn.Module of yours"
             self.log(message, level="WARNING")
 
-    def _wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model on the device, as steps shall call it."""
-        return model.to(self._session.world.device)
-
     def add_hook(self, hook: Any) -> Any:
         """Add a `Hook`, or any object with methods named like moments of the run, and return it."""
-        self._events.add(hook)
+        self._hooks.add(hook)
         return hook
+
+    def add_writer(self, writer: Any) -> Any:
+        """Add a `MetricWriter`, to which all numbers of the run go too, and return it."""
+        self._context.writers.add(writer)
+        return writer
 
     def log(self, message: Any, level: str = "INFO") -> None:
         """Write a message to the console and to the run's log file; an unknown level is written as INFO."""
-        self._session.logger.log(message, level)
+        self._context.logger.log(message, level)
+
+    def _line_writer(self) -> Callable[[Callable[[], str]], None]:
+        """Return what logs a line that a thread puts together later; a `log` of the script's own gets it at once."""
+        if getattr(type(self), "log", None) is Engine.log and "log" not in vars(self):
+            return self._context.logger.line
+        return lambda make: self.log(make())
 
     def write_event(self, phase: str, event_dict: Mapping[str, Any], index: int) -> None:
         """Write numbers to TensorBoard (``phase/key``) and ``metrics.jsonl``; tensors are read, so the host waits."""
-        self._session.events.write(phase, {key: float(value) for key, value in event_dict.items()}, index)
+        self._context.writers.scalars(phase, {key: float(value) for key, value in event_dict.items()}, index)
 
     def write_points(self, tag: str, points: Any, colors: Any = None, index: int = 0) -> None:
         """Write point clouds for TensorBoard's mesh tab.
@@ -100,7 +119,7 @@ class Engine:
             colors: ``(B, N, 3)``, 0 to 255, or None.
             index: step on TensorBoard's axis.
         """
-        self._session.events.write_points(tag, points, colors, index)
+        self._context.writers.points(tag, points, colors, index)
 
     def add_records(self, records: Iterable[Any]) -> None:
         """Keep one record for each sample of the batch at hand, for `gather_records`; in a validation or test step.
@@ -108,7 +127,7 @@ class Engine:
         Args:
             records: anything that can be pickled, in the order of the samples; tensors should be on the host.
         """
-        self._records.setdefault(self._record_place(), []).extend(records)
+        self._records.add(records, self._pass.runner.place[1])
 
     def gather_records(self) -> list[Any]:
         """Return the records of all processes on the main one, in the order of the data set; elsewhere an empty list.
@@ -116,15 +135,7 @@ class Engine:
         To be called by all processes, in ``after_val_epoch`` or ``after_test_epoch``; a loader that does not shuffle
         has the data set's order.
         """
-        gathered = self._session.world.gather(self._records)
-        if not self._session.world.is_main:
-            return []
-        merged = {place: records for part in gathered for place, records in part.items()}
-        return [record for place in sorted(merged) for record in merged[place]]
-
-    def _record_place(self) -> tuple[int, int]:
-        """Return where the batch at hand stands among the batches of all processes: batch k is with process k mod n."""
-        return self._runner.place[1], self._session.world.rank
+        return self._records.gather()
 
     def _require(self, **parts: Any) -> None:
         """Refuse to run without a registered part."""

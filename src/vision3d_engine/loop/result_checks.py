@@ -11,9 +11,12 @@ from vision3d_engine.core.errors import DataError, ResultError, did_you_mean, li
 from vision3d_engine.core.tree import describe
 
 
+_RETURN_LOSS = "Return {'loss': tensor, ...}"
+
+
 def check_batch(data_dict: Any, phase: str) -> None:
     """Refuse a batch that is not a dict."""
-    if type(data_dict) is not dict and not isinstance(data_dict, Mapping):
+    if not isinstance(data_dict, Mapping):
         message = (
             f"the {phase} loader yielded {describe(data_dict)}; batches must be dicts such as "
             "{'points': ..., 'label': ...}. Return a dict from the data set's __getitem__ or from collate_fn"
@@ -45,19 +48,17 @@ class ResultChecker:
 
     def loss(self, result_dict: Mapping[str, Any]) -> torch.Tensor:
         """Return the loss: one number that requires grad."""
-        if "loss" not in result_dict:
-            hint = did_you_mean("loss", result_dict)
-            message = (
-                f"{self._step_name} returned a result dict without 'loss' (its keys: {listed(result_dict)}){hint}. "
-                "Return {'loss': tensor, ...}"
-            )
-            raise ResultError(message)
-        loss = result_dict["loss"]
+        loss = result_dict.get("loss")
         if not isinstance(loss, torch.Tensor) or not loss.requires_grad or loss.numel() != 1:
-            raise ResultError(self._wrong_loss(loss))
+            raise ResultError(self._wrong_loss(result_dict))
         return loss
 
-    def _wrong_loss(self, loss: Any) -> str:
+    def _wrong_loss(self, result_dict: Mapping[str, Any]) -> str:
+        if "loss" not in result_dict:
+            hint = did_you_mean("loss", result_dict)
+            keys = listed(result_dict)
+            return f"{self._step_name} returned a result dict without 'loss' (its keys: {keys}){hint}. {_RETURN_LOSS}"
+        loss = result_dict["loss"]
         if isinstance(loss, torch.Tensor) and loss.numel() != 1:
             return f"'loss' of {self._step_name} is {describe(loss)}; it must be one number: use loss.mean()"
         return (
@@ -68,11 +69,13 @@ class ResultChecker:
 
     def check(self, result_dict: Any) -> None:
         """Check that every value is one number; only keys that are new are looked at."""
-        if type(result_dict) is not dict and not isinstance(result_dict, Mapping):
+        if not (isinstance(result_dict, Mapping) and result_dict.keys() <= self._seen):
+            self._check_new(result_dict)
+
+    def _check_new(self, result_dict: Any) -> None:
+        if not isinstance(result_dict, Mapping):
             message = f"{self._step_name} returned {describe(result_dict)}; it must return a dict of numbers"
             raise ResultError(message)
-        if result_dict.keys() <= self._seen:
-            return
         for key, value in result_dict.items():
             if key not in self._seen:
                 self._check_value(key, value)

@@ -8,7 +8,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.toys import Rows, ToyEpochTrainer, settings
-from vision3d_engine.data.advice import advice, advice_on_start
+from vision3d_engine.data.loader_hints import loading_hint, startup_hint
 from vision3d_engine.trainers.base import BaseTrainer
 
 
@@ -18,14 +18,14 @@ def loader(workers=0, persistent_workers=False):
 
 
 def test_waiting_in_the_training_process_asks_for_workers():
-    said = advice(loader(), 0.03, 0.01)
+    said = loading_hint(loader(), 0.03, 0.01)
     assert said is not None
     assert said.startswith("75% of the time is spent waiting for data (0.030s a batch)")
     assert "set num_workers to 2 or more" in said
 
 
 def test_waiting_in_spite_of_workers_asks_for_more_or_for_a_faster_data_set():
-    said = advice(loader(3), 0.03, 0.01)
+    said = loading_hint(loader(3), 0.03, 0.01)
     assert said is not None
     assert "with 3 workers: raise num_workers, or make Dataset.__getitem__ faster" in said
 
@@ -36,22 +36,22 @@ def test_waiting_in_spite_of_workers_asks_for_more_or_for_a_faster_data_set():
     ids=["nothing measured", "no wait", "short waits", "a fifth less a bit", "short and all of it"],
 )
 def test_waits_that_cost_little_are_not_worth_a_word(data_s, model_s):
-    assert advice(loader(), data_s, model_s) is None
+    assert loading_hint(loader(), data_s, model_s) is None
 
 
 def test_the_limits_themselves_are_worth_one():
-    assert advice(loader(), 0.2, 0.8) is not None
-    assert advice(loader(), 0.005, 0.0) is not None
+    assert loading_hint(loader(), 0.2, 0.8) is not None
+    assert loading_hint(loader(), 0.005, 0.0) is not None
 
 
 @pytest.mark.parametrize("foreign", [[{"x": 1}], SimpleNamespace()])
 def test_a_loader_without_workers_to_set_is_left_alone(foreign):
-    assert advice(foreign, 1.0, 0.0) is None
-    assert advice_on_start(foreign, 10.0, 10.0) is None
+    assert loading_hint(foreign, 1.0, 0.0) is None
+    assert startup_hint(foreign, 10.0, 10.0) is None
 
 
 def test_workers_that_start_anew_for_each_epoch_are_pointed_out():
-    said = advice_on_start(loader(2), 1.5, 10.0)
+    said = startup_hint(loader(2), 1.5, 10.0)
     assert said is not None
     assert said.startswith("the first batch of the epoch came after 1.5s of 10.0s, since the 2 data workers")
     assert said.endswith("pass persistent_workers=True to the loader")
@@ -68,7 +68,7 @@ def test_workers_that_start_anew_for_each_epoch_are_pointed_out():
     ids=["no workers", "they stay", "a moment", "a small share"],
 )
 def test_a_start_that_costs_little_or_cannot_be_helped_is_not_worth_a_word(options, first_s, epoch_s):
-    assert advice_on_start(loader(**options), first_s, epoch_s) is None
+    assert startup_hint(loader(**options), first_s, epoch_s) is None
 
 
 class Slow(Rows):

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-# Steps of a window whose device time is measured; bounds memory between rare log lines.
+# Steps of an interval whose device time is measured; bounds memory between rare log lines.
 _MAX_MEASURED = 256
 
 
@@ -27,13 +27,14 @@ class StepClock:
         self.data_s = 0.0
         self.model_s = 0.0
         self.first_data_s = 0.0
-        self._began = time.perf_counter()
-        self._last = (0, 0.0, 0.0, self._began)
+        self._started = time.perf_counter()
+        self._last = (0, 0.0, 0.0, self._started)
 
     def start(self) -> Any:
         """Mark the start of a step on the device; None on the CPU. The host does not wait."""
-        if not self._is_cuda or len(self._events) >= _MAX_MEASURED:
-            return None
+        return self._marked() if self._is_cuda and len(self._events) < _MAX_MEASURED else None
+
+    def _marked(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -52,21 +53,21 @@ class StepClock:
         self.data_s += data_s
         self.model_s += model_s
 
-    def window(self) -> "Window":
+    def interval(self) -> "LogInterval":
         """Return what has been measured since the last call; called where the device has just been read."""
         steps, data_s, model_s, at = self._last
         now = time.perf_counter()
         count = max(self.steps - steps, 1)
         waited_s = self.data_s - data_s
-        has_begun = steps > 0
-        window = Window(
+        has_started = steps > 0
+        interval = LogInterval(
             data_s=waited_s / count,
             model_s=self._read_events() or (self.model_s - model_s) / count,
             rate=count / max(now - at, 1e-9),
-            steady_data_s=waited_s / count if has_begun else (waited_s - self.first_data_s) / max(count - 1, 1),
+            steady_data_s=waited_s / count if has_started else (waited_s - self.first_data_s) / max(count - 1, 1),
         )
         self._last = (self.steps, self.data_s, self.model_s, now)
-        return window
+        return interval
 
     def _read_events(self) -> float:
         """Return the mean device time of the measured steps that have ended, in seconds; 0 when there are none."""
@@ -85,10 +86,10 @@ class StepClock:
 
     def elapsed_s(self) -> float:
         """Return the time since the pass began, in seconds."""
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self._started
 
 
-class Window:
+class LogInterval:
     """Mean times of the steps between two log lines, in seconds, and steps per second.
 
     ``steady_data_s`` is the mean wait for a batch without the first one of a pass, which waits for workers to start.

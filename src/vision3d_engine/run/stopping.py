@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -26,12 +26,12 @@ class StopRun(SystemExit):
 
 
 class StopRequests:
-    """Notices requests to stop, and ends the program when the run has been saved.
+    """Notices requests to stop: signals, Ctrl-C, the end of the time.
 
-    While `listening`, SIGTERM, SIGINT and SIGUSR1 only leave a wish with the agreement; a second Ctrl-C ends at once.
+    While `listening`, SIGTERM, SIGINT and SIGUSR1 only leave a request with the agreement; a second Ctrl-C ends at once.
 
     Args:
-        agreement: brings the wish to all processes.
+        agreement: brings the request to all processes.
         max_time_s: ask for a stop after so many seconds; None for never.
     """
 
@@ -43,6 +43,13 @@ class StopRequests:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
+        """Notice requests while a block runs."""
+        left_s = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+        with self._handling_signals(), alarm(left_s, self._time_is_over, repeats=False):
+            yield
+
+    @contextmanager
+    def _handling_signals(self) -> Iterator[None]:
         """Handle the signals; the handlers from before are put back at the end. Only a main thread can do so."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -55,11 +62,8 @@ class StopRequests:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def check_time(self) -> None:
-        """Ask for a stop when the time is over."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._deadline = None
-            self._agreement.ask(f"stop {_DEADLINE}")
+    def _time_is_over(self) -> None:
+        self._agreement.request(f"stop {_DEADLINE}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -68,7 +72,7 @@ class StopRequests:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         else:
-            self._agreement.ask(f"stop {signal.Signals(number).name}")
+            self._agreement.request(f"stop {signal.Signals(number).name}")
 
     def _is_second_press(self) -> bool:
         first, now = self._pressed_at, time.monotonic()
@@ -86,22 +90,41 @@ def _act_as_worker(number: int) -> None:
         os._exit(128 + number)
 
 
-def is_stop(wish: str | None) -> bool:
-    """Tell whether a wish is to stop."""
-    return wish is not None and wish.startswith("stop ")
+@contextmanager
+def alarm(after_s: float | None, act: Callable[[], None], repeats: bool = True) -> Iterator[None]:
+    """Call a function in a thread after some seconds, once or again and again, while a block runs; never for None."""
+    ended = threading.Event()
+
+    def ring() -> None:
+        while not ended.wait(after_s):
+            act()
+            if not repeats:
+                return
+
+    if after_s is not None:
+        threading.Thread(target=ring, name="alarm", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
-def reason_of(wish: str) -> str:
+def is_stop(request: str | None) -> bool:
+    """Tell whether a request is to stop."""
+    return request is not None and request.startswith("stop ")
+
+
+def reason_of(request: str) -> str:
     """Return what has asked for a stop: the name of a signal, or ``max_time``."""
-    return wish.removeprefix("stop ")
+    return request.removeprefix("stop ")
 
 
-def end_program(wish: str) -> NoReturn:
+def end_program(request: str) -> NoReturn:
     """End with 128 + the signal's number, as a shell reports it, or with 75 when the time is over.
 
     In a notebook or at a prompt, Ctrl-C ends the call and not the program.
     """
-    reason = reason_of(wish)
+    reason = reason_of(request)
     if reason == "SIGINT" and _is_interactive():
         raise KeyboardInterrupt
     raise StopRun(TIME_IS_OVER if reason == _DEADLINE else 128 + _number(reason))
@@ -111,10 +134,10 @@ def _is_interactive() -> bool:
     return hasattr(sys, "ps1") or "ipykernel" in sys.modules
 
 
-def requeue(wish: str) -> str | None:
-    """Ask SLURM to queue this job again if the wish was a warning before its end; return what happened, else None."""
+def requeue(request: str) -> str | None:
+    """Ask SLURM to queue this job again if the request was a warning before its end; return what happened, else None."""
     job = slurm_job()
-    if job is None or reason_of(wish) not in {"SIGUSR1", _DEADLINE}:
+    if job is None or reason_of(request) not in {"SIGUSR1", _DEADLINE}:
         return None
     try:
         done: Any = subprocess.run(  # noqa: S603

@@ -1,5 +1,6 @@
-"""How many steps processes make together when they have different numbers of batches."""
+"""How many steps ranks make together when they have different numbers of batches."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, repeat
 from typing import Any
@@ -7,14 +8,18 @@ from typing import Any
 from vision3d_engine.core.errors import DataError, listed
 
 
-class Turns:
+class UnevenRanks:
     """The steps of one epoch, known from the processes' numbers of batches; nothing is exchanged in a step.
 
     Args:
         lengths: batches of each process in rank order; None where it is not known.
         rank: number of this process.
-        mode: ``"join"``: who runs out joins in without weight; ``"drop"``: the surplus of others is left out;
-            ``"cycle"``: who runs out begins its batches again.
+        mode: ``"join"``: who runs out joins the others' steps without weight; ``"drop"``: the surplus of others is left
+            out; ``"cycle"``: who runs out starts its batches again.
+
+    Attributes:
+        length: steps of the epoch; None when the only process does not know.
+        even_until: the last step in which every process has a batch of its own, as far as ranks join.
 
     Raises:
         DataError: when a process has no batch at all, or several do not know how many they have.
@@ -23,50 +28,48 @@ class Turns:
     def __init__(self, lengths: Sequence[int | None], rank: int, mode: str) -> None:
         self._known = [length for length in lengths if length is not None]
         _check(lengths)
-        self._own = lengths[rank]
+        self._local = lengths[rank]
         self._mode = mode
-        self._common = min(self._known, default=None)
-        #: steps of the epoch; None when the only process does not know.
-        self.length = self._common if mode == "drop" else max(self._known, default=None)
-        self._even_until = self._common if mode == "join" and self._common != self.length else None
+        self._shortest = min(self._known, default=None)
+        self.length = self._shortest if mode == "drop" else max(self._known, default=None)
+        joins = mode == "join" and self._shortest is not None and self._shortest != self.length
+        self.even_until: float = self._shortest if joins else math.inf  # pyright: ignore[reportAttributeAccessIssue]
 
     def mean_weight(self, iteration: int) -> float:
         """Return the share of processes that have a batch of their own in a step."""
-        if self._even_until is None or iteration <= self._even_until:
+        if iteration <= self.even_until:
             return 1
         return sum(iteration <= length for length in self._known) / len(self._known)
 
-    def is_filling(self, iteration: int) -> bool:
+    def is_joining(self, iteration: int) -> bool:
         """Tell whether this process has run out of batches while others have not."""
-        if self._even_until is None or iteration <= self._even_until:
-            return False
-        return self._own is not None and iteration > self._own
+        return iteration > self.even_until and self._local is not None and iteration > self._local
 
-    def evened(self, batches: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterable[Any]:
+    def batches(self, left: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterable[Any]:
         """Return a batch for every step that is left: its own, then its last one again, or all of them again.
 
         Args:
-            batches: what is left of this process's own.
+            left: what is left of this process's own.
             done: steps that are behind us.
             read: returns this process's batches from a number on, counted from 0.
         """
-        if self.length is None or self.length == self._own == self._common:
-            return batches
+        if self.length is None or self.length == self._local == self._shortest:
+            return left
         prolonged = self._cycled if self._mode == "cycle" else self._prolonged
-        return islice(prolonged(batches, done, read), max(self.length - done, 0))
+        return islice(prolonged(left, done, read), max(self.length - done, 0))
 
-    def _prolonged(self, batches: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
+    def _prolonged(self, left: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
         last = None
-        for last in batches:
+        for last in left:
             yield last
-        if last is None:  # a resume in the midst of joining in
-            last = next(iter(read((self._own or 1) - 1)))
+        if last is None:  # a resume in the midst of joining
+            last = next(iter(read((self._local or 1) - 1)))
         yield from repeat(last)
 
-    def _cycled(self, batches: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
-        yield from batches
-        if done > (self._own or done):  # a resume in the midst of a later round
-            yield from read(done % (self._own or 1))
+    def _cycled(self, left: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
+        yield from left
+        if done > (self._local or done):  # a resume in the midst of a later round
+            yield from read(done % (self._local or 1))
         while True:
             yield from read(0)
 

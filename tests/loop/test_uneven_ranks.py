@@ -8,7 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from vision3d_engine import DataError
-from vision3d_engine.loop.turns import Turns
+from vision3d_engine.loop.uneven_ranks import UnevenRanks
 
 lengths_of = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 modes = st.sampled_from(["join", "drop", "cycle"])
@@ -46,11 +46,11 @@ def test_any_process_walks_the_batches_of_a_plain_simulation_from_any_step_on(le
     rank = data.draw(st.integers(0, len(lengths) - 1))
     expected = simulated(lengths, rank, mode)
     done = data.draw(st.integers(0, len(expected)))
-    turns = Turns(lengths, rank, mode)
+    turns = UnevenRanks(lengths, rank, mode)
     read, _ = own_batches(lengths[rank])
     assert turns.length == len(expected)
-    found = list(turns.evened(read(done), done, read))
-    fills = [turns.is_filling(iteration) for iteration in range(done + 1, turns.length + 1)]
+    found = list(turns.batches(read(done), done, read))
+    fills = [turns.is_joining(iteration) for iteration in range(done + 1, turns.length + 1)]
     assert list(zip(found, fills, strict=True)) == expected[done:]
 
 
@@ -59,31 +59,31 @@ def test_the_mean_weight_of_a_step_is_the_share_of_processes_that_do_not_fill_in
     ranks = range(len(lengths))
     for iteration, roles in enumerate(zip(*(simulated(lengths, rank, mode) for rank in ranks), strict=True), start=1):
         share = sum(not fills for _, fills in roles) / len(lengths)
-        assert all(Turns(lengths, rank, mode).mean_weight(iteration) == share for rank in ranks)
+        assert all(UnevenRanks(lengths, rank, mode).mean_weight(iteration) == share for rank in ranks)
 
 
 @pytest.mark.parametrize("mode", ["join", "drop", "cycle"])
 @pytest.mark.parametrize("lengths", [[4], [4, 4, 4]])
 def test_processes_with_equally_many_batches_get_them_as_they_are(lengths, mode):
-    turns, batches = Turns(lengths, 0, mode), iter(())
-    assert turns.evened(batches, 0, None) is batches
+    turns, batches = UnevenRanks(lengths, 0, mode), iter(())
+    assert turns.batches(batches, 0, None) is batches
     assert turns.length == 4
-    assert not turns.is_filling(4)
+    assert not turns.is_joining(4)
     assert turns.mean_weight(4) == 1
 
 
 def test_a_single_process_may_not_know_its_length():
-    turns, batches = Turns([None], 0, "join"), iter((1, 2))
+    turns, batches = UnevenRanks([None], 0, "join"), iter((1, 2))
     assert turns.length is None
-    assert turns.evened(batches, 0, None) is batches
+    assert turns.batches(batches, 0, None) is batches
     assert turns.mean_weight(10**6) == 1
-    assert not turns.is_filling(10**6)
+    assert not turns.is_joining(10**6)
 
 
 @pytest.mark.parametrize("mode", ["join", "drop", "cycle"])
 def test_batches_are_neither_read_early_nor_more_often_than_needed(mode):
     read, asked = own_batches(2)
-    steps = iter(Turns([2, 5], 0, mode).evened(read(0), 0, read))
+    steps = iter(UnevenRanks([2, 5], 0, mode).batches(read(0), 0, read))
     list(islice(steps, 2))
     assert asked == [0]
     list(steps)
@@ -92,13 +92,13 @@ def test_batches_are_neither_read_early_nor_more_often_than_needed(mode):
 
 def test_a_resume_in_the_midst_of_joining_in_reads_the_last_batch_alone():
     read, asked = own_batches(3)
-    assert list(Turns([3, 6], 0, "join").evened(read(4), 4, read)) == [3, 3]
+    assert list(UnevenRanks([3, 6], 0, "join").batches(read(4), 4, read)) == [3, 3]
     assert asked == [4, 2]
 
 
 def test_a_resume_in_the_midst_of_a_later_round_goes_on_there():
     read, asked = own_batches(3)
-    assert list(Turns([3, 9], 0, "cycle").evened(read(4), 4, read)) == [2, 3, 1, 2, 3]
+    assert list(UnevenRanks([3, 9], 0, "cycle").batches(read(4), 4, read)) == [2, 3, 1, 2, 3]
     assert asked == [4, 1, 0]
 
 
@@ -106,14 +106,14 @@ def test_a_resume_in_the_midst_of_a_later_round_goes_on_there():
 def test_more_steps_behind_us_than_the_epoch_has_leave_none(mode):
     """As after a resume with changed data."""
     read, _ = own_batches(2)
-    assert list(Turns([2, 4], 0, mode).evened(read(9), 9, read)) == []
+    assert list(UnevenRanks([2, 4], 0, mode).batches(read(9), 9, read)) == []
 
 
 def test_several_processes_that_do_not_know_their_length_are_refused():
     with pytest.raises(DataError, match=r"3 processes do not all know their length \(4, None, 4\)"):
-        Turns([4, None, 4], 0, "join")
+        UnevenRanks([4, None, 4], 0, "join")
 
 
 def test_a_process_without_a_batch_is_named():
     with pytest.raises(DataError, match=r"process 2 of 3 has no training batch; use fewer processes"):
-        Turns([4, 1, 0], 0, "join")
+        UnevenRanks([4, 1, 0], 0, "join")

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import SWALR
 
 from tests.toys import ToyEpochTrainer, ToyIterTrainer, settings
 from vision3d_engine import ConfigError, build_scheduler
-from vision3d_engine.optim.scaling import scale_factor, scale_learning_rate
+from vision3d_engine.optim.lr_scaling import scale_factor, scale_learning_rate
 
 COSINE = {"type": "Cosine", "total_steps": 10, "warmup_steps": 4, "eta_min": 0.1}
 

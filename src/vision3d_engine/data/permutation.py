@@ -1,24 +1,24 @@
-"""The order of an epoch as a function: which sample stands at which position, without a list of all of them."""
+"""The permutation of an epoch as a function: which sample stands at which position, without a list of all."""
 
 import numpy as np
 
 from vision3d_engine.core.seeding import seed_at
 
 _ROUNDS = 8
-# Up to here an order is sorted once, in milliseconds; beyond, each position is computed by itself.
+# Up to here a permutation is sorted once, in milliseconds; beyond, each position is computed by itself.
 _MAX_SORTED = 2**16
 
 
 class Permutation:
     """A random order of ``count`` samples that is a function of the seed alone.
 
-    Large orders are computed position by position by a Feistel network with cycle walking (Black and Rogaway,
+    Large ones are computed position by position by a Feistel network with cycle walking (Black and Rogaway,
     "Ciphers with arbitrary finite domains", 2002), so an epoch over 10^9 samples begins at any position at once and
-    needs no memory. The arithmetic is our own, so that an order outlives the versions of torch and numpy.
+    needs no memory. The arithmetic is our own, so that it outlives the versions of torch and numpy.
 
     Args:
         count: number of samples.
-        seed: what the order is a function of.
+        seed: what the permutation is a function of.
     """
 
     def __init__(self, count: int, seed: int) -> None:

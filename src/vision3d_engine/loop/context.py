@@ -1,0 +1,54 @@
+"""What every pass of a run works with; the same from the first pass to the last."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
+from vision3d_engine.data.loader_hints import LoaderHints
+from vision3d_engine.distributed.parallel import Parallel
+from vision3d_engine.distributed.world import World
+from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.progress import Progress
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """Settings, processes, counters and outlets that passes share.
+
+    Attributes:
+        settings: the settings ``trainer.*``.
+        seed: the seed of the run.
+        world: the processes and the device.
+        parallel: how the processes share the model.
+        hooks: who is called at the named moments.
+        writers: where numbers go.
+        logger: where messages go.
+        progress: the counters.
+        sum_up: adds up named sums over all processes (``World.named_sums``).
+        hints: says one hint on slow loading a run.
+        debug_folder: where a batch is kept whose gradient is not finite.
+    """
+
+    settings: Any
+    seed: int
+    world: World
+    parallel: Parallel
+    hooks: Hooks
+    writers: Any
+    logger: Any
+    progress: Progress
+    sum_up: Callable[[Any], Any]
+    hints: LoaderHints
+    debug_folder: Path
+
+    def seed_pass(self, phase: str) -> StepSeeds:
+        """Start a pass with randomness of its own, so that neither a resume nor another pass changes what it draws."""
+        seed = derived_seed(self.seed, phase, self.progress.epoch, self.world.rank)
+        seed_everything(seed)
+        return StepSeeds(seed, self.world.device)
+
+    def data_seed(self, phase: str, *epoch: int) -> int:
+        """Return the seed of order and samples of a pass; the same on all processes."""
+        return derived_seed(self.seed, "data", phase, *epoch)

@@ -1,0 +1,112 @@
+"""One pass over validation or test data: without gradients, every case counted once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from vision3d_engine.data.prefetcher import Prefetcher
+from vision3d_engine.data.resumable_loader import ResumableLoader
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.result_checks import ResultChecker
+from vision3d_engine.loop.runner import Runner
+from vision3d_engine.metrics.running_means import RunningMeans
+
+
+class EvalPass:
+    """Walks a loader once and averages what its steps return.
+
+    Args:
+        owner: the trainer or tester whose steps run.
+        context: what all passes share.
+        loader: the data.
+        after_iteration: called after each batch with its number.
+    """
+
+    phase = "val"
+    step_name = "val_step"
+
+    def __init__(
+        self, owner: Any, context: PassContext, loader: ResumableLoader, after_iteration: Callable[[int], None]
+    ) -> None:
+        world = context.world
+        self._owner, self._context, self._loader = owner, context, loader
+        self._checks = ResultChecker(self.step_name)
+        self.meters = RunningMeans(context.sum_up)
+        self.runner = Runner(
+            self.phase,
+            self._iterate,
+            after_iteration,
+            prefetcher=Prefetcher(world.device),
+            progress_bar=world.is_main,
+            may_be_empty=world.size > 1,
+        )
+
+    def run(self, seed: int, epoch: int) -> dict[str, Any]:
+        """Walk the batches and return the means over all processes.
+
+        Args:
+            seed: seed of order and samples.
+            epoch: number of the pass, for samplers and data sets.
+        """
+        self._loader.announce(epoch)
+        length = self._loader.length
+        with self._context.parallel.local_forward(self._owner.model, length):
+            self.runner.run(self._loader.batches(seed, epoch), length)
+        return self.meters.means()
+
+    def _iterate(self, iteration: int, data_dict: Any) -> None:
+        self._context.progress.iteration = iteration
+        with torch.no_grad():
+            results = list(self._results(iteration, data_dict))
+        for result_dict in results:
+            self._checks.check(result_dict)
+            self.meters.update(result_dict)
+
+    def _results(self, iteration: int, data_dict: Any) -> Iterable[dict[str, Any]]:
+        """One validation batch; the results are those after the last hook."""
+        owner, hooks, epoch = self._owner, self._context.hooks, self._context.progress.epoch
+        hooks.fire("before_val_step", epoch, iteration, data_dict)
+        output_dict, result_dict = self._checks.unpack(owner.val_step(epoch, iteration, data_dict))
+        hooks.fire("after_val_step", epoch, iteration, data_dict, output_dict, result_dict)
+        return (result_dict,)
+
+
+class TestPass(EvalPass):
+    """Walks a test loader once; each batch is taken apart into cases, and each case is evaluated by itself.
+
+    Args:
+        cases_of: returns data and output of each case, given number, data and output of a batch.
+
+    Attributes:
+        last_case: number, data, output and results of the latest case, for the log line.
+    """
+
+    __test__ = False  # not a test, whatever a runner of tests thinks of its name
+    phase = "test"
+    step_name = "eval_step"
+
+    def __init__(
+        self,
+        owner: Any,
+        context: PassContext,
+        loader: ResumableLoader,
+        after_iteration: Callable[[int], None],
+        cases_of: Callable[[int, Any, Any], Iterable[tuple[Any, Any]]],
+    ) -> None:
+        super().__init__(owner, context, loader, after_iteration)
+        self._cases_of = cases_of
+        self.last_case: tuple[int, Any, Any, Any] = (0, None, None, None)
+
+    def _results(self, iteration: int, data_dict: Any) -> Iterator[dict[str, Any]]:
+        """One test batch, case by case."""
+        owner, hooks = self._owner, self._context.hooks
+        hooks.fire("before_test_step", iteration, data_dict)
+        output_dict = owner.test_step(iteration, data_dict)
+        for data, output in self._cases_of(iteration, data_dict, output_dict):
+            number = self.last_case[0] + 1
+            result_dict = owner.eval_step(number, data, output)
+            self._checks.check(result_dict)
+            hooks.fire("after_test_step", number, data, output, result_dict)
+            self.last_case = (number, data, output, result_dict)
+            yield result_dict

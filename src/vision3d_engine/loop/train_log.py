@@ -1,0 +1,81 @@
+"""What a log line of the training says: its numbers, where they go, and what is looked at on the way."""
+
+from functools import partial
+from typing import Any
+
+from vision3d_engine.data.loader_hints import SLOW_S, loading_hint, startup_hint
+from vision3d_engine.data.resumable_loader import ResumableLoader
+from vision3d_engine.debug.finite import FiniteWatch
+from vision3d_engine.logs.log_line import get_log_string, train_line
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.runner import Runner
+from vision3d_engine.metrics.running_means import RunningMeans
+
+
+class TrainLog:
+    """Reads the numbers of a training pass at log lines, and hands them to the log, the writers and `after_log`.
+
+    Nothing is read from the device between two lines; at a line all numbers come in one copy.
+
+    Args:
+        trainer: whose ``log``, ``log_steps`` and ``max_epoch`` count.
+        context: what all passes share.
+        loader: the training data.
+        runner: whose times are told.
+        meters: the running means of the pass.
+    """
+
+    def __init__(
+        self, trainer: Any, context: PassContext, loader: ResumableLoader, runner: Runner, meters: RunningMeans
+    ) -> None:
+        self.every = trainer.log_steps
+        self._trainer, self._context = trainer, context
+        self._loader, self._runner, self._meters = loader, runner, meters
+        parallel, is_enabled = context.parallel, context.settings.nonfinite == "stop"
+        is_spread = parallel.store is not None
+        self._finite = FiniteWatch(trainer.model, is_enabled, is_spread=is_spread, gathered=parallel.gathered)
+        self._say = trainer._line_writer()  # noqa: SLF001  the engine's own
+        self._after_log = context.hooks.of("after_log")
+        self._max_epoch, self._samples_per_step = trainer.max_epoch, loader.samples_per_step
+
+    def write(self, iteration: int, learning_rate: Any) -> None:
+        """Write the means since the last line, with the learning rate that the step used.
+
+        Raises:
+            NonFiniteError: when the loss, or a weight, is not finite.
+        """
+        context, progress = self._context, self._context.progress
+        means, probed = self._meters.interval_means(*self._finite.probe())
+        first = self._meters.first_not_finite("loss")
+        self._finite.check(means.get("loss", 0.0), probed, progress.epoch, first, iteration)
+        interval, lr = self._runner.clock.interval(), float(learning_rate)
+        position = {"epoch": progress.epoch, "iteration": iteration, "updates": progress.updates, "lr": lr}
+        context.writers.scalars("train", means, progress.total_steps, **position)
+        self._say(self._line(means, interval, position))
+        if interval.steady_data_s > SLOW_S:
+            context.hints.tell(loading_hint(self._loader.loader, interval.steady_data_s, interval.model_s))
+        for act in self._after_log:
+            act(progress.epoch, iteration, dict(means))
+
+    def _line(self, means: Any, interval: Any, position: Any) -> Any:
+        """Return what makes the text: a thread may do so later, from what is handed in, when the run is further on."""
+        return partial(
+            train_line,
+            means,
+            interval,
+            position,
+            max_epoch=self._max_epoch,
+            max_iteration=self._runner.max_iteration,
+            samples_per_step=self._samples_per_step,
+            device=self._context.world.device,
+        )
+
+    def close(self) -> dict[str, Any]:
+        """Write the line and the row of the epoch, and return its means over all processes."""
+        context, progress, clock = self._context, self._context.progress, self._runner.clock
+        summary_dict: dict[str, Any] = self._meters.means()
+        context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
+        text = get_log_string(summary_dict, progress.epoch, self._max_epoch, time_dict=clock.means())
+        self._trainer.log(f"[Train] {text}")
+        context.writers.row("train_epoch", summary_dict, step=progress.total_steps, epoch=progress.epoch)
+        return summary_dict

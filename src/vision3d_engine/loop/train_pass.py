@@ -1,0 +1,177 @@
+"""One pass over the training data: all that lives as long as it, and the sequence of one iteration."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from vision3d_engine.core.seeding import StepSeeds
+from vision3d_engine.data.prefetcher import Prefetcher
+from vision3d_engine.data.resumable_loader import Place, ResumableLoader
+from vision3d_engine.debug.finite import check_gradients
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.result_checks import ResultChecker
+from vision3d_engine.loop.runner import Runner
+from vision3d_engine.loop.train_log import TrainLog
+from vision3d_engine.loop.uneven_ranks import UnevenRanks
+from vision3d_engine.metrics.running_means import RunningMeans
+from vision3d_engine.update.update import Update, clear_gradients
+
+Batches = Iterable[tuple[Place, Any]]
+
+
+class TrainPass:
+    """Trains once over the batches of an epoch, or over what is left of them.
+
+    Args:
+        trainer: whose steps run; its hooks, update and schedule act in the order of the pipeline.
+        context: what all passes share.
+        loader: the training data.
+        lengths: batches of the epoch of each process in rank order; None where it is not known.
+        read: returns this process's batches of the epoch from a number on, counted from 0.
+        seeds: seeds what each step draws.
+        autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
+        equal_weights: every batch counts 1 in an update; else ``trainer.loss_weight`` is asked.
+        schedule_follows: ``"update"`` moves the schedule on after each update.
+    """
+
+    phase = "train"
+
+    def __init__(  # noqa: PLR0913  what a pass is made of
+        self,
+        trainer: Any,
+        context: PassContext,
+        loader: ResumableLoader,
+        *,
+        lengths: Sequence[int | None],
+        read: Callable[[int], Batches],
+        seeds: StepSeeds,
+        autosave: Any,
+        equal_weights: bool,
+        schedule_follows: str,
+    ) -> None:
+        self._trainer, self._context, self._progress = trainer, context, context.progress
+        self._epoch = context.progress.epoch
+        self._read, self._seeds, self._seeds_steps = read, seeds, loader.is_positioned
+        self._uneven = UnevenRanks(lengths, context.world.rank, context.settings.uneven)
+        self._checks = ResultChecker("train_step")
+        self._equal_weights = equal_weights
+        self._update = self._new_update()
+        self._before_step = context.hooks.of("before_train_step")
+        self._after_backward = context.hooks.of("after_backward")
+        self._after_step = context.hooks.of("after_train_step")
+        self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
+        self._schedules_updates, self._scheduled_at = schedule_follows == "update", 0
+        prefetcher = Prefetcher(context.world.device, look_ahead=not loader.is_stateful)
+        self.meters = RunningMeans(context.sum_up)
+        self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
+        self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
+        self._learning_rate: Any = 0.0
+        self._mean_weight: float = 1
+        self._steps_at_update = context.progress.total_steps
+
+    def _new_update(self) -> Update:
+        trainer, settings = self._trainer, self._context.settings
+        return Update(
+            trainer.model,
+            trainer.optimizer,
+            trainer.optimizer_step,
+            window_size=settings.grad_acc_steps,
+            reduction=settings.grad_acc_reduction,
+            parallel=self._context.parallel,
+            equal_weights=self._equal_weights,
+        )
+
+    def run(self) -> None:
+        """Walk the batches; when a step fails, the counters stand at the last update that was made."""
+        done = self._progress.trained
+        clear_gradients(self._trainer.optimizer)
+        try:
+            self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
+            if not self._progress.is_trained and self._update.close():
+                self._count_update(self._progress.iteration)
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def close(self) -> dict[str, Any]:
+        """Write the line of the epoch and return its means."""
+        return self._log.close()
+
+    # ------------------------------------------------------------------------------------------- one iteration
+
+    def _iterate(self, iteration: int, data_dict: Any) -> None:
+        """One micro-batch: forward, backward and, when its window is full, the update."""
+        epoch, trainer, update, progress = self._epoch, self._trainer, self._update, self._progress
+        progress.iteration = iteration
+        progress.total_steps += 1
+        if self._seeds_steps:
+            self._seeds.seed(iteration)
+        if iteration > self._uneven.even_until:
+            self._mean_weight = self._uneven.mean_weight(iteration)
+            if self._uneven.is_joining(iteration):
+                self._join(iteration, data_dict)
+                return
+        for act in self._before_step:
+            act(epoch, iteration, data_dict)
+        with update.micro_batch(self.runner.is_last):
+            output_dict, result_dict = self._checks.unpack(trainer.train_step(epoch, iteration, data_dict))
+            loss = self._checks.loss(result_dict)
+            weight = 1 if self._equal_weights else trainer.loss_weight(data_dict, output_dict, result_dict)
+            update.backward(loss, weight, self._mean_weight)
+        for act in self._after_backward:
+            act(epoch, iteration, data_dict, output_dict, result_dict)
+        if self._context.settings.debug:
+            check_gradients(trainer.model, data_dict, epoch, iteration, self._context.debug_folder)
+        self._learning_rate = trainer.optimizer.param_groups[0]["lr"]
+        if update.step_if_due():
+            self._count_update(iteration)
+        for act in self._after_step:
+            act(epoch, iteration, data_dict, output_dict, result_dict)
+        self._checks.check(result_dict)
+        self.meters.update(result_dict)
+
+    def _count_update(self, iteration: int) -> None:
+        """Count an update; a resume goes on with the batch after this one."""
+        self._progress.updates += 1
+        self._progress.trained, self._progress.place = iteration, self.runner.place
+        self._steps_at_update = self._progress.total_steps
+
+    def _join(self, iteration: int, data_dict: Any) -> None:
+        """Join in a step of other processes with a batch that has no weight and shows in no mean.
+
+        Of the hooks only `after_backward` acts, when a window ends: what it does to the gradients of the update (clips
+        them) must happen on all processes.
+        """
+        update = self._update
+        with update.micro_batch(self.runner.is_last):
+            results = self._checks.unpack(self._trainer.train_step(self._epoch, iteration, data_dict))
+            update.backward(self._checks.loss(results[1]), 0, self._mean_weight)
+        if update.is_complete:
+            for act in self._after_backward:
+                act(self._epoch, iteration, data_dict, *results)
+        if update.step_if_due():
+            self._count_update(iteration)
+
+    def _after_iteration(self, iteration: int) -> None:
+        """Write the log line when one is due; after an update move the schedule on, and save or stop."""
+        if iteration % self._log.every == 0:
+            self._log.write(iteration, self._learning_rate)
+        if not self._update.is_complete:
+            return
+        if self._schedules_updates:
+            self._follow_schedule(iteration)
+        if self.runner.is_last:
+            return
+        request = self._sync_point()
+        if request is not None or self._progress.total_steps >= self._autosave.due_at:
+            self._autosave.act(request)
+
+    def _follow_schedule(self, iteration: int) -> None:
+        self._trainer.scheduler_step()
+        self._scheduled_at = iteration
+
+    def _roll_back(self) -> None:
+        """Let the counters and the schedule stand at the last update, from which another `run` goes on."""
+        self._progress.total_steps = self._steps_at_update
+        is_behind = self._scheduled_at < self._progress.trained
+        if self._schedules_updates and is_behind and self._update.is_complete:
+            self._trainer.scheduler_step()

@@ -1,0 +1,1 @@
+"""What a run needs around its passes: settings, folder, saving, resuming, stopping."""

@@ -1,0 +1,198 @@
+"""When ``checkpoint.pth`` is written: by cadence, on request, after an epoch, at a stop; and what a failure means."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vision3d_engine.checkpoint.manager import NEWEST, CheckpointManager
+from vision3d_engine.core.durations import parse_cadence
+from vision3d_engine.core.errors import EngineError, FolderError, NonFiniteError
+from vision3d_engine.distributed.agreement import Agreement
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.run.resume_state import ResumeState
+from vision3d_engine.run.stopping import alarm, end_program, is_stop, reason_of, requeue
+
+_SAVE = "save"
+
+
+class Autosave:
+    """Saves a training run, and stops it where it is asked to.
+
+    Args:
+        trainer: whose model, optimizer and schedule are saved.
+        context: settings, processes, counters.
+        checkpoints: writes the files.
+        folder: the checkpoint folder.
+        resume_state: what a file holds beside them, so that a run can be resumed.
+        agreement: lets all processes act at the same update.
+
+    Attributes:
+        due_at: number of total steps from which on an update shall call `act`.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        context: PassContext,
+        checkpoints: CheckpointManager,
+        folder: Path,
+        resume_state: ResumeState,
+        agreement: Agreement,
+    ) -> None:
+        self.agreement = agreement
+        self.due_at = math.inf
+        self._trainer, self._context = trainer, context
+        self._checkpoints, self._folder = checkpoints, folder
+        self._resume_state = resume_state
+        self._number, self._unit = parse_cadence(context.settings.save_every)
+        self._failure: EngineError | None = None
+        self.restart_cadence()
+
+    # ------------------------------------------------------------------------------------------- when
+
+    def restart_cadence(self) -> None:
+        """Count from now on to the next save."""
+        if self._unit == "iteration":
+            every = int(self._number)
+            self.due_at = (self._context.progress.total_steps // every + 1) * every
+
+    def act(self, request: str | None) -> None:
+        """Save, and stop when that was asked for; called by all processes at the same update.
+
+        Args:
+            request: what all processes carry out now; None when the cadence has come.
+        """
+        if request is None and self._unit == "second":
+            self._ask_all()
+            return
+        self.save_newest()
+        if is_stop(request):
+            self._stop(str(request))
+
+    def _ask_all(self) -> None:
+        """Ask all processes to save, since their clocks differ."""
+        self.due_at = math.inf
+        if self.agreement.pending is None:
+            self.agreement.request(_SAVE)
+
+    def after_training(self) -> None:
+        """Save when the training of an epoch is done, so that a validation that fails costs no training."""
+        self.act(self.agreement.sync_point() or _SAVE)
+
+    def after_epoch(self) -> None:
+        """Save after the validation; with a cadence of several epochs only after these, and after the last."""
+        epoch = self._context.progress.epoch
+        if self._unit != "epoch" or epoch % int(self._number) == 0 or epoch >= self._context.settings.max_epoch:
+            self.save_newest()
+
+    def stop_if_asked(self) -> None:
+        """Stop at a moment after which nothing has to be saved; called by all processes."""
+        request = self.agreement.sync_point()
+        if is_stop(request):
+            self._stop(str(request))
+        if request == _SAVE:  # at the next update
+            self._ask_all()
+
+    def _stop(self, request: str) -> NoReturn:
+        """End the program once the files are written.
+
+        Raises:
+            EngineError: when the last one could not be; then the files of before are whole.
+        """
+        self.finish()
+        context, progress = self._context, self._context.progress
+        where = f"epoch {progress.epoch}, iteration {progress.trained}, total_steps {progress.total_steps}"
+        reason = reason_of(request)
+        self._trainer.log(f"{reason}: stopped; '{NEWEST}' is saved ({where}). Go on with --resume", level="WARNING")
+        if context.settings.requeue and context.world.is_main and (answer := requeue(request)):
+            self._trainer.log(answer)
+        end_program(request)
+
+    # ------------------------------------------------------------------------------------------- how
+
+    def save_newest(self) -> None:
+        """Write ``checkpoint.pth`` with everything that a resume needs; to be called by all processes."""
+        self.save(NEWEST, with_states=True, extra=self._resume_state.state())
+        self.restart_cadence()
+
+    def save(self, filename: str, with_states: bool, extra: Mapping[str, Any] | None = None) -> None:
+        """Save; a full disk, or weights that are not finite, leave the old file and a warning."""
+        trainer = self._trainer
+        parts = {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler} if with_states else {}
+        try:
+            self._checkpoints.save_checkpoint(
+                filename, trainer.metadata, trainer.model, save_ckpt_manager=with_states, extra=extra, **parts
+            )
+        except FolderError as error:
+            self._failure = error
+            trainer.log(f"{error}. Training goes on", level="ERROR")
+        except NonFiniteError as error:
+            if self._context.settings.nonfinite == "stop":
+                raise
+            trainer.log(str(error), level="ERROR")
+        else:
+            self._failure = None
+            trainer.log(f"saved {filename}", level="DEBUG")
+
+    def save_best(self, scores: Mapping[str, float]) -> None:
+        """Keep the model under the name of each metric that it is best on, and say so."""
+        trainer = self._trainer
+        try:
+            improved = self._checkpoints.update_best_model(scores, trainer.metadata, trainer.model)
+        except FolderError as error:
+            trainer.log(f"{error}. Training goes on", level="ERROR")
+            return
+        for metric, score in improved.items():
+            trainer.log(f"new best {metric}: {score:.4f}", level="SUCCESS")
+
+    def finish(self) -> Path:
+        """Wait until all files are written; return the path of ``checkpoint.pth``.
+
+        Raises:
+            EngineError: when the last one could not be.
+        """
+        self._checkpoints.join()
+        if self._failure is not None:
+            raise self._failure
+        return self._folder / NEWEST
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Save while a block runs, and wait for the files at its end.
+
+        An error of the last file is raised, unless another is on its way.
+        """
+        every_s = self._number if self._unit == "second" else None
+        try:
+            with alarm(every_s, self._time_has_come):
+                yield
+        except BaseException as error:
+            if isinstance(error, Exception) and self._context.settings.save_on_exception:
+                self._save_crash()
+            try:
+                self._checkpoints.join()
+            except EngineError as failure:
+                if failure is not error:
+                    self._trainer.log(failure, level="ERROR")
+            raise
+        self.finish()
+
+    def _time_has_come(self) -> None:
+        """Let the next update act; called by a thread."""
+        self.due_at = 0
+
+    def _save_crash(self) -> None:
+        """Write ``crash.pth``, for looking into it: it may lie in the middle of an update."""
+        trainer = self._trainer
+        if self._context.parallel.store is not None:
+            trainer.log("crash.pth is not written: it would need all processes, and one has failed", level="WARNING")
+            return
+        try:
+            self._checkpoints.save_checkpoint(
+                "crash.pth", trainer.metadata, trainer.model, trainer.optimizer, trainer.scheduler
+            )
+            self._checkpoints.join()
+        except EngineError as failure:
+            trainer.log(failure, level="ERROR")

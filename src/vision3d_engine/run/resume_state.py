@@ -1,0 +1,167 @@
+"""What a resume restores beside model, optimizer and schedule, so that a run goes on as if nothing had been."""
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
+from vision3d_engine.core.tree import describe
+from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.metrics.running_means import RunningMeans
+
+_METHODS = ("state_dict", "load_state_dict")
+
+
+def has_state(part: Any) -> bool:
+    """Tell whether an object can hand out its state and take it back."""
+    return all(callable(getattr(part, name, None)) for name in _METHODS)
+
+
+class ResumeState:
+    """Collects and restores counters, running means, positions of loaders and writers, and the user's own states.
+
+    Args:
+        context: settings, processes, counters, writers.
+        train_data: returns the training data as it is read now.
+
+    Attributes:
+        registered: the user's objects by name.
+        open_meters: running means of the training pass that is open, or None.
+    """
+
+    def __init__(self, context: PassContext, train_data: Callable[[], ResumableLoader]) -> None:
+        self.registered: dict[str, Any] = {}
+        self.open_meters: RunningMeans | None = None
+        self._context, self._progress, self._world = context, context.progress, context.world
+        self._train_data = train_data
+        self._kept_meters: list[Mapping[str, Any]] = []
+
+    def register(self, name: str, part: Any) -> None:
+        """Save and restore an object under a name.
+
+        Raises:
+            RegistrationError: when it has no state, or the name is taken.
+        """
+        if not has_state(part):
+            message = f"register_state('{name}') got {describe(part)}; it must have state_dict and load_state_dict"
+            raise RegistrationError(message)
+        if name in self.registered:
+            message = f"register_state('{name}'): this name is taken; choose another one"
+            raise RegistrationError(message)
+        self.registered[name] = part
+
+    def free_name(self, name: str) -> str:
+        """Return the name, or one with a number that nobody has."""
+        same = sum(key.partition("#")[0] == name for key in self.registered)
+        return f"{name}#{same + 1}" if same else name
+
+    def forgotten(self, owner: Any, known: Iterable[Any]) -> Iterator[str]:
+        """Say which attributes of the trainer have a state that no checkpoint would hold.
+
+        Args:
+            owner: the trainer.
+            known: parts that are saved, or are none.
+        """
+        known = [*known, *self.registered.values(), *owner.model.modules()]
+        for name, part in vars(owner).items():
+            is_ours = name.startswith("_") or any(part is one for one in known)
+            if not is_ours and has_state(part) and part.state_dict():
+                yield f"self.{name} has a state that is not saved: call self.register_state('{name}', self.{name})"
+
+    # ------------------------------------------------------------------------------------------- saving
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it; to be called by all processes, since each adds its own."""
+        loader, meters, gather = self._train_data(), self.open_meters, self._world.gather
+        return {
+            "progress": self._progress.state_dict(),
+            "places": gather(list(self._progress.place)),
+            "moments": None if meters is None else gather(meters.state_dict()),
+            "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
+            "fingerprint": self._fingerprint(loader),
+            "states": {name: part.state_dict() for name, part in self.registered.items()},
+            "logs": self._context.writers.positions(),
+            "about": self._about(),
+        }
+
+    def _fingerprint(self, loader: ResumableLoader) -> dict[str, Any]:
+        """Return what a resumed run must have in common with the run that it continues."""
+        own = {"seed": self._context.seed, "grad_acc_steps": self._context.settings.grad_acc_steps}
+        return own | loader.fingerprint()
+
+    def _about(self) -> dict[str, Any]:
+        now = dt.datetime.now(tz=dt.UTC).astimezone().isoformat(timespec="seconds")
+        return {"date": now, "torch": torch.__version__, "processes": self._world.size}
+
+    # ------------------------------------------------------------------------------------------- restoring
+
+    def check(self, state: Mapping[str, Any], name: str) -> None:
+        """Refuse a checkpoint of a run with other data.
+
+        Raises:
+            CheckpointError: naming both values.
+        """
+        changes = describe_changes(state.get("fingerprint") or {}, self._fingerprint(self._train_data()))
+        if not changes:
+            return
+        what = f"'{name}' belongs to a run with other data: {'; '.join(changes)}. "
+        if not self._context.settings.allow_changed_data:
+            fix = "Give the run what it had, start anew in another folder, or add --allow_changed_data to go on anyway"
+            raise CheckpointError(what + fix)
+        self._context.logger.warn(what + "Going on anyway, so the run is no longer an exact continuation")
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; one of an older engine holds less, which goes on with the next epoch."""
+        rank, size = self._world.rank, self._world.size
+        self._progress.load_state_dict(state.get("progress") or {})
+        places, loaders = state.get("places") or [], state.get("loaders") or []
+        if rank < len(places):
+            self._progress.load_state_dict({"place": places[rank]})
+        self._context.writers.cut_back(state.get("logs") or {}, self._progress.total_steps)
+        # With another number of processes the means of the old ones are shared out.
+        self._kept_meters = list(state.get("moments") or ())[rank::size]
+        if rank < len(loaders):
+            self._train_data().load_state_dict(loaders[rank])
+        self._restore_registered(state.get("states") or {})
+
+    def _restore_registered(self, states: Mapping[str, Any]) -> None:
+        for name in self.registered.keys() & states.keys():
+            _load(self.registered[name], states[name], name)
+        for names, what in (
+            (states.keys() - self.registered.keys(), "the checkpoint holds states that nobody registered"),
+            (self.registered.keys() - states.keys(), "the checkpoint holds no state for what is registered as"),
+        ):
+            if names:
+                self._context.logger.warn(f"{what}: {listed(sorted(names))}")
+
+    # ------------------------------------------------------------------------------------------- running means
+
+    @contextmanager
+    def open_pass(self, meters: RunningMeans) -> Iterator[None]:
+        """Save the means of a training pass while it runs; it starts with those of the pass that it continues.
+
+        When the pass fails, its means are kept for the one that continues it.
+        """
+        kept, self._kept_meters = self._kept_meters, []
+        for number, state in enumerate(kept):
+            (meters.add_state if number else meters.load_state_dict)(state)
+        self.open_meters = meters
+        try:
+            yield
+        except BaseException:
+            self._kept_meters = [meters.state_dict()]
+            raise
+        finally:
+            self.open_meters = None
+
+
+def _load(part: Any, state: Any, name: str) -> None:
+    try:
+        part.load_state_dict(state)
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        message = f"state '{name}' of the checkpoint does not fit {describe(part)}: {error}"
+        raise CheckpointError(message) from error

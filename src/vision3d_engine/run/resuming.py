@@ -1,0 +1,109 @@
+"""Which checkpoint a run goes on from: the newest, the one before it, one that is named, or none."""
+
+from pathlib import Path
+from typing import Any
+
+from vision3d_engine.checkpoint.files import available
+from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS, CheckpointManager, metadata_of
+from vision3d_engine.checkpoint.retention import is_run_file
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, listed
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.run.resume_state import ResumeState
+from vision3d_engine.run.run_folder import Folders
+from vision3d_engine.run.run_record import recorded_launch
+
+
+class Resuming:
+    """Finds the checkpoint that the command line asks for, and loads it.
+
+    Args:
+        trainer: what is loaded into; its own ``load`` and ``load_weights`` are called.
+        context: settings, processes, counters.
+        folders: where files lie.
+        checkpoints: reads them.
+        state: what a checkpoint holds beside model, optimizer and schedule.
+    """
+
+    def __init__(
+        self, trainer: Any, context: PassContext, folders: Folders, checkpoints: CheckpointManager, state: ResumeState
+    ) -> None:
+        self._trainer, self._context = trainer, context
+        self._output, self._folder = folders.output, folders.checkpoints.absolute()
+        self._checkpoints, self._state = checkpoints, state
+        self._is_restarted = False
+
+    def starts_anew(self) -> bool:
+        """Tell whether the run begins at zero as far as is known before anything is loaded; to be called by all."""
+        self._is_restarted = self._was_restarted()
+        return not (self._context.settings.resume or self._is_restarted or self._context.progress.epoch > 0)
+
+    def _was_restarted(self) -> bool:
+        """Tell whether a launcher such as ``torchrun --max-restarts`` goes on with a run that it has started itself.
+
+        The main process looks, for all; a folder that the first attempt was refused is no run of this launch.
+        """
+        world = self._context.world
+        if not world.restarts:
+            return False
+        is_ours = world.is_main and recorded_launch(self._output) == world.launch
+        return world.gather(is_ours and self._has_newest())[0]
+
+    def _has_newest(self) -> bool:
+        return (self._folder / NEWEST).exists() or (self._folder / PREVIOUS).exists()
+
+    def start(self) -> None:
+        """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
+        trainer, settings = self._trainer, self._context.settings
+        if self._is_restarted:
+            restarts = self._context.world.restarts
+            trainer.log(f"the launcher has started the processes again ({restarts})", level="WARNING")
+        if self._is_restarted or (settings.resume and settings.checkpoint is None):
+            self._resume()
+        elif settings.checkpoint is not None and settings.resume:
+            trainer.load(settings.checkpoint)
+        elif settings.checkpoint is not None:
+            trainer.load_weights(settings.checkpoint, strict=True)
+
+    def _resume(self) -> None:
+        """Go on from the run's checkpoint.pth, or from the one before it when it is damaged.
+
+        An empty folder starts anew, as a requeued job needs it.
+        """
+        if self._has_newest():
+            self._load_newest()
+        elif found := [name for name in available(self._folder) if is_run_file(name)]:
+            message = f"--resume found no '{NEWEST}' in '{self._folder}', only {listed(found)}. "
+            raise CheckpointError(message + "Name one with --checkpoint, or move these files away to start anew")
+        else:
+            self._context.writers.start_anew()
+            self._trainer.log(f"--resume: '{self._folder}' is empty, so the run starts anew", level="WARNING")
+
+    def _load_newest(self) -> None:
+        """Load the newest checkpoint that is whole; a damaged one is put aside under another name."""
+        newest, previous = self._folder / NEWEST, self._folder / PREVIOUS
+        try:
+            self._trainer.load(str(newest))
+        except CheckpointError as error:
+            is_missing = not newest.exists()
+            if not (is_missing or isinstance(error, DamagedCheckpointError)) or not previous.exists():
+                raise
+            self._trainer.log(f"{error}. Going on from '{PREVIOUS}', the one before it", level="WARNING")
+            self._trainer.load(str(previous))
+            self._context.world.gather(None)  # all processes have read it
+            if self._context.world.is_main and not is_missing:
+                newest.replace(self._folder / f"{NEWEST}.damaged")
+
+    def load(self, filename: str) -> None:
+        """Load a checkpoint with all parts that it holds, and go on from its moment; see `BaseTrainer.load`."""
+        trainer, progress = self._trainer, self._context.progress
+        path, state = self._checkpoints.read(filename)
+        has_data = trainer.train_loader is not None
+        if has_data:
+            self._state.check(state, str(path))
+        self._checkpoints.restore(state, str(path), trainer.model, trainer.optimizer, trainer.scheduler)
+        metadata = metadata_of(state)
+        progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0), **metadata})
+        if has_data:
+            self._state.restore(state)
+        where = f"epoch {progress.epoch}, total_steps {progress.total_steps}"
+        trainer.log(f"loaded {filename}: {where}" + (", in mid-epoch" if progress.is_open else ""))

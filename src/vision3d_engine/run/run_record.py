@@ -1,0 +1,89 @@
+"""What a run writes down of itself: ``config.yaml``, the settings in force, and ``env.json``, where it ran."""
+
+import contextlib
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from vision3d_engine.core.cli import command_line
+from vision3d_engine.core.files import atomic_write
+from vision3d_engine.core.plain import to_plain
+from vision3d_engine.run.session import Session
+
+_ENVIRONMENT = "env.json"
+_PACKAGES = ("torch", "numpy", "vision3d-engine")
+
+
+def write_record(session: Session) -> None:
+    """Write ``config.yaml`` (the user's config and the settings in force) and ``env.json`` into the run folder."""
+    if not session.world.is_main:
+        return
+    import yaml
+
+    record = to_plain(session.cfg) if session.cfg is not None else {}
+    record |= session.settings.model_dump(mode="json")
+    folder = session.folders.output
+    _write_text(folder / "config.yaml", yaml.safe_dump(_printable(record), sort_keys=False))
+    _write_text(folder / _ENVIRONMENT, json.dumps(_environment(session), indent=2) + "\n")
+
+
+def recorded_launch(folder: Path) -> str | None:
+    """Return the name of the launch that has started the run in a folder, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / _ENVIRONMENT).read_text()).get("launch")
+    return None
+
+
+def _environment(session: Session) -> dict[str, Any]:
+    return {
+        "command": command_line(),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "device": str(session.world.device),
+        "processes": session.world.size,
+        "launch": session.world.launch,
+        "seed": session.settings.exp.seed,
+        "git": _git_state(),
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _printable(value: Any) -> Any:
+    """Turn what YAML cannot hold (functions, tensors) into text."""
+    if isinstance(value, dict):
+        return {str(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and cleanness of the repository that the command runs in, or None outside one."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "modified": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*words: str) -> str:
+    finished = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10)  # noqa: S603, S607
+    return finished.stdout.strip()

@@ -1,0 +1,128 @@
+"""What a trainer or tester runs in: settings, processes, folders, log, writers. Made by its constructor."""
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from vision3d_engine.core.cli import Arguments, command_line, forced
+from vision3d_engine.core.config import read_settings
+from vision3d_engine.core.errors import ProcessError
+from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
+from vision3d_engine.data.loader_hints import LoaderHints
+from vision3d_engine.distributed.parallel import Parallel
+from vision3d_engine.distributed.world import join_world
+from vision3d_engine.logs.logger import Logger, set_logger
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.progress import Progress
+from vision3d_engine.run.run_folder import Folders
+from vision3d_engine.writers.metric_writers import MetricWriters
+
+
+class Session:
+    """The surroundings of one trainer or tester. Folders and text log are open when it is made, the writers are not.
+
+    Args:
+        cfg: the user's config object, of any kind.
+        role: ``"train"`` or ``"test"``, the first word of the log file's name.
+        given: settings that a constructor was called with; they win over the config, and the command line over them.
+
+    Raises:
+        ConfigError: for wrong settings or flags.
+        FolderError: when a folder cannot be made or written.
+    """
+
+    def __init__(self, cfg: Any, role: str, given: Mapping[str, Any] | None = None) -> None:
+        self.cfg = cfg
+        self.arguments = Arguments()
+        overrides = {key: value for key, value in (given or {}).items() if value is not None}
+        overrides |= self.arguments.engine_values() | forced("trainer")
+        self.settings, warnings = read_settings(cfg, overrides, forced("exp"))
+        self.arguments.fill(self.settings.trainer.model_dump())
+        self.world = join_world(self.settings.trainer.device, self.settings.trainer.collective_timeout_s)
+        self.folders = Folders(self.settings.exp)
+        self.logger = self._open_log(role)
+        is_main = self.world.is_main
+        self.writers = MetricWriters(
+            self.folders.events, self.folders.output / "metrics.jsonl", self.logger, enabled=is_main
+        )
+        self._announce(warnings)
+        seed_everything(self.settings.exp.seed + self.world.rank)
+        set_cudnn_deterministic(self.settings.trainer.cudnn_deterministic)
+
+    def _open_log(self, role: str) -> Logger:
+        log_file = self.folders.logs / time.strftime(f"{role}-%Y%m%d-%H%M%S.log")
+        error_file = None if self.world.is_main else self.folders.logs / f"rank{self.world.rank}.log"
+        logger = Logger(log_file, is_main=self.world.is_main, error_file=error_file)
+        set_logger(logger)
+        return logger
+
+    def _announce(self, warnings: list[str]) -> None:
+        """Say where the run lives and what it runs on."""
+        self.logger.info(f"run folder: {self.folders.output} | {self.world.device}, {self.world.size} process(es)")
+        self.logger.debug(f"command: {command_line()}")
+        for warning in warnings:
+            self.logger.warn(f"{warning} (the key is ignored)")
+        for note in self.world.notes if self.world.is_main else ():
+            self.logger.warn(note)
+
+    def pass_context(self, parallel: Parallel, hooks: Hooks) -> PassContext:
+        """Return what the passes of a trainer or tester share."""
+        return PassContext(
+            settings=self.settings.trainer,
+            seed=self.settings.exp.seed,
+            world=self.world,
+            parallel=parallel,
+            hooks=hooks,
+            writers=self.writers,
+            logger=self.logger,
+            progress=Progress(),
+            sum_up=self.world.named_sums(),
+            hints=LoaderHints(self.logger.warn),
+            debug_folder=self.folders.output / "debug",
+        )
+
+    def check_arguments(self) -> None:
+        """Warn of flags that nobody knows; raise `ConfigError` for one that is nearly a known flag."""
+        for word in self.arguments.check():
+            self.logger.warn(f"unknown argument {word} is ignored")
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run with the settings' autograd mode, and say what has stopped the run.
+
+        The text log stays open for what the script still has to say; it is closed with the last reference to it.
+        """
+        anomaly = self.settings.trainer.debug or torch.is_anomaly_enabled()
+        try:
+            with torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
+                yield
+        except ProcessError as error:  # said already; the way here through the transport explains nothing
+            raise error.with_traceback(None) from None
+        except Exception as error:
+            self._log_failure(error)
+            raise
+
+    def _log_failure(self, error: Exception) -> None:
+        """Say what has stopped the run; the traceback goes into the file only, since python prints it."""
+        self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")
+        level = "DEBUG" if self.world.is_main else "WARNING"
+        self.logger.log("".join(traceback.format_exception(error)), level)
+
+    def detecting_failures(self, where: Callable[[], str]) -> AbstractContextManager[None]:
+        """Notice other processes that fail while a block runs; to be called by all of them.
+
+        Args:
+            where: returns the position of this process; called by a thread.
+
+        Raises:
+            ProcessError: when another process has failed, died, or does not come.
+        """
+        trainer = self.settings.trainer
+        detector = self.world.failure_detector(trainer.heartbeat_s, trainer.collective_timeout_s)
+        return detector.watching(where, self.logger.error)

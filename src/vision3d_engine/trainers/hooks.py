@@ -1,0 +1,68 @@
+"""The steps and hooks that a trainer may have, in the order in which they act."""
+
+import abc
+from typing import Any
+
+
+class TrainHooks(abc.ABC):
+    """Two steps to implement, and moments to act at; what is not overridden costs nothing."""
+
+    def before_train(self) -> None:
+        """Act once before the first epoch, after a checkpoint has been loaded."""
+
+    def before_train_epoch(self, epoch: int) -> None:
+        """Act before a training epoch; the data may still be changed or exchanged."""
+
+    def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
+        """Act before a training step; the batch is on the device."""
+
+    @abc.abstractmethod
+    def train_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
+        """Return ``output_dict, result_dict`` for a batch; must be implemented.
+
+        ``result_dict["loss"]`` is one number that requires grad; every other value is one number to be logged. Keep
+        numbers as tensors: the engine reads them when a log line is due.
+        """
+
+    def loss_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:
+        """Return how many things ``result_dict["loss"]`` is a mean over: a number, or a tensor of one element.
+
+        Override it when batches hold varying numbers of points, correspondences or samples, so that an accumulated
+        update equals that of one big batch. By default every batch counts 1.
+        """
+        return 1
+
+    def after_backward(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
+        """Act after the backward pass; in the batch that ends a window the gradients are those of the update.
+
+        It is also called for an update in which this process joins without a batch of its own, since gradients must be
+        treated alike on all processes.
+        """
+
+    def after_train_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
+        """Act after the training step; numbers added to ``result_dict`` are logged."""
+
+    def after_log(self, epoch: int, iteration: int, log_dict: dict[str, float]) -> None:
+        """Act after a log line; ``log_dict`` holds its means, over all processes, as numbers on the host."""
+
+    def after_train_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
+        """Act after a training epoch; ``summary_dict`` holds the means over the epoch."""
+
+    def before_val_epoch(self, epoch: int) -> None:
+        """Act before a validation epoch."""
+
+    def before_val_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
+        """Act before a validation step; the batch is on the device."""
+
+    @abc.abstractmethod
+    def val_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
+        """Return ``output_dict, result_dict`` for a batch; must be implemented. Every result is one number."""
+
+    def after_val_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
+        """Act after a validation step; numbers added to ``result_dict`` are logged."""
+
+    def after_val_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
+        """Act after a validation epoch; numbers added to ``summary_dict`` are logged and can select best models."""
+
+    def after_train(self) -> None:
+        """Act once after the last epoch."""

@@ -1,0 +1,1 @@
+"""One update of the weights: a window of micro-batches, its gradients, the step."""
