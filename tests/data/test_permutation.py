@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision3d_engine.data import permutation
+from vision3d_engine.data import permutation as module
 from vision3d_engine.data.permutation import Permutation
 
 
@@ -19,7 +19,7 @@ def test_every_sample_comes_once(count, seed):
 @given(count=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1))
 def test_every_sample_comes_once_when_each_position_is_computed_by_itself(count, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(permutation, "_MAX_SORTED", 0)
+        patch.setattr(module, "_MAX_SORTED", 0)
         permutation = Permutation(count, seed)
         assert sorted(permutation.at(range(count))) == list(range(count))
 
