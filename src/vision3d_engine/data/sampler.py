@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from vision3d_engine.core.seeding import derived_seed, seed_host
 from vision3d_engine.data.order import Permutation
 from vision3d_engine.data.samples import Ticket
-from vision3d_engine.distributed.world import get_rank, get_world_size
+from vision3d_engine.distributed.processes import get_rank, get_world_size
 
 _CHUNK = 1024
 _ENDLESS = 2**62

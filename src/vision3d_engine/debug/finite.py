@@ -12,8 +12,8 @@ from torch import nn
 from vision3d_engine.core.errors import NonFiniteError, shortened
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.tree import to_cpu
-from vision3d_engine.distributed.parallel import unwrap_model
-from vision3d_engine.distributed.shards import local_part
+from vision3d_engine.distributed.parallel.shards import local_part
+from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 
 _MAX_NAMES = 5
 # A look at the weights costs as much as a tiny step, so log lines that follow each other faster share one.
@@ -28,15 +28,15 @@ class FiniteWatch:
         enabled: whether to look at all.
         is_spread: each process holds a part of the weights. They are then looked at only when the loss, which all
             processes know alike, is not finite.
-        of_all: returns the names that any process has found.
+        gathered: returns the names that any process has found (`Parallel.gathered`).
     """
 
     def __init__(
-        self, model: nn.Module, enabled: bool = True, *, is_spread: bool = False, of_all: Callable[..., Any] = list
+        self, model: nn.Module, enabled: bool = True, *, is_spread: bool = False, gathered: Callable[..., Any] = list
     ) -> None:
         self._model = model
         self._enabled = enabled
-        self._of_all = of_all
+        self._gathered = gathered
         self._looked_at = -math.inf
         self._weights = [local_part(parameter).detach() for parameter in model.parameters() if _can_be_nan(parameter)]
         self._weights = [] if is_spread else self._weights
@@ -67,7 +67,7 @@ class FiniteWatch:
         """
         if not self._enabled or all(map(math.isfinite, (loss, *probed))):
             return
-        names = self._of_all(non_finite_parameters(self._model))
+        names = self._gathered(non_finite_parameters(self._model))
         if math.isfinite(loss) and not names:
             return
         message = (

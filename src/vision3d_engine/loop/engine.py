@@ -8,7 +8,7 @@ from torch import nn
 
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.tree import describe
-from vision3d_engine.distributed.parallel import unwrap_model
+from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 from vision3d_engine.loop.hooks import Events
 from vision3d_engine.loop.session import Session
 
@@ -25,7 +25,7 @@ class Engine:
         self._events = Events(self, base, moments)
         self._records: dict[tuple[int, int], list[Any]] = {}
         self._runner: Any = None
-        self._add_up = session.world.keyed_sums()
+        self._add_up = session.world.named_sums()
         self.model: Any = None
         self.cfg = cfg
         self.device = session.world.device

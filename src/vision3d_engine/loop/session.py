@@ -130,7 +130,9 @@ class Session:
         try:
             with torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
                 yield
-        except ProcessError as error:  # said by the watch; the way here through the transport explains nothing
+        except (
+            ProcessError
+        ) as error:  # the failure detector has said it; the way here explains nothing
             raise error.with_traceback(None) from None
         except Exception as error:
             self._log_failure(error)
@@ -154,8 +156,8 @@ class Session:
             ProcessError: when another process has failed, died, or does not come.
         """
         trainer = self.settings.trainer
-        watch = self.world.watch(trainer.heartbeat_s, trainer.collective_timeout_s)
-        return watch.over(where, self.logger.error)
+        detector = self.world.failure_detector(trainer.heartbeat_s, trainer.collective_timeout_s)
+        return detector.watching(where, self.logger.error)
 
     def recorded_launch(self) -> str | None:
         """Return the name of the launch that has begun the run in this folder, or None."""

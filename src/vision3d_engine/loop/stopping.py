@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from vision3d_engine.distributed.agreement import Agreement
-from vision3d_engine.distributed.launch import slurm_job
+from vision3d_engine.distributed.coordination.agreement import Agreement
+from vision3d_engine.distributed.launch.launcher import slurm_job
 
 # What a deadline ends with: "try again later" (sysexits.h), which no signal and no error uses.
 TIME_IS_OVER = 75
@@ -31,7 +31,7 @@ class StopRequests:
     While `listening`, SIGTERM, SIGINT and SIGUSR1 only leave a wish with the agreement; a second Ctrl-C ends at once.
 
     Args:
-        agreement: brings the wish to all processes.
+        agreement: brings the request to all processes.
         max_time_s: ask for a stop after so many seconds; None for never.
     """
 
@@ -59,7 +59,7 @@ class StopRequests:
         """Ask for a stop when the time is over."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._deadline = None
-            self._agreement.ask(f"stop {_DEADLINE}")
+            self._agreement.request(f"stop {_DEADLINE}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -68,7 +68,7 @@ class StopRequests:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         else:
-            self._agreement.ask(f"stop {signal.Signals(number).name}")
+            self._agreement.request(f"stop {signal.Signals(number).name}")
 
     def _is_second_press(self) -> bool:
         first, now = self._pressed_at, time.monotonic()

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vision3d_engine.distributed.coordination.reductions import Sums
+
 # Steps whose numbers wait on the device before they are summed up there; bounds memory between rare log lines.
 _MAX_ROWS = 256
 # Summed blocks that are kept until a log line, to find the step that was not finite.
 _MAX_BLOCKS = 64
 
-Sums = dict[str, tuple[float, float, float]]
 AddUp = Callable[[Sums], Sums]
 
 
@@ -29,7 +30,7 @@ class Moments:
     one element; a tensor may be freed, or changed in place, as soon as `update` returns.
 
     Args:
-        add_up: returns the sums of all processes, given those of this one (``World.keyed_sums``).
+        add_up: returns the sums of all processes, given those of this one (``World.named_sums``).
     """
 
     def __init__(self, add_up: AddUp = lambda sums: sums) -> None:

@@ -420,7 +420,7 @@ class BaseTrainer(Resumable, abc.ABC):
     def _new_finite_watch(self) -> FiniteWatch:
         is_enabled = self._session.settings.trainer.nonfinite == "stop"
         is_spread = self._parallel.store is not None
-        return FiniteWatch(self.model, is_enabled, is_spread=is_spread, of_all=self._parallel.of_all)
+        return FiniteWatch(self.model, is_enabled, is_spread=is_spread, gathered=self._parallel.gathered)
 
     def _new_runner(self, phase: str, step: Any, after_step: Any) -> Runner:
         world = self._session.world

@@ -23,7 +23,7 @@ from vision3d_engine.core.errors import (
     listed,
 )
 from vision3d_engine.data.source import Source
-from vision3d_engine.distributed.parallel import choose_parallel
+from vision3d_engine.distributed.parallel.choose import choose_parallel
 from vision3d_engine.loop.continuation import Continuation, has_state
 from vision3d_engine.loop.engine import Engine
 from vision3d_engine.loop.progress import Progress
@@ -154,10 +154,10 @@ class Resumable(Engine):
     def _save_between_steps(self, is_due: bool = False) -> None:
         """Save when it is due, and stop when somebody has asked for it; called at the end of every update."""
         number, unit = self._cadence
-        if unit == "second" and time.monotonic() - self._saved_time >= number and self._agreement.wish is None:
-            self._agreement.ask(_SAVE)
+        if unit == "second" and time.monotonic() - self._saved_time >= number and self._agreement.pending is None:
+            self._agreement.request(_SAVE)
         self._requests.check_time()
-        wish = self._agreement.tick()
+        wish = self._agreement.sync_point()
         is_due |= unit == "iteration" and self.total_steps // int(number) > self._saved_at // int(number)
         if wish is not None or is_due:
             self._save_newest()
@@ -176,7 +176,7 @@ class Resumable(Engine):
     def _stop_if_asked(self) -> None:
         """Stop at a moment after which nothing has to be saved; called by all processes."""
         self._requests.check_time()
-        wish = self._agreement.tick()
+        wish = self._agreement.sync_point()
         if is_stop(wish):
             self._stop(str(wish))
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+# Count, sum and sum of squares of numbers, by name.
 Sums = dict[str, tuple[float, float, float]]
 
 
-class KeyedSums:
+class NamedSums:
     """Adds up triples by name over all processes: one all-reduce, once every process knows every name.
 
     Names may differ between processes and from call to call. Slot 0 of what is exchanged tells whether any process has

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from vision3d_engine.distributed.agreement import StoreAgreement
+from vision3d_engine.distributed.coordination.agreement import StoreAgreement
 
 SIZE = 12
 
@@ -18,18 +18,18 @@ def _store():
     dist.destroy_process_group()
 
 
-def run(name, ask, size=SIZE, ticks=400):
-    """Let every process pass its moments at its own speed; return at which of them each fulfilled which wish."""
+def run(name, act, size=SIZE, sync_points=400):
+    """Let every process pass its sync points at its own speed; return at which of them each carried out what."""
     agreements = [StoreAgreement(rank, size, name) for rank in range(size)]
     found = [[] for _ in agreements]
 
     def live(rank):
         agreement = agreements[rank]
         agreement.start()
-        for number in range(1, ticks + 1):
-            ask(rank, number, agreement)
-            if wish := agreement.tick():
-                found[rank].append((number, wish))
+        for number in range(1, sync_points + 1):
+            act(rank, number, agreement)
+            if request := agreement.sync_point():
+                found[rank].append((number, request))
             time.sleep(0.001 + 0.0002 * rank)
         agreement.stop()
 
@@ -42,33 +42,33 @@ def run(name, ask, size=SIZE, ticks=400):
     return found
 
 
-def test_all_fulfil_a_wish_at_the_same_moment_whoever_has_it():
-    def ask(rank, number, agreement):
+def test_all_carry_out_a_request_at_the_same_sync_point_whoever_makes_it():
+    def act(rank, number, agreement):
         if (rank, number) == (3, 20):
-            agreement.ask("save")
+            agreement.request("save")
 
-    first, *others = run("one", ask)
-    assert [wish for _, wish in first] == ["save"]
+    first, *others = run("one", act)
+    assert [request for _, request in first] == ["save"]
     assert all(found == first for found in others)
 
 
-def test_wishes_that_come_together_and_one_after_the_other_are_fulfilled_alike():
-    def ask(rank, number, agreement):
+def test_requests_that_come_together_and_one_after_the_other_are_carried_out_alike():
+    def act(rank, number, agreement):
         if number == 10 + rank:
-            agreement.ask("save")
+            agreement.request("save")
         if (rank, number) == (7, 100):
-            agreement.ask("stop SIGTERM")
+            agreement.request("stop SIGTERM")
 
-    first, *others = run("several", ask, ticks=1500)
+    first, *others = run("several", act, sync_points=1500)
     assert first[-1][1] == "stop SIGTERM"
     assert all(found == first for found in others)
 
 
-def test_a_wish_that_comes_after_one_has_ended_is_fulfilled_by_nobody_and_nobody_waits():
-    def ask(rank, number, agreement):
+def test_a_request_that_comes_after_one_has_ended_is_carried_out_by_nobody_and_nobody_waits():
+    def act(rank, number, agreement):
         if rank == SIZE - 1 and number == 395:  # the slowest one, when the fastest have ended
-            agreement.ask("save")
+            agreement.request("save")
 
     began = time.monotonic()
-    assert run("late", ask) == [[] for _ in range(SIZE)]
+    assert run("late", act) == [[] for _ in range(SIZE)]
     assert time.monotonic() - began < 10
