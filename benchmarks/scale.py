@@ -219,7 +219,7 @@ def least(values: list[dict[str, int]]) -> dict[str, int]:
 
 
 def agreement() -> dict[str, int]:
-    """Return the store requests by which this process agrees on a request, as one of many and as the last to be heard."""
+    """Return how many store requests an agreement costs this process, as one of many and as the last to be heard."""
     size, found = dist.get_world_size(), {}
     for role, others in (("one of many", 0), ("last", size - 1)):
         agreed = StoreAgreement(0, size, role)
@@ -230,10 +230,9 @@ def agreement() -> dict[str, int]:
             agreed._store.set("0/due", "3")  # noqa: SLF001
         with store_requests() as requests:
             agreed.request("save")
-            agreed.start()
-            while agreed.sync_point() is None:
-                time.sleep(0.01)
-            agreed.stop()
+            with agreed.listening():
+                while agreed.sync_point() is None:
+                    time.sleep(0.01)
         found[role] = sum(requests.values())
     return found
 

@@ -28,7 +28,7 @@ class FiniteWatch:
         enabled: whether to look at all.
         is_spread: each process holds a part of the weights. They are then looked at only when the loss, which all
             processes know alike, is not finite.
-        gathered: returns the names that any process has found (`Parallel.gathered`).
+        gathered: returns the names that any process has found.
     """
 
     def __init__(

@@ -130,9 +130,7 @@ class Session:
         try:
             with torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
                 yield
-        except (
-            ProcessError
-        ) as error:  # the failure detector has said it; the way here explains nothing
+        except ProcessError as error:  # the failure detector has said it; the way here explains nothing
             raise error.with_traceback(None) from None
         except Exception as error:
             self._log_failure(error)

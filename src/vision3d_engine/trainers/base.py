@@ -244,12 +244,8 @@ class BaseTrainer(Resumable, abc.ABC):
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
         """Notice signals, and what other processes ask for."""
-        self._agreement.start()
-        try:
-            with self._requests.listening(), self._session.watching(self._where):
-                yield
-        finally:
-            self._agreement.stop()
+        with self._agreement.listening(), self._requests.listening(), self._session.watching(self._where):
+            yield
 
     def _where(self) -> str:
         """Say where in the run this process is."""

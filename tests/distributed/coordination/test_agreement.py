@@ -25,13 +25,12 @@ def run(name, act, size=SIZE, sync_points=400):
 
     def live(rank):
         agreement = agreements[rank]
-        agreement.start()
-        for number in range(1, sync_points + 1):
-            act(rank, number, agreement)
-            if request := agreement.sync_point():
-                found[rank].append((number, request))
-            time.sleep(0.001 + 0.0002 * rank)
-        agreement.stop()
+        with agreement.listening():
+            for number in range(1, sync_points + 1):
+                act(rank, number, agreement)
+                if request := agreement.sync_point():
+                    found[rank].append((number, request))
+                time.sleep(0.001 + 0.0002 * rank)
 
     threads = [threading.Thread(target=live, args=(rank,)) for rank in range(size)]
     for thread in threads:

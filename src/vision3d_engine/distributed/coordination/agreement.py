@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from vision3d_engine.distributed.coordination.store import own_connection
@@ -38,11 +39,10 @@ class Agreement:
         request, self._pending = self._pending, None
         return request
 
-    def start(self) -> None:
-        """Begin to listen to the other processes."""
-
-    def stop(self) -> None:
-        """Listen no more."""
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen to the other processes while a block runs; whoever ends it first ends the agreement of all."""
+        yield
 
 
 class StoreAgreement(Agreement):
@@ -71,7 +71,6 @@ class StoreAgreement(Agreement):
         self._agreed = ""
         self._changed = threading.Condition()
         self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def sync_point(self) -> str | None:
         """Pass a sync point; waits only while the processes agree on a request, a fraction of a second."""
@@ -90,22 +89,20 @@ class StoreAgreement(Agreement):
         self._changed.notify_all()
         return self._agreed
 
-    def start(self) -> None:
-        """Begin to listen to the other processes."""
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen to the other processes while a block runs; whoever ends it first ends the agreement of all."""
         self._stopped.clear()
-        self._thread = threading.Thread(target=self._listen, name="agreement", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Listen no more."""
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join(_PATIENCE_S / 3)
-            is_silent, self._thread = self._thread.is_alive(), None
-            with contextlib.suppress(RuntimeError, OSError):
-                if is_silent:  # the store does not answer, and would not let us go
-                    return
-                self._store.compare_set(self._due_key, "", _NEVER)
+        thread = threading.Thread(target=self._listen, name="agreement", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            thread.join(_PATIENCE_S / 3)
+            if not thread.is_alive():  # otherwise the store does not answer, and would not let us go
+                with contextlib.suppress(RuntimeError, OSError):
+                    self._store.compare_set(self._due_key, "", _NEVER)
 
     def _listen(self) -> None:
         try:

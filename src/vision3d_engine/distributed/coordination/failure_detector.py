@@ -10,14 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal, NoReturn
 
 from vision3d_engine.core.errors import ProcessError
-from vision3d_engine.distributed.coordination.heartbeats import (
-    Heartbeat,
-    Heartbeats,
-    Position,
-    at_line,
-    gone_text,
-    late_text,
-)
+from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, gone_text, late_text
 from vision3d_engine.distributed.coordination.stack_location import line_of
 from vision3d_engine.distributed.coordination.store import own_connection
 from vision3d_engine.distributed.coordination.transport_errors import is_lost_connection, lost_text
@@ -215,7 +208,7 @@ class StoreFailureDetector(FailureDetector):
         waited_s = position.waiting_s()
         if waited_s < self._patience_s:
             return ""
-        text = f"{self._name()} has waited {waited_s:.0f} s in {position.where}{at_line(position.at.line)}"
+        text = f"{self._name()} has waited {waited_s:.0f} s in {position}"
         late = [rank for rank, beat in enumerate(now) if rank in gone or beat is None or not beat.is_waiting]
         if late:
             return f"{text} for {late_text(late, now)}"

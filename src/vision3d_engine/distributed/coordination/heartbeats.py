@@ -42,6 +42,9 @@ class Position:
             self.at, self._since = at, time.monotonic()
         return self
 
+    def __str__(self) -> str:
+        return f"{self.where} ({self.at.line})" if self.at.line else self.where
+
     def waiting_s(self) -> float:
         """Return how long the thread has waited for other processes."""
         return time.monotonic() - self._since if self.at.is_waiting else 0.0
@@ -53,16 +56,14 @@ class Heartbeat(NamedTuple):
     Attributes:
         number: counted from 1.
         host: machine of the process.
-        where: position of its main thread.
-        line: the line of code, if it has been there for a second.
+        position: of its main thread, with the line of code if it has been there for a second.
         is_waiting: it has waited for others for a second.
         has_ended: it is the last one, of a process that has ended its run.
     """
 
     number: int
     host: str
-    where: str
-    line: str
+    position: str
     is_waiting: bool
     has_ended: bool
 
@@ -84,9 +85,7 @@ class Heartbeats:
     def post(self, position: Position, *, has_ended: bool = False) -> None:
         """Post a heartbeat."""
         self.posted += 1
-        beat = Heartbeat(
-            self.posted, platform.node(), position.where, position.at.line, position.waiting_s() >= 1, has_ended
-        )
+        beat = Heartbeat(self.posted, platform.node(), str(position), position.waiting_s() >= 1, has_ended)
         self._store.set(f"heartbeat/{self._rank}", json.dumps(beat))
 
     def neighbour_silent_s(self) -> float:
@@ -113,7 +112,7 @@ def gone_text(ranks: Sequence[int], beats: Sequence[Heartbeat | None]) -> str:
 def _gone(rank: int, beat: Heartbeat | None) -> str:
     if beat is None or beat.has_ended:
         return f"process {rank} has ended its run before the others"
-    return f"process {rank} on {beat.host} is gone: its last sign of life was in {beat.where}{at_line(beat.line)}"
+    return f"process {rank} on {beat.host} is gone: its last sign of life was in {beat.position}"
 
 
 def late_text(ranks: Sequence[int], beats: Sequence[Heartbeat | None]) -> str:
@@ -126,12 +125,7 @@ def _late(rank: int, beat: Heartbeat | None) -> str:
         return f"process {rank}, which has not started its run"
     if beat.has_ended:
         return f"process {rank}, which has ended its run"
-    return f"process {rank} on {beat.host}, which is in {beat.where}{at_line(beat.line)}"
-
-
-def at_line(line: str) -> str:
-    """Return a line of code in brackets, if it is known."""
-    return f" ({line})" if line else ""
+    return f"process {rank} on {beat.host}, which is in {beat.position}"
 
 
 def _joined(texts: list[str]) -> str:
