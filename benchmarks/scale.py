@@ -40,7 +40,7 @@ from traffic import Traffic, store_requests
 from vision3d_engine import EpochBasedTrainer
 from vision3d_engine.core.cli import without_script_flags
 from vision3d_engine.core.settings import TrainerSettings
-from vision3d_engine.distributed.agreement import StoreAgreement
+from vision3d_engine.distributed.coordination.agreement import StoreAgreement
 
 LOG_EVERY, SAVE_EVERY = 10, 23
 BATCH = {"x": torch.randn(16, 64), "y": torch.randint(0, 10, (16,))}
@@ -219,21 +219,20 @@ def least(values: list[dict[str, int]]) -> dict[str, int]:
 
 
 def agreement() -> dict[str, int]:
-    """Return the store requests by which this process agrees on a wish, as one of many and as the last to be heard."""
+    """Return how many store requests an agreement costs this process, as one of many and as the last to be heard."""
     size, found = dist.get_world_size(), {}
     for role, others in (("one of many", 0), ("last", size - 1)):
         agreed = StoreAgreement(0, size, role)
         for rank in range(1, size):
-            agreed._store.set(f"0/begun/{rank}", "3")  # noqa: SLF001  plays the others
+            agreed._store.set(f"0/next/{rank}", "3")  # noqa: SLF001  plays the others
         agreed._store.add("0/posted", others)  # noqa: SLF001
         if role == "one of many":
-            agreed._store.set("0/moment", "3")  # noqa: SLF001
+            agreed._store.set("0/due", "3")  # noqa: SLF001
         with store_requests() as requests:
-            agreed.ask("save")
-            agreed.start()
-            while agreed.tick() is None:
-                time.sleep(0.01)
-            agreed.stop()
+            agreed.request("save")
+            with agreed.listening():
+                while agreed.sync_point() is None:
+                    time.sleep(0.01)
         found[role] = sum(requests.values())
     return found
 

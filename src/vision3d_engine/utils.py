@@ -14,7 +14,7 @@ from typing import Any
 
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.core.files import make_folder
-from vision3d_engine.distributed.world import master_only
+from vision3d_engine.distributed.processes import master_only
 
 _HOMES: dict[str, dict[str, str]] = {
     "average_meter": {"AverageMeter": "metrics.average_meter"},
@@ -35,7 +35,7 @@ _HOMES: dict[str, dict[str, str]] = {
             "master_only",
             "setup_distributed",
         ),
-        "distributed.world",
+        "distributed.processes",
     ),
     "engine": {"setup_engine": "core.seeding"},
     "io": dict.fromkeys(
@@ -164,7 +164,7 @@ def load_ext(name: str, functions: Iterable[str]) -> ModuleType:
 def move_to_cuda(nest: Any) -> Any:
     """Move every tensor of a nest to this process's accelerator; without one the nest stays as it is."""
     from vision3d_engine.core.tree import to_device
-    from vision3d_engine.distributed.world import current_device
+    from vision3d_engine.distributed.processes import current_device
 
     device = current_device()
     return nest if device.type == "cpu" else to_device(nest, device)

@@ -12,7 +12,7 @@ from torch import nn
 
 from vision3d_engine import EpochBasedTrainer, SingleTester, build_dataloader
 from vision3d_engine.core.cli import without_script_flags
-from vision3d_engine.distributed.shards import is_sharded, local_part
+from vision3d_engine.distributed.parallel.shards import is_sharded, local_part
 
 warnings.simplefilter("ignore")
 

@@ -14,7 +14,7 @@ import torch
 from vision3d_engine.checkpoint.folders import with_tensors
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
-from vision3d_engine.distributed.shard_store import ShardStore
+from vision3d_engine.distributed.parallel.shard_store import ShardStore
 
 _PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 # What python's zipfile raises on damaged archives, depending on which byte is wrong.

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from vision3d_engine.core.errors import CheckpointError
-from vision3d_engine.distributed.shard_store import ShardStore, read_whole
-from vision3d_engine.distributed.shards import descriptions, put_in
+from vision3d_engine.distributed.parallel.shard_store import ShardStore, read_whole
+from vision3d_engine.distributed.parallel.shards import descriptions, put_in
 
 _FOLDER = re.compile(r"(?P<stem>.+)@\d+(\.\d+)?\.dcp")
 _COMPLETE = ".metadata"

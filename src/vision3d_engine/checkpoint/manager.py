@@ -25,9 +25,10 @@ from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdate
 from vision3d_engine.checkpoint.snapshot import Buffers, Snapshot
 from vision3d_engine.checkpoint.writer import FileWriter
 from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError, RegistrationError
-from vision3d_engine.distributed.parallel import Parallel
-from vision3d_engine.distributed.shards import Shard, take_out
-from vision3d_engine.distributed.world import World, is_master
+from vision3d_engine.distributed.parallel.base import Parallel
+from vision3d_engine.distributed.parallel.shards import Shard, take_out
+from vision3d_engine.distributed.processes import is_master
+from vision3d_engine.distributed.world import World
 
 # The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
 NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
@@ -278,7 +279,7 @@ class CheckpointManager:
 
         A metric that is not in the dict is passed over; nan is never best.
         """
-        metric_dict = self._parallel.of_main(dict(metric_dict))
+        metric_dict = self._parallel.from_main(dict(metric_dict))
         for metric in self._best.keys() & metric_dict.keys():
             self._scores.setdefault(metric, {})[int(metadata.get("epoch", 0))] = float(metric_dict[metric])
         improved = {metric: float(metric_dict[metric]) for metric in self._best if self._improves(metric, metric_dict)}

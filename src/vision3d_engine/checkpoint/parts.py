@@ -10,8 +10,8 @@ from torch import nn
 
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
-from vision3d_engine.distributed.parallel import clean_key, unwrap_model
-from vision3d_engine.distributed.shards import like
+from vision3d_engine.distributed.parallel.shards import like
+from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
 
 _MAX_LISTED = 8
 Patterns = str | Iterable[str]

@@ -16,8 +16,8 @@ from torch.utils.data import (
 )
 
 from vision3d_engine.core.seeding import seed_worker
-from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler
 from vision3d_engine.data.sample_seeds import SeededDataset
+from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler
 
 
 def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature

@@ -9,7 +9,7 @@ from vision3d_engine.core.compare import differences
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.seeding import derived_seed
 from vision3d_engine.data.permutation import Permutation
-from vision3d_engine.data.sample_seeds import SeededDataset, SampleIndex
+from vision3d_engine.data.sample_seeds import SampleIndex, SeededDataset
 
 
 def check_determinism(dataset: Dataset, count: int = 8, seed: int = 0) -> None:

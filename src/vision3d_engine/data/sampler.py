@@ -3,7 +3,7 @@
 import contextlib
 import random
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from vision3d_engine.core.seeding import derived_seed, seed_host
 from vision3d_engine.data.permutation import Permutation
 from vision3d_engine.data.sample_seeds import SampleIndex
-from vision3d_engine.distributed.world import get_rank, get_world_size
+from vision3d_engine.distributed.processes import get_rank, get_world_size
 
 _CHUNK = 1024
 _ENDLESS = 2**62
@@ -141,8 +141,7 @@ class PositionSampler(_Positioned):
         for positions in shares:
             is_function = isinstance(permutation, Permutation)
             indices = permutation.at(positions) if is_function else permutation[positions.start : positions.stop]
-            for position, index in zip(positions, indices, strict=True):
-                yield SampleIndex(index, position, epoch, base)
+            yield from map(SampleIndex, indices, positions, repeat(epoch), repeat(base))
 
     def _presharded(self, base: int, epoch: int, start: int) -> Iterator[SampleIndex]:
         rank, size = get_rank(), get_world_size()

@@ -12,8 +12,8 @@ from torch import nn
 from vision3d_engine.core.errors import NonFiniteError, shortened
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.tree import to_cpu
-from vision3d_engine.distributed.parallel import unwrap_model
-from vision3d_engine.distributed.shards import local_part
+from vision3d_engine.distributed.parallel.shards import local_part
+from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 
 _MAX_NAMES = 5
 # A look at the weights costs as much as a tiny step, so log lines that follow each other faster share one.

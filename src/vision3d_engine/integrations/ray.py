@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core.errors import ConfigError, EngineError
-from vision3d_engine.distributed.world import is_master, master_only
+from vision3d_engine.distributed.processes import is_master, master_only
 from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.trainers.base import BaseTrainer

@@ -1,6 +1,8 @@
 from vision3d_engine.loggers.formatting import *
 from vision3d_engine.loggers.formatting import get_log_string
 from vision3d_engine.loop.pace import describe_pace
+
+
 def train_line(means, window, position, *, max_epoch, max_iteration, samples_per_step, device):
     epoch, iteration = position["epoch"], position["iteration"]
     left = None if max_iteration is None else (max_epoch - epoch + 1) * max_iteration - iteration

@@ -7,7 +7,7 @@ from typing import Any
 
 from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
 from vision3d_engine.data.loader_hints import LoaderHints
-from vision3d_engine.distributed.parallel import Parallel
+from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import Progress

@@ -10,7 +10,6 @@ import torch
 from vision3d_engine.core.errors import DataError, ResultError, did_you_mean, listed
 from vision3d_engine.core.tree import describe
 
-
 _RETURN_LOSS = "Return {'loss': tensor, ...}"
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vision3d_engine.distributed.coordination.reductions import Sums
+
 # Steps whose numbers wait on the device before they are summed up there; bounds memory between rare log lines.
 _MAX_ROWS = 256
 # Summed blocks that are kept until a log line, to find the step that was not finite.
 _MAX_BLOCKS = 64
 
-Sums = dict[str, tuple[float, float, float]]
 AddUp = Callable[[Sums], Sums]
 
 

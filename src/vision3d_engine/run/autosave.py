@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from vision3d_engine.checkpoint.manager import NEWEST, CheckpointManager
 from vision3d_engine.core.durations import parse_cadence
 from vision3d_engine.core.errors import EngineError, FolderError, NonFiniteError
-from vision3d_engine.distributed.agreement import Agreement
+from vision3d_engine.distributed.coordination.agreement import Agreement
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.stopping import alarm, end_program, is_stop, reason_of, requeue

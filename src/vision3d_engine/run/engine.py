@@ -9,7 +9,8 @@ from torch import nn
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import LoaderCache
-from vision3d_engine.distributed.parallel import Parallel, unwrap_model
+from vision3d_engine.distributed.parallel.base import Parallel
+from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.records import SampleRecords
 from vision3d_engine.run.session import Session

@@ -1,6 +1,5 @@
 """Which checkpoint a run goes on from: the newest, the one before it, one that is named, or none."""
 
-from pathlib import Path
 from typing import Any
 
 from vision3d_engine.checkpoint.files import available

@@ -14,7 +14,7 @@ from vision3d_engine.core.config import read_settings
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
 from vision3d_engine.data.loader_hints import LoaderHints
-from vision3d_engine.distributed.parallel import Parallel
+from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.world import join_world
 from vision3d_engine.logs.logger import Logger, set_logger
 from vision3d_engine.loop.context import PassContext

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from vision3d_engine.distributed.agreement import Agreement
-from vision3d_engine.distributed.launch import slurm_job
+from vision3d_engine.distributed.coordination.agreement import Agreement
+from vision3d_engine.distributed.launch.launcher import slurm_job
 
 # What a deadline ends with: "try again later" (sysexits.h), which no signal and no error uses.
 TIME_IS_OVER = 75
@@ -28,7 +28,7 @@ class StopRun(SystemExit):
 class StopRequests:
     """Notices requests to stop: signals, Ctrl-C, the end of the time.
 
-    While `listening`, SIGTERM, SIGINT and SIGUSR1 only leave a request with the agreement; a second Ctrl-C ends at once.
+    While `listening`, SIGTERM, SIGINT and SIGUSR1 only leave a request; a second Ctrl-C ends at once.
 
     Args:
         agreement: brings the request to all processes.
@@ -135,7 +135,7 @@ def _is_interactive() -> bool:
 
 
 def requeue(request: str) -> str | None:
-    """Ask SLURM to queue this job again if the request was a warning before its end; return what happened, else None."""
+    """Ask SLURM to queue this job again if its end was announced; return what happened, else None."""
     job = slurm_job()
     if job is None or reason_of(request) not in {"SIGUSR1", _DEADLINE}:
         return None

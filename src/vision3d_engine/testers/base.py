@@ -8,7 +8,7 @@ from vision3d_engine.checkpoint.files import available
 from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
 from vision3d_engine.core.tree import describe
-from vision3d_engine.distributed.parallel import Parallel
+from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.logs.log_line import get_log_string
 from vision3d_engine.loop.eval_pass import TestPass
 from vision3d_engine.loop.hooks import TEST_HOOKS

@@ -14,7 +14,7 @@ from vision3d_engine.core.durations import parse_duration
 from vision3d_engine.core.errors import DataError, NonFiniteError, RegistrationError, ResultError, did_you_mean, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import ResumableLoader, refuse_shared_iterator
-from vision3d_engine.distributed.parallel import choose_parallel
+from vision3d_engine.distributed.parallel.choose import choose_parallel
 from vision3d_engine.logs.log_line import get_log_string
 from vision3d_engine.loop.eval_pass import EvalPass
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
@@ -37,7 +37,7 @@ _OPTIMIZER = ("step", "zero_grad", "param_groups", "state_dict", "load_state_dic
 _SCHEDULER = ("step", "state_dict", "load_state_dict")
 
 
-class BaseTrainer(Engine, TrainHooks):
+class BaseTrainer(Engine, TrainHooks, abc.ABC):
     """Trains a model: subclass `EpochBasedTrainer` or `IterBasedTrainer`, register the parts, write two steps.
 
     In the constructor call ``super().__init__(cfg)``, then `register_loader`, `register_model`, `register_optimizer`

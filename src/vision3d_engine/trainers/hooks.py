@@ -4,7 +4,7 @@ import abc
 from typing import Any
 
 
-class TrainHooks(abc.ABC):
+class TrainHooks:
     """Two steps to implement, and moments to act at; what is not overridden costs nothing."""
 
     def before_train(self) -> None:

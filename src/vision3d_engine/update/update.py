@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vision3d_engine.distributed.parallel import Parallel
+from vision3d_engine.distributed.parallel.base import Parallel
 
 _EXCHANGING = contextlib.nullcontext()
 

@@ -1,5 +1,8 @@
 import contextlib
+
 from vision3d_engine.loggers.board import EventBoard
+
+
 class MetricWriters(EventBoard):
     def __init__(self, event_dir, jsonl_file, logger, enabled=True):
         super().__init__(event_dir, jsonl_file, enabled)

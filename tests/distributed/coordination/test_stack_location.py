@@ -2,11 +2,13 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from vision3d_engine.distributed.whereabouts import find, line_of
+import vision3d_engine
+from vision3d_engine.distributed.coordination.stack_location import find_location, line_of
 
 
 def sleeper(started):
@@ -20,11 +22,34 @@ def test_a_thread_is_found_in_its_own_line_and_does_not_wait():
     thread.start()
     started.wait()
     time.sleep(0.1)
-    place = find(thread.ident)
+    place = find_location(thread.ident)
     thread.join()
-    assert place.line.startswith("test_whereabouts.py:")
+    assert place.line.startswith("test_stack_location.py:")
     assert place.line.endswith(" in sleeper")
     assert not place.is_waiting
+
+
+@pytest.mark.parametrize(
+    ("file", "is_waiting"),
+    [
+        ("distributed/world.py", True),
+        ("metrics/meter.py", True),
+        ("update/clipping.py", True),
+        ("optim/optimizer.py", False),
+        ("utils.py", False),
+    ],
+)
+def test_code_of_the_engine_that_reads_the_device_or_other_processes_may_wait_for_them(file, is_waiting):
+    started, may_end, scope = threading.Lock(), threading.Lock(), {}
+    source = "def act(started, may_end):\n    started.release()\n    may_end.acquire()"
+    exec(compile(source, str(Path(vision3d_engine.__file__).parent / file), "exec"), scope)
+    with started, may_end:
+        thread = threading.Thread(target=scope["act"], args=(started, may_end))
+        thread.start()
+        started.acquire()
+        place = find_location(thread.ident)
+    thread.join()
+    assert place.is_waiting == is_waiting
 
 
 def test_a_backward_pass_may_wait_for_other_processes():
@@ -37,7 +62,7 @@ def test_a_backward_pass_may_wait_for_other_processes():
 
         @staticmethod
         def backward(context, gradient):
-            thread = threading.Thread(target=lambda: found.append(find(me)))
+            thread = threading.Thread(target=lambda: found.append(find_location(me)))
             thread.start()
             thread.join()
             return gradient

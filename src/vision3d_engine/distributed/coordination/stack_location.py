@@ -1,4 +1,4 @@
-"""Where a thread of this process is, seen from another thread; costs the one that is watched nothing."""
+"""Which line a thread of this process is in, seen from another thread; costs the one that is looked at nothing."""
 
 import faulthandler
 import re
@@ -15,7 +15,7 @@ _WAITS = tuple(
     str(Path(folder) / part)
     for folder, parts in (
         (torch.__path__[0], ("distributed", "autograd", "_tensor.py", "nn/parallel")),
-        (Path(__file__).parent.parent, ("distributed", "metrics", "loop/update.py")),
+        (Path(__file__).parents[2], ("distributed", "metrics", "update", "loop/update.py")),
     )
     for part in parts
 )
@@ -24,14 +24,14 @@ _LIBRARIES = (_TORCH, sysconfig.get_path("stdlib"), "<")
 _LINE = re.compile(r'  File "(.*)", line (\d+) in (.*)')
 
 
-class Whereabouts(NamedTuple):
+class StackLocation(NamedTuple):
     """A line of code, such as ``train.py:41 in train_step``, and whether it may wait for other processes."""
 
     line: str
     is_waiting: bool
 
 
-def find(thread: int) -> Whereabouts:
+def find_location(thread: int) -> StackLocation:
     """Return where a thread is: its innermost line outside torch and python's own library.
 
     ``sys._current_frames`` would take a lock of the interpreter, with which a fork of data workers must not collide;
@@ -44,7 +44,7 @@ def find(thread: int) -> Whereabouts:
     stack = _LINE.findall(text.partition(f"hread 0x{thread:016x} ")[2].partition("\n\n")[0])
     is_waiting = bool(stack) and stack[0][0].startswith(_WAITS)
     lines = (_describe(*line) for line in stack if not _is_library(line[0]))
-    return Whereabouts(next(lines, ""), is_waiting)
+    return StackLocation(next(lines, ""), is_waiting)
 
 
 def line_of(traceback: TracebackType | None) -> str:

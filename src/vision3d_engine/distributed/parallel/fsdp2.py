@@ -1,7 +1,7 @@
 """FSDP2: every process holds a part of each parameter, its gradient and its optimizer state."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,16 +12,17 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed
-from vision3d_engine.distributed.parallel import Parallel, take_buffers, unwrap_model, with_synced_norms
-from vision3d_engine.distributed.shard_store import ShardStore
-from vision3d_engine.distributed.shards import is_sharded, local_part
+from vision3d_engine.distributed.parallel.base import Parallel
+from vision3d_engine.distributed.parallel.shard_store import ShardStore
+from vision3d_engine.distributed.parallel.shards import is_sharded, local_part
+from vision3d_engine.distributed.parallel.wrapping import broadcast_buffers, unwrap_model, with_synced_norms
 from vision3d_engine.distributed.world import World
 
 _DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-class ShardedParallel(Parallel):
+class FullyShardedParallel(Parallel):
     """Parameters are gathered block by block where they are needed (``torch.distributed.fsdp.fully_shard``).
 
     Every process must call the model equally often in a training step, since each call gathers parameters.
@@ -43,9 +44,9 @@ class ShardedParallel(Parallel):
         mesh = init_device_mesh(self.world.device.type, (self.world.size,))
         blocks = blocks_of(own, self._trainer.fsdp_blocks, self._trainer.fsdp_min_params)
         for block in dict.fromkeys((*self._exact_norms(own), *blocks)):
-            self._take_from_main(block)
+            self._broadcast_from_main(block)
             fully_shard(block, mesh=mesh, mp_policy=self._policy(block), reshard_after_forward=True)
-        self._take_from_main(own)
+        self._broadcast_from_main(own)
         fully_shard(own, mesh=mesh, mp_policy=self._policy(own, is_root=True), reshard_after_forward=False)
         self.store = ShardStore(mesh)
         return model
@@ -65,7 +66,7 @@ class ShardedParallel(Parallel):
         output_dtype = torch.float32 if is_root else None
         return MixedPrecisionPolicy(param_dtype, _DTYPES[self._trainer.fsdp_reduce_dtype], output_dtype)
 
-    def _take_from_main(self, block: nn.Module) -> None:
+    def _broadcast_from_main(self, block: nn.Module) -> None:
         """Move what is not sharded yet to the device, and overwrite it with that of the main process."""
         block.to(self.world.device)
         for tensor in (*block.parameters(), *block.buffers()):
@@ -85,20 +86,20 @@ class ShardedParallel(Parallel):
     def local_forward(self, model: nn.Module, batches: int | None) -> AbstractContextManager:
         """Take the main one's buffers; hold the whole model for a while when the processes' shares are unequal."""
         own = unwrap_model(model)
-        take_buffers(own, self.world)
+        broadcast_buffers(own, self.world)
         counts = set(self.world.gather(batches))
         is_equal = len(counts) == 1 and None not in counts
         return _forward_only(own, keeps_all=not is_equal)
 
-    def local_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def local_parts(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """Return the shard of each tensor, sharing its memory."""
         return [local_part(tensor) for tensor in tensors]
 
-    def of_main(self, value: Any) -> Any:
+    def from_main(self, value: Any) -> Any:
         """Return the main process's value; one gather."""
         return self.world.gather(value)[0]
 
-    def of_all(self, names: Sequence[str]) -> list[str]:
+    def gathered(self, names: Sequence[str]) -> list[str]:
         """Return the names that any process has found; one gather."""
         return sorted({name for found in self.world.gather(list(names)) for name in found})
 

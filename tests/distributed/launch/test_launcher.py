@@ -1,12 +1,8 @@
-"""What launchers say, and how processes of one attempt find each other in a store that outlives attempts."""
-
-import threading
+"""What launchers say."""
 
 import pytest
-import torch.distributed as dist
 
-from vision3d_engine import ProcessError
-from vision3d_engine.distributed.launch import crowded, find_launch, first_host, meet
+from vision3d_engine.distributed.launch.launcher import find_launch, first_host
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 SLURM = {
@@ -71,37 +67,3 @@ def test_a_shell_of_slurm_is_alone(change, started, monkeypatch):
 )
 def test_the_first_machine_of_a_list(nodes, first):
     assert first_host(nodes) == first
-
-
-def test_processes_of_an_attempt_meet_although_the_store_remembers_dead_ones():
-    store = dist.HashStore()
-    for attempt, size in ((1, 3), (2, 3), (3, 2), (4, 4)):
-        found = [None] * size
-
-        def join(rank, found=found, size=size):
-            found[rank] = meet(store, rank, size, 10)
-
-        threads = [threading.Thread(target=join, args=(rank,)) for rank in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert found == [attempt] * size
-
-
-def test_who_does_not_join_is_named():
-    with pytest.raises(ProcessError, match="2 of 3 processes did not join within 0 s: 1, 2"):
-        meet(dist.HashStore(), 0, 3, 0.1)
-
-
-def test_too_many_threads_for_the_cores_are_said_with_the_fix():
-    def crew(cores, threads):
-        return [("node1", frozenset(cores), threads)]
-
-    shared, own = range(8), (range(4), range(4, 8))
-    assert crowded(crew(shared, 4) + crew(shared, 4)) == []
-    assert crowded(crew(own[0], 4) + crew(own[1], 4)) == []
-    assert crowded(crew(range(1), 1) + crew(range(1), 1)) == [], "nothing can be done"
-    (note,) = crowded(crew(shared, 8) + crew(shared, 8))
-    assert "2 processes on node1 have 16 torch threads on 8 cores" in note
-    assert "set OMP_NUM_THREADS=4" in note

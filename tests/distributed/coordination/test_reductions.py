@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision3d_engine.distributed.sums import KeyedSums
+from vision3d_engine.distributed.coordination.reductions import NamedSums
 
 
 class Meeting:
@@ -38,7 +38,7 @@ def test_sums_are_those_over_all_processes_whatever_names_each_has(calls):
     found = [[] for _ in range(size)]
 
     def process(rank):
-        sums = KeyedSums(lambda vector: meeting.reduce(rank, vector), lambda value: meeting.gather(rank, value))
+        sums = NamedSums(lambda vector: meeting.reduce(rank, vector), lambda value: meeting.gather(rank, value))
         found[rank] = [sums(call[rank]) for call in calls]
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(size)]
@@ -56,7 +56,7 @@ def test_sums_are_those_over_all_processes_whatever_names_each_has(calls):
 
 def test_names_are_exchanged_only_while_one_is_new():
     meeting = Meeting(1)
-    sums = KeyedSums(lambda vector: meeting.reduce(0, vector), lambda value: meeting.gather(0, value))
+    sums = NamedSums(lambda vector: meeting.reduce(0, vector), lambda value: meeting.gather(0, value))
     for _ in range(5):
         sums({"loss": (1.0, 2.0, 4.0)})
     assert meeting.reduced == 6

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError
 from vision3d_engine.core.files import sync_folder
-from vision3d_engine.distributed.shards import Shard
+from vision3d_engine.distributed.parallel.shards import Shard
 
 _CHUNK = 1 << 24
 _METADATA = ".metadata"

@@ -1,0 +1,1 @@
+"""How processes act together: agreement, failure detection and sums, none of which costs a step an exchange."""

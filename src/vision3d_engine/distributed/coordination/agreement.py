@@ -1,0 +1,152 @@
+"""Let all processes act at the end of the same step, although nothing is exchanged in a step."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from vision3d_engine.distributed.coordination.store import own_connection
+
+_POLL_S = 0.2
+# Longer than a busy machine needs to answer, shorter than what a scheduler waits between SIGTERM and SIGKILL.
+_PATIENCE_S = 15.0
+# More processes than this look less often for the sync point, so that the store's work does not grow with their number.
+_MANY = 64
+_NEVER = "never"
+
+
+class Agreement:
+    """Requests such as "stop" or "save", which one process makes and all carry out. Here the process is alone.
+
+    `sync_point` is called at points that all processes pass in the same order, such as the end of an update.
+    """
+
+    def __init__(self) -> None:
+        self._pending: str | None = None
+
+    def request(self, what: str) -> None:
+        """Request something of all processes; a signal handler may call it. A newer request replaces an older one."""
+        self._pending = what
+
+    @property
+    def pending(self) -> str | None:
+        """What this process has requested and all have not carried out yet."""
+        return self._pending
+
+    def sync_point(self) -> str | None:
+        """Pass a sync point and return the request that all processes carry out now, or None."""
+        request, self._pending = self._pending, None
+        return request
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen to the other processes while a block runs; whoever ends it first ends the agreement of all."""
+        yield
+
+
+class StoreAgreement(Agreement):
+    """Agreement of several processes through the key-value store that has brought them together.
+
+    A thread looks into the store five times a second. When it finds a request it posts the number of the sync point
+    that this process comes to next, and the request is carried out at the largest number of all, which the last one to
+    post sets. Processes with a smaller number go on until there, so nobody waits for anybody within a step, and no step
+    costs more than a look at a lock. What a process asks of the store does not grow with the number of processes, but
+    for the last one to post.
+
+    Args:
+        rank: number of this process.
+        size: number of processes.
+        name: tells this agreement from others of the same processes.
+    """
+
+    def __init__(self, rank: int, size: int, name: str) -> None:
+        super().__init__()
+        self._rank, self._size = rank, size
+        self._store: Any = own_connection(name)
+        self._round = 0
+        self._next = 1
+        self._due: int | None = None
+        self._is_agreeing = False
+        self._agreed = ""
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+
+    def sync_point(self) -> str | None:
+        """Pass a sync point; waits only while the processes agree on a request, a fraction of a second."""
+        with self._changed:
+            while self._is_agreeing:
+                self._changed.wait()
+            request = self._take_agreed() if self._due is not None and self._due <= self._next else None
+            self._next += 1
+            return request
+
+    def _take_agreed(self) -> str:
+        """Return the request that was agreed on, and let the next one be heard."""
+        if self._pending == self._agreed:
+            self._pending = None
+        self._due = None
+        self._changed.notify_all()
+        return self._agreed
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen to the other processes while a block runs; whoever ends it first ends the agreement of all."""
+        self._stopped.clear()
+        thread = threading.Thread(target=self._listen, name="agreement", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            thread.join(_PATIENCE_S / 3)
+            if not thread.is_alive():  # otherwise the store does not answer, and would not let us go
+                with contextlib.suppress(RuntimeError, OSError):
+                    self._store.compare_set(self._due_key, "", _NEVER)
+
+    def _listen(self) -> None:
+        try:
+            while not self._stopped.wait(_POLL_S):
+                self._look()
+        except (RuntimeError, OSError):  # the store is gone with the process that held it: nobody is left to ask
+            return
+
+    def _look(self) -> None:
+        """Hand this process's request on, and agree on the sync point when there is one."""
+        key = f"{self._round}/request"
+        if self._pending is not None and not self._store.check([key]):
+            self._store.compare_set(key, "", self._pending)
+        if self._due is None and self._store.check([key]):
+            self._agree(self._store.get(key).decode())
+
+    def _agree(self, request: str) -> None:
+        """Post the sync point that comes next here; the last one to do so sets the one for all."""
+        with self._changed:
+            self._is_agreeing = True
+            self._store.set(f"{self._round}/next/{self._rank}", str(self._next))
+        if self._store.add(f"{self._round}/posted", 1) == self._size:
+            posted = [self._store.get(f"{self._round}/next/{rank}") for rank in range(self._size)]
+            self._store.compare_set(self._due_key, "", str(max(map(int, posted))))
+        due = self._await_due()
+        with self._changed:
+            if due != _NEVER:
+                self._due, self._agreed = int(due), request
+                self._round += 1
+            else:
+                self._stopped.set()
+            self._is_agreeing = False
+            self._changed.notify_all()
+
+    def _await_due(self) -> str:
+        """Wait for the sync point; never, for all alike, when one has ended its run, or does not answer."""
+        patience = time.monotonic() + _PATIENCE_S
+        pause = _POLL_S / 10 * max(1.0, self._size / _MANY)
+        while not self._store.check([self._due_key]):
+            if self._stopped.wait(pause) or time.monotonic() > patience:
+                self._store.compare_set(self._due_key, "", _NEVER)
+        return self._store.get(self._due_key).decode()
+
+    @property
+    def _due_key(self) -> str:
+        """Key of this round's sync point; the first value counts, so that all read the same."""
+        return f"{self._round}/due"

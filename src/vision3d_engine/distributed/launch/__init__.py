@@ -1,0 +1,1 @@
+"""Who has started this process, its device, and the process group that it joins."""

@@ -1,0 +1,161 @@
+"""Open torch's default process group, also in a store that still holds what a dead attempt has written."""
+
+import atexit
+import os
+import platform
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+
+from vision3d_engine.core.errors import ProcessError, shortened
+from vision3d_engine.distributed.launch.launcher import Launch
+
+_STORES: Any = dist  # its stores are public, though type checkers do not see it
+_MAX_NAMES = 5
+_PAUSE_S = 0.02
+# The engine's own error comes first and names who is late; the transport's is for what it cannot see.
+_MARGIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class OpenedGroup:
+    """What was found out when the engine opened the process group.
+
+    Attributes:
+        restarts: how often the processes of this launch have been started again.
+        name: the launch's name.
+        notes: warnings for people.
+    """
+
+    restarts: int
+    name: str
+    notes: Sequence[str]
+
+
+_OPENED: list[OpenedGroup] = []
+
+
+def is_distributed() -> bool:
+    """Tell whether a process group is open."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def opened_group() -> OpenedGroup | None:
+    """Return what was found out when the engine opened this process's group; None if it did not open one."""
+    return _OPENED[-1] if _OPENED else None
+
+
+def open_process_group(launch: Launch, device: torch.device, timeout_s: float) -> None:
+    """Open torch's default group for the rest of the process, so that a tester can follow a trainer; waits for all.
+
+    Args:
+        launch: who we are.
+        device: where tensors that are exchanged lie; it chooses the backend.
+        timeout_s: how long a process may wait for another.
+
+    Raises:
+        ProcessError: when some never come.
+    """
+    timeout_s += _MARGIN_S
+    timeout = timedelta(seconds=timeout_s)
+    attempt, store = _shared_store(launch, timeout_s)
+    backend = {"cuda": "nccl", "xpu": "xccl"}.get(device.type, "gloo")
+    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
+    found: list[Any] = [None] * launch.size
+    dist.all_gather_object(found, (launch.restarts, platform.node(), _cores(), torch.get_num_threads()))
+    restarts = max(attempt - 1, *(restarts for restarts, *_ in found))
+    _OPENED[:] = [OpenedGroup(restarts, launch.name, thread_warnings([process for _, *process in found]))]
+    atexit.register(_close_process_group)
+
+
+def _close_process_group() -> None:
+    if is_distributed():
+        dist.destroy_process_group()
+
+
+def _shared_store(launch: Launch, timeout_s: float) -> tuple[int, Any]:
+    """Return the number of this attempt, from 1, and the store that its processes share."""
+    is_host = launch.rank == 0 and not launch.is_store_open
+    timeout = timedelta(seconds=timeout_s)
+    store = _STORES.TCPStore(
+        launch.host, launch.port, launch.size, is_master=is_host, timeout=timeout, multi_tenant=True
+    )
+    if not launch.is_store_open:
+        return 1, store
+    attempt = meet(PrefixStore("vision3d_engine/attempts", store), launch.rank, launch.size, timeout_s)
+    return attempt, PrefixStore(f"vision3d_engine/attempt{attempt}", store)
+
+
+def meet(store: Any, rank: int, size: int, patience_s: float) -> int:
+    """Return the number of this attempt, from 1, agreed on by its processes alone.
+
+    The launcher's store outlives attempts, and the count of restarts differs between its machines, so what is read
+    may come from a process that is dead: every process posts a random id, the main one answers ids, and only who is
+    alive acknowledges the answer.
+
+    Raises:
+        ProcessError: naming the processes that did not come.
+    """
+    own_id = uuid.uuid4().hex
+    store.set(f"id/{rank}", own_id)
+    if rank == 0:
+        attempt = store.add("number", 1)
+        _answer_all(store, attempt, size, patience_s)
+        return attempt
+    store.wait([f"answer/{own_id}"], timedelta(seconds=patience_s))
+    attempt = int(store.get(f"answer/{own_id}"))
+    store.set(f"{attempt}/acknowledged/{rank}", "")
+    return attempt
+
+
+def _answer_all(store: Any, attempt: int, size: int, patience_s: float) -> None:
+    """Answer the ids of the other processes until all of them have acknowledged."""
+    missing, patience = set(range(1, size)), time.monotonic() + patience_s
+    while missing:
+        for rank in sorted(missing):
+            if store.check([f"id/{rank}"]):
+                store.set(f"answer/{store.get(f'id/{rank}').decode()}", str(attempt))
+            if store.check([f"{attempt}/acknowledged/{rank}"]):
+                missing.remove(rank)
+        if missing and time.monotonic() > patience:
+            late = shortened(sorted(missing), _MAX_NAMES)
+            message = f"{len(missing)} of {size} processes did not join within {patience_s:.0f} s: {late}"
+            raise ProcessError(f"{message}. Look at their logs, or start with fewer processes")
+        time.sleep(_PAUSE_S)
+
+
+def _cores() -> frozenset[int]:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def thread_warnings(processes: Sequence[Sequence[Any]]) -> list[str]:
+    """Return a warning for the machine whose processes have most threads for each core that they share, if too many.
+
+    Args:
+        processes: machine, cores and number of torch threads of each.
+    """
+    machines: dict[str, list[Any]] = {}
+    for machine, cores, threads in processes:
+        machines.setdefault(machine, []).append((cores, threads))
+    loads = [_load(machine, members) for machine, members in machines.items()]
+    threads, cores, count, machine = max(loads, key=lambda load: load[0] / load[1])
+    if threads <= max(cores, count):
+        return []
+    note = f"{count} processes on {machine} have {threads} torch threads on {cores} cores and wait for each other"
+    return [f"{note}; set OMP_NUM_THREADS={max(cores // count, 1)}"]
+
+
+def _load(machine: str, processes: Sequence[tuple[frozenset[int], int]]) -> tuple[int, int, int, str]:
+    """Return threads, cores and processes of a machine, and its name."""
+    cores = frozenset[int]().union(*(cores for cores, _ in processes))
+    return sum(threads for _, threads in processes), len(cores), len(processes), machine

@@ -1,0 +1,1 @@
+"""Ways to share a model among processes, one class each."""

@@ -1,0 +1,56 @@
+"""What holds a model asks of the way in which processes share it; and the null object for one process."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from vision3d_engine.distributed.world import World
+
+
+class Parallel:
+    """One process: the model is moved to the device and left as it is.
+
+    Args:
+        world: the processes.
+    """
+
+    #: keeps the shards of all processes in files; None when every process holds the whole model.
+    store: Any = None
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model on the device, as steps shall call it; to be called by all processes."""
+        return model.to(self.world.device)
+
+    def without_gradient_sync(self, model: nn.Module) -> AbstractContextManager:
+        """Return a context in which a backward pass does not exchange gradients between processes."""
+        return contextlib.nullcontext()
+
+    def local_forward(self, model: nn.Module, batches: int | None) -> AbstractContextManager:
+        """Return a context in which forward passes wait for no other process, so that shares may be unequal.
+
+        Args:
+            model: what `wrap` returned.
+            batches: how many this process will walk; None when not known.
+        """
+        return contextlib.nullcontext()
+
+    def check_gradients(self, model: nn.Module) -> None:
+        """Raise `ResultError` when a parameter that takes no part in the loss spoils the exchange of gradients."""
+
+    #: returns what this process holds of each tensor, sharing its memory.
+    local_parts: Callable[[Iterable[torch.Tensor]], list[torch.Tensor]] = list
+
+    def from_main(self, value: Any) -> Any:
+        """Return the main process's value where all processes have to act alike."""
+        return value
+
+    def gathered(self, names: Sequence[str]) -> list[str]:
+        """Return the names that any process has found, where each sees only a part of the model."""
+        return list(names)

@@ -1,0 +1,43 @@
+"""How processes of one attempt find each other in a store that outlives attempts, and their threads."""
+
+import threading
+
+import pytest
+import torch.distributed as dist
+
+from vision3d_engine import ProcessError
+from vision3d_engine.distributed.launch.process_group import meet, thread_warnings
+
+
+def test_processes_of_an_attempt_meet_although_the_store_remembers_dead_ones():
+    store = dist.HashStore()
+    for attempt, size in ((1, 3), (2, 3), (3, 2), (4, 4)):
+        found = [None] * size
+
+        def join(rank, found=found, size=size):
+            found[rank] = meet(store, rank, size, 10)
+
+        threads = [threading.Thread(target=join, args=(rank,)) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert found == [attempt] * size
+
+
+def test_who_does_not_join_is_named():
+    with pytest.raises(ProcessError, match="2 of 3 processes did not join within 0 s: 1, 2"):
+        meet(dist.HashStore(), 0, 3, 0.1)
+
+
+def test_too_many_threads_for_the_cores_are_said_with_the_fix():
+    def process(cores, threads):
+        return [("node1", frozenset(cores), threads)]
+
+    shared, own = range(8), (range(4), range(4, 8))
+    assert thread_warnings(process(shared, 4) + process(shared, 4)) == []
+    assert thread_warnings(process(own[0], 4) + process(own[1], 4)) == []
+    assert thread_warnings(process(range(1), 1) + process(range(1), 1)) == [], "nothing can be done"
+    (note,) = thread_warnings(process(shared, 8) + process(shared, 8))
+    assert "2 processes on node1 have 16 torch threads on 8 cores" in note
+    assert "set OMP_NUM_THREADS=4" in note
