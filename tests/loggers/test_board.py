@@ -331,7 +331,7 @@ def test_a_run_on_a_disk_that_fills_up_to_the_last_byte_trains_to_its_end(small_
     class Fills(ToyQuiet):
         def before_train_epoch(self, epoch):
             if epoch == 2:
-                self._checkpoints.join()
+                self._run.checkpoints.join()
                 fill(small_disk)
 
         def after_val_epoch(self, epoch, summary_dict):

@@ -111,7 +111,7 @@ class Trainer(EpochBasedTrainer):
         return torch.float32 if self.case.get("single") else torch.float64
 
     def after_backward(self, *args):
-        if self._update.is_complete and self.case.get("clip"):
+        if self._pass._update.is_complete and self.case.get("clip"):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.case["clip"])
 
     def optimizer_step(self):
@@ -125,7 +125,7 @@ class Trainer(EpochBasedTrainer):
                 local_part(self.net.last.weight).fill_(torch.nan)
         number, at = self.case.get("signal", (0, 0))
         if self.total_steps == at:
-            self._checkpoints.join()
+            self._run.checkpoints.join()
             if self._session.world.is_main:
                 os.kill(os.getpid(), number)
         if self.total_steps > at > 0:

@@ -363,7 +363,7 @@ class Wide(ToyEpochTrainer):
 
     def after_val_epoch(self, epoch, summary_dict):
         if epoch == self.fill_after:
-            self._checkpoints.join()
+            self._run.checkpoints.join()
             folder = Path(self._session.folders.output)
             free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
             (folder / "filler").write_bytes(b"x" * max(free - self.fill_to, 0))

@@ -13,6 +13,11 @@ from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import Progress
 
 
+def setting(name: str, doc: str) -> Any:
+    """Return a property that shows a setting ``trainer.*`` of ``self._context``."""
+    return property(lambda owner: getattr(owner._context.settings, name), doc=doc)  # noqa: SLF001  the engine's own
+
+
 @dataclass(frozen=True)
 class PassContext:
     """Settings, processes, counters and outlets that passes share.

@@ -7,8 +7,9 @@ import torch
 
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import ResumableLoader
+from vision3d_engine.logs.log_line import get_log_string
 from vision3d_engine.loop.context import PassContext
-from vision3d_engine.loop.result_checks import ResultChecker
+from vision3d_engine.loop.result_checks import ResultChecker, as_numbers
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.metrics.running_means import RunningMeans
 
@@ -42,7 +43,22 @@ class EvalPass:
             may_be_empty=world.size > 1,
         )
 
-    def run(self, seed: int, epoch: int) -> dict[str, Any]:
+    def validate(self) -> dict[str, Any]:
+        """Validate from the first hook to the log line; return the summary with what `after_val_epoch` added to it."""
+        context, owner, epoch = self._context, self._owner, self._context.progress.epoch
+        context.seed_pass("val")
+        owner.set_eval_mode()
+        context.hooks.fire("before_val_epoch", epoch)
+        summary_dict = self.walk(context.data_seed("val", epoch), epoch)
+        context.hooks.fire("after_val_epoch", epoch, summary_dict)
+        numbers, times = as_numbers(summary_dict), self.runner.clock.means()
+        text = get_log_string(numbers, epoch=epoch, max_epoch=owner.max_epoch, time_dict=times)
+        owner.log(f"[Val] {text}", level="SUCCESS")
+        context.writers.scalars("val", numbers, epoch, epoch=epoch, total_steps=context.progress.total_steps)
+        owner.set_train_mode()
+        return summary_dict
+
+    def walk(self, seed: int, epoch: int) -> dict[str, Any]:
         """Walk the batches and return the means over all processes.
 
         Args:
@@ -97,6 +113,16 @@ class TestPass(EvalPass):
         super().__init__(owner, context, loader, after_iteration)
         self._cases_of = cases_of
         self.last_case: tuple[int, Any, Any, Any] = (0, None, None, None)
+
+    def test(self) -> dict[str, Any]:
+        """Test from the first hook to the log line; return the summary with what `after_test_epoch` added to it."""
+        context = self._context
+        context.hooks.fire("before_test_epoch")
+        summary_dict = self.walk(context.data_seed("test"), epoch=1)
+        context.hooks.fire("after_test_epoch", summary_dict)
+        text = get_log_string(as_numbers(summary_dict), time_dict=self.runner.clock.means())
+        self._owner.log(f"[Test] {text}", level="SUCCESS")
+        return summary_dict
 
     def _results(self, iteration: int, data_dict: Any) -> Iterator[dict[str, Any]]:
         """One test batch, case by case."""

@@ -90,7 +90,10 @@ class Hooks:
         for listener in self._listeners[name]:
             listener(*args)
 
+    def is_default(self, name: str) -> bool:
+        """Tell whether a method of the owner is the engine's own, neither overridden nor set on the object."""
+        return getattr(type(self._owner), name) is getattr(self._base, name) and name not in vars(self._owner)
+
     def _find(self, name: str) -> list[Callable[..., Any]]:
-        is_default = getattr(type(self._owner), name) is getattr(self._base, name)
-        own = [] if is_default and name not in vars(self._owner) else [getattr(self._owner, name)]
+        own = [] if self.is_default(name) else [getattr(self._owner, name)]
         return own + [method for hook in self.added if callable(method := getattr(hook, name, None))]

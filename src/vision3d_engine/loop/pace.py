@@ -8,7 +8,9 @@ from vision3d_engine.metrics.step_clock import LogInterval
 _LARGE = 999.5
 
 
-def describe_pace(window: LogInterval, steps_left: int | None, samples_per_step: int | None, device: torch.device) -> str:
+def describe_pace(
+    window: LogInterval, steps_left: int | None, samples_per_step: int | None, device: torch.device
+) -> str:
     """Return ``3.2 it/s, 26 samples/s, eta 1:02:03, 4.1 GB`` without what is not known.
 
     Args:

@@ -29,8 +29,7 @@ class TrainPass:
         read: returns this process's batches of the epoch from a number on, counted from 0.
         seeds: seeds what each step draws.
         autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
-        equal_weights: every batch counts 1 in an update; else ``trainer.loss_weight`` is asked.
-        schedule_follows: ``"update"`` moves the schedule on after each update.
+        schedule_follows: ``"update"`` moves the schedule on after each update, ``"epoch"`` at the end.
     """
 
     phase = "train"
@@ -45,7 +44,6 @@ class TrainPass:
         read: Callable[[int], Batches],
         seeds: StepSeeds,
         autosave: Any,
-        equal_weights: bool,
         schedule_follows: str,
     ) -> None:
         self._trainer, self._context, self._progress = trainer, context, context.progress
@@ -53,13 +51,13 @@ class TrainPass:
         self._read, self._seeds, self._seeds_steps = read, seeds, loader.is_positioned
         self._uneven = UnevenRanks(lengths, context.world.rank, context.settings.uneven)
         self._checks = ResultChecker("train_step")
-        self._equal_weights = equal_weights
+        self._equal_weights = context.hooks.is_default("loss_weight")
         self._update = self._new_update()
         self._before_step = context.hooks.of("before_train_step")
         self._after_backward = context.hooks.of("after_backward")
         self._after_step = context.hooks.of("after_train_step")
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
-        self._schedules_updates, self._scheduled_at = schedule_follows == "update", 0
+        self._schedules_updates, self._scheduled_at = schedule_follows == "update", context.progress.trained
         prefetcher = Prefetcher(context.world.device, look_ahead=not loader.is_stateful)
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
@@ -86,11 +84,18 @@ class TrainPass:
         clear_gradients(self._trainer.optimizer)
         try:
             self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
-            if not self._progress.is_trained and self._update.close():
-                self._count_update(self._progress.iteration)
+            if not self._progress.is_trained:
+                self._finish()
         except BaseException:
             self._roll_back()
             raise
+
+    def _finish(self) -> None:
+        """Make the update of a window that the end of the batches has left open; move an epoch's schedule on."""
+        if self._update.close():
+            self._count_update(self._progress.iteration)
+        if not self._schedules_updates:
+            self._trainer.scheduler_step()
 
     def close(self) -> dict[str, Any]:
         """Write the line of the epoch and return its means."""

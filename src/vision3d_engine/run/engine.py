@@ -11,7 +11,9 @@ from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import LoaderCache
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
+from vision3d_engine.loop.context import setting
 from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.progress import counter
 from vision3d_engine.loop.records import SampleRecords
 from vision3d_engine.run.session import Session
 
@@ -47,19 +49,8 @@ class Engine:
         """Path of this run's text log; None on all processes but the main one."""
         return self._context.logger.log_file
 
-    @property
-    def log_steps(self) -> int:
-        """Iterations from one log line to the next."""
-        return self._context.settings.log_steps
-
-    @property
-    def iteration(self) -> int:
-        """The batch of the running pass, from 1."""
-        return self._progress.iteration
-
-    @iteration.setter
-    def iteration(self, value: int) -> None:
-        self._progress.iteration = value
+    log_steps = setting("log_steps", "Iterations from one log line to the next.")
+    iteration = counter("iteration", "The batch of the running pass, from 1.")
 
     def register_model(self, model: nn.Module) -> Any:
         """Move a model to the device and return it for use; with several processes a trainer's shares its gradients.

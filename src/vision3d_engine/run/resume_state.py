@@ -1,7 +1,7 @@
 """What a resume restores beside model, optimizer and schedule, so that a run goes on as if nothing had been."""
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,15 +59,11 @@ class ResumeState:
         same = sum(key.partition("#")[0] == name for key in self.registered)
         return f"{name}#{same + 1}" if same else name
 
-    def forgotten(self, owner: Any, known: Iterable[Any]) -> Iterator[str]:
-        """Say which attributes of the trainer have a state that no checkpoint would hold.
-
-        Args:
-            owner: the trainer.
-            known: parts that are saved, or are none.
-        """
-        known = [*known, *self.registered.values(), *owner.model.modules()]
-        for name, part in vars(owner).items():
+    def forgotten(self, trainer: Any) -> Iterator[str]:
+        """Say which attributes of the trainer have a state that no checkpoint would hold."""
+        known = [trainer.optimizer, trainer.scheduler, trainer.train_loader, trainer.val_loader]
+        known += [trainer.model, *trainer.model.modules(), *self._context.hooks.added, *self.registered.values()]
+        for name, part in vars(trainer).items():
             is_ours = name.startswith("_") or any(part is one for one in known)
             if not is_ours and has_state(part) and part.state_dict():
                 yield f"self.{name} has a state that is not saved: call self.register_state('{name}', self.{name})"

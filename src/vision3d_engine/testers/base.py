@@ -12,7 +12,6 @@ from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.logs.log_line import get_log_string
 from vision3d_engine.loop.eval_pass import TestPass
 from vision3d_engine.loop.hooks import TEST_HOOKS
-from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
 from vision3d_engine.run.engine import Engine
 from vision3d_engine.run.session import Session
@@ -117,15 +116,10 @@ class BaseTester(Engine, abc.ABC):
 
     def test_epoch(self) -> None:
         """Test once over the loader."""
-        context = self._context
         self._records.clear()
-        self._hooks.fire("before_test_epoch")
         loader = self._loaders.get("test", self.test_loader)
-        test_pass = self._pass = TestPass(self, context, loader, self._after_iteration, self._cases)
-        summary_dict = test_pass.run(context.data_seed("test"), epoch=1)
-        self._hooks.fire("after_test_epoch", summary_dict)
-        times = test_pass.runner.clock.means()
-        self.log("[Test] " + get_log_string(as_numbers(summary_dict), time_dict=times), level="SUCCESS")
+        self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases)
+        self._pass.test()
 
     @abc.abstractmethod
     def _cases(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[tuple[Any, Any]]:

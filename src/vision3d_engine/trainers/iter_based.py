@@ -33,7 +33,7 @@ class IterBasedTrainer(BaseTrainer):
         Raises:
             ConfigError: when neither is known.
         """
-        number = self._context.settings.num_iters_per_epoch or self._train_data().longest_length
+        number = self._context.settings.num_iters_per_epoch or self._run.train_data().longest_length
         if number is None:
             message = "cfg.trainer.num_iters_per_epoch is missing, and the training loader does not know its length"
             raise ConfigError(message)

@@ -1,0 +1,191 @@
+"""The sequence of a training run: claim the folder, load, train and validate epoch by epoch, end."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from vision3d_engine.checkpoint.manager import CheckpointManager
+from vision3d_engine.core.durations import parse_duration
+from vision3d_engine.core.errors import DataError, NonFiniteError, ResultError, did_you_mean, listed
+from vision3d_engine.data.resumable_loader import LoaderCache, ResumableLoader
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.result_checks import as_numbers
+from vision3d_engine.optim.lr_scaling import RateScaling
+from vision3d_engine.optim.optimizer import prefer_fused
+from vision3d_engine.run.autosave import Autosave
+from vision3d_engine.run.resume_state import ResumeState
+from vision3d_engine.run.resuming import Resuming
+from vision3d_engine.run.run_folder import RunFolder
+from vision3d_engine.run.run_record import write_record
+from vision3d_engine.run.session import Session
+from vision3d_engine.run.stopping import StopRequests
+
+
+class TrainingRun:
+    """Runs a trainer: what surrounds its passes, and the order of its epochs.
+
+    Args:
+        trainer: whose ``train_epoch``, ``val_epoch``, ``save``, ``load`` and parts are used, as they are at the time.
+        session: settings, processes, folders, log.
+        context: what its passes share.
+        loaders: what reads its loaders.
+
+    Attributes:
+        checkpoints: the files of the run.
+        resume_state: what a resume restores beside model, optimizer and schedule.
+        autosave: when files are written.
+    """
+
+    def __init__(self, trainer: Any, session: Session, context: PassContext, loaders: LoaderCache) -> None:
+        settings, folders = context.settings, session.folders
+        self._trainer, self._session, self._context = trainer, session, context
+        self._progress, self._loaders = context.progress, loaders
+        self._folder = RunFolder(folders, context.world.is_main)
+        self.checkpoints = CheckpointManager(
+            folders.checkpoints,
+            settings.save_latest_n_models,
+            keep_best=settings.save_best_n_models,
+            keep_every=settings.save_every_n_epochs,
+            in_background=settings.async_save,
+            warn=lambda message: trainer.log(message, level="ERROR"),
+            tolerated=(NonFiniteError,) if settings.nonfinite == "ignore" else (),
+            parallel=context.parallel,
+        )
+        agreement = context.world.agreement()
+        self.resume_state = ResumeState(context, self.train_data)
+        self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state)
+        self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
+        self._stop_requests = StopRequests(agreement, parse_duration(settings.max_time) if settings.max_time else None)
+        self._rate_scaling = RateScaling(settings.scale_lr)
+        self._only_validates = False
+        self._summary: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------------------------------- data
+
+    def train_data(self) -> ResumableLoader:
+        """Return the training data as the engine reads it; a loader that was exchanged during the run is noticed."""
+        return self._loaders.get("train", self._trainer.train_loader)
+
+    def val_data(self) -> ResumableLoader:
+        """Return the validation data as the engine reads it."""
+        return self._loaders.get("val", self._trainer.val_loader)
+
+    # ------------------------------------------------------------------------------------------- the run
+
+    def run(self, only_validation: bool) -> None:
+        """Train and validate until ``max_epoch``; or validate once and save nothing."""
+        self._only_validates = only_validation
+        hooks = self._context.hooks
+        with self._session.running(), self._surroundings():
+            if not only_validation:
+                self._claim_folder()
+            self._prepare()
+            with self._context.writers.running():
+                hooks.fire("before_train")
+                self._validate_once() if only_validation else self._train()
+                hooks.fire("after_train")
+
+    @contextlib.contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """Hold the folder, save, and notice signals, requests and failures of other processes."""
+        with contextlib.ExitStack() as stack:
+            if not self._only_validates:
+                stack.enter_context(self._folder.locked())
+                stack.enter_context(self.autosave.running())
+                stack.enter_context(self.autosave.agreement.listening())
+                stack.enter_context(self._stop_requests.listening())
+            stack.enter_context(self._session.detecting_failures(self._trainer._where))  # noqa: SLF001  the engine's own
+            yield
+
+    def _claim_folder(self) -> None:
+        if self._resuming.starts_anew():
+            self._folder.claim(self._context.writers, self._context.settings.overwrite)
+        self._folder.tidy(self._trainer.model)
+        write_record(self._session)
+
+    def _prepare(self) -> None:
+        """Check what can be checked before the first step, and load what the command line asks for."""
+        trainer, settings = self._trainer, self._context.settings
+        self._check_loaders()
+        self._session.check_arguments()
+        if trainer.scheduler is None:
+            trainer.log("no learning rate schedule is registered: the rate stays as it is")
+        for note in filter(None, (self.train_data().note, *self.resume_state.forgotten(trainer))):
+            trainer.log(note)
+        if settings.fused_optimizer and prefer_fused(trainer.optimizer, trainer.model):
+            trainer.log("optimizer: fused kernels", level="DEBUG")
+        self._scale_rates()
+        self._resuming.start()
+        self._context.hooks.bind()
+        trainer.set_train_mode()
+
+    def _check_loaders(self) -> None:
+        """Refuse loaders that are empty on all processes."""
+        for name, loader in (("training", self.train_data()), ("validation", self.val_data())):
+            if set(self._context.world.gather(loader.length)) == {0}:
+                message = f"the {name} loader is empty: len(loader) is 0. Check the data set, batch_size and drop_last"
+                raise DataError(message)
+
+    def _scale_rates(self) -> None:
+        trainer = self._trainer
+        if said := self._rate_scaling.apply(trainer.optimizer, trainer.scheduler, self._context.world.size):
+            trainer.log(said)
+
+    def load(self, filename: str) -> None:
+        """Load a checkpoint with all parts that it holds, and go on from its moment."""
+        self._scale_rates()  # first: the rates of a checkpoint are those of its run, whatever the processes now
+        self._resuming.load(filename)
+        self.autosave.restart_cadence()
+
+    def _train(self) -> None:
+        """Train and validate epoch by epoch; either may be a loop of the user's own."""
+        trainer, progress = self._trainer, self._progress
+        while progress.is_open or progress.epoch < trainer.max_epoch:
+            progress.open_epoch()
+            if not progress.is_trained or progress.trained > 0:  # else a loop of the user's own has trained already
+                trainer.train_epoch()
+            self.close_training()
+            trainer.save(f"epoch-{progress.epoch}.pth")
+            trainer.val_epoch()
+            progress.is_open = False
+            self.autosave.after_epoch()
+            self._context.writers.flush()
+            self._check_metrics()
+            self.autosave.stop_if_asked()
+
+    def close_training(self) -> None:
+        """Save when an epoch's training is done, so that a validation that fails costs none; once an epoch."""
+        if not self._progress.is_trained:
+            self._progress.is_trained = True
+            self.autosave.after_training()
+
+    # ------------------------------------------------------------------------------------------- validation
+
+    def _validate_once(self) -> None:
+        self._trainer.val_epoch()
+        self._check_metrics()
+
+    def after_val_iteration(self, iteration: int) -> None:  # noqa: ARG002  the signature is the runner's
+        """Stop if asked to; one process of several goes on to the end, where the others wait for it."""
+        if self._context.world.size == 1 and not self._only_validates:
+            self.autosave.stop_if_asked()
+
+    def judge(self, summary_dict: dict[str, Any]) -> None:
+        """Keep the model where a validation was the best so far, unless the run only validates."""
+        self._summary = summary_dict
+        if not self._only_validates:
+            self.autosave.save_best(as_numbers(summary_dict))
+
+    def _check_metrics(self) -> None:
+        """Refuse to go on when a metric that selects best models is never there."""
+        summary_dict = self._summary
+        if summary_dict is None:  # the user validates by a loop of their own
+            return
+        for metric in self.checkpoints.metrics:
+            if metric not in as_numbers(summary_dict):
+                hint = did_you_mean(metric, summary_dict)
+                message = (
+                    f"save_best_model_on_metric('{metric}'): the validation summary has no number '{metric}'{hint} "
+                    f"(it has: {listed(summary_dict)}). Return it from val_step or add it in after_val_epoch"
+                )
+                raise ResultError(message)
