@@ -172,7 +172,7 @@ def move_to_cuda(nest: Any) -> Any:
 
 def load_state_dict(model: Any, state_dict: Any, strict: bool = False) -> None:
     """Load weights into a model; keys that do not fit are an error when strict, else a warning."""
-    from vision3d_engine.checkpoint.parts import load_model
+    from vision3d_engine.checkpoint.loading import load_model
     from vision3d_engine.loggers.console import get_logger
 
     for line in load_model(model, state_dict, "state_dict", strict=strict):

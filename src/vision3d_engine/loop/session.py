@@ -18,7 +18,7 @@ from vision3d_engine.core.config import read_settings
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.locks import FolderLock
-from vision3d_engine.core.plain import to_plain
+from vision3d_engine.core.plain import printable, to_plain
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
 from vision3d_engine.distributed.world import join_world
 from vision3d_engine.loggers.board import EventBoard
@@ -88,7 +88,7 @@ class Session:
 
         record = to_plain(self._cfg) if self._cfg is not None else {}
         record |= self.settings.model_dump(mode="json")
-        _write_text(self.folders.output / "config.yaml", yaml.safe_dump(_printable(record), sort_keys=False))
+        _write_text(self.folders.output / "config.yaml", yaml.safe_dump(printable(record), sort_keys=False))
         _write_text(self.folders.output / _RECORD, json.dumps(self._environment(), indent=2) + "\n")
 
     def _environment(self) -> dict[str, Any]:
@@ -167,15 +167,6 @@ class Session:
 def _write_text(path: Path, text: str) -> None:
     with atomic_write(path) as file:
         file.write(text.encode())
-
-
-def _printable(value: Any) -> Any:
-    """Turn what YAML cannot hold (functions, tensors) into text."""
-    if isinstance(value, dict):
-        return {str(key): _printable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_printable(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
 def _version(package: str) -> str:

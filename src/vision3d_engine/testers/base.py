@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vision3d_engine.checkpoint.files import available
-from vision3d_engine.checkpoint.parts import load_weights
+from vision3d_engine.checkpoint.loading import load_weights
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
 from vision3d_engine.core.seeding import derived_seed
 from vision3d_engine.core.tree import describe

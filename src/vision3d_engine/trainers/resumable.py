@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.checkpoint.files import available
-from vision3d_engine.checkpoint.folders import is_shard_folder, remove_unfinished, remove_unused
+from vision3d_engine.checkpoint.loading import load_weights
 from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS, CheckpointManager, metadata_of
-from vision3d_engine.checkpoint.parts import load_weights
 from vision3d_engine.checkpoint.retention import is_run_file
+from vision3d_engine.checkpoint.shard_folders import is_shard_folder, remove_unfinished, remove_unused
 from vision3d_engine.core.durations import parse_cadence, parse_duration
 from vision3d_engine.core.errors import (
     CheckpointError,
