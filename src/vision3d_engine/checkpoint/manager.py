@@ -70,7 +70,7 @@ class CheckpointManager:
         self._best = BestModels()
         self._writer = BackgroundWriter(in_background)
         self._warn = warn or warnings.warn
-        self._tolerated = (FolderError, *tolerated)
+        self._tolerated = tolerated
         self._parallel = parallel or Parallel(World(torch.device("cpu")))
         self._buffers = Buffers()
 
@@ -191,7 +191,7 @@ class CheckpointManager:
             self._tell(error)
 
     def _tell(self, error: BaseException) -> None:
-        if not isinstance(error, self._tolerated):
+        if not isinstance(error, (FolderError, *self._tolerated)):
             raise error
         self._warn(f"{error}. Training goes on")
 
@@ -203,10 +203,10 @@ class CheckpointManager:
         """
         error = self._writer.join()
         self._tell_failures()
-        if error is not None and (isinstance(error, FolderError) or not isinstance(error, self._tolerated)):
-            raise error
-        if error is not None:
+        if isinstance(error, self._tolerated):
             self._warn(str(error))
+        elif error is not None:
+            raise error
 
     def clean_checkpoints(self) -> None:
         """Remove the epoch files of this run that are outdated; the newest one and best models always stay."""
@@ -312,7 +312,7 @@ class CheckpointManager:
                 on_saved()
             else:
                 self._submit(name, write, with_manager=False, clean=False, on_saved=on_saved, on_failed=on_failed)
-        except self._tolerated as error:
+        except (FolderError, *self._tolerated) as error:
             self._tell(error)
             return False
         return True
