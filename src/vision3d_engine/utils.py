@@ -101,7 +101,7 @@ def _open_doors() -> None:
 def load_pickle(filename: str | Path) -> Any:
     """Return what a pickle file holds; only for files that you trust, since loading one may run code."""
     with Path(filename).open("rb") as file:
-        return pickle.load(file)  # noqa: S301  the caller's own file, by name and purpose
+        return pickle.load(file)
 
 
 def dump_pickle(data: Any, filename: str | Path) -> None:
@@ -142,7 +142,7 @@ def deprecated(replacement: str) -> Callable[[Callable[..., Any]], Callable[...,
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ARG001  any call is refused
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             message = f"{function.__name__} is deprecated; use {replacement} instead"
             raise EngineError(message)
 
@@ -172,7 +172,7 @@ def move_to_cuda(nest: Any) -> Any:
 
 def load_state_dict(model: Any, state_dict: Any, strict: bool = False) -> None:
     """Load weights into a model; keys that do not fit are an error when strict, else a warning."""
-    from vision3d_engine.checkpoint.parts import load_model
+    from vision3d_engine.checkpoint.loading import load_model
     from vision3d_engine.loggers.console import get_logger
 
     for line in load_model(model, state_dict, "state_dict", strict=strict):

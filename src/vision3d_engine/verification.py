@@ -18,6 +18,7 @@ from vision3d_engine.core import cli
 from vision3d_engine.core.compare import as_bytes
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.core.seeding import host_states
+from vision3d_engine.core.tree import leaves
 from vision3d_engine.loop.hooks import PROBES, Hook
 
 _MAX_SAMPLES = 256
@@ -61,7 +62,7 @@ def _run(script: Path, arguments: Sequence[str], folder: Path, plan: dict[str, A
     trace = folder.with_name(f"{folder.name}-{plan['resume']}.jsonl")
     order = json.dumps(plan | {"folder": str(folder), "trace": str(trace), "script": str(script)})
     command = [sys.executable, "-c", "from vision3d_engine.verification import act; act()", order, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  the user's own script
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     killed = plan["kill_at"] is not None and done.returncode == -signal.SIGKILL
     notes = [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
     if (done.returncode != 0 and not killed) or not notes:
@@ -116,19 +117,14 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def _digests(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _digests(batch: Any) -> Iterator[tuple[str, Any]]:
     """Yield a digest for every entry of a batch; tensors with few enough rows get one a row, which names the sample."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _digests(item, f"{path}['{key}']")
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            yield from _digests(item, f"{path}[{number}]")
-    elif isinstance(value, torch.Tensor):
-        rows = value if value.ndim > 0 and len(value) <= _MAX_SAMPLES else value.unsqueeze(0)
-        yield path, [_digest(as_bytes(row)) for row in rows]
-    else:
-        yield path, _digest(repr(value).encode())
+    for path, leaf in leaves(batch):
+        if isinstance(leaf, torch.Tensor):
+            rows = leaf if leaf.ndim > 0 and len(leaf) <= _MAX_SAMPLES else leaf.unsqueeze(0)
+            yield path, [_digest(as_bytes(row)) for row in rows]
+        else:
+            yield path, _digest(repr(leaf).encode())
 
 
 def _compare(straight: dict[int, dict[str, Any]], resumed: dict[int, dict[str, Any]]) -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vision3d_engine import CheckpointError, FolderError, NonFiniteError
-from vision3d_engine.checkpoint import manager as manager_module
+from vision3d_engine.checkpoint import state_files as files_module
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.checkpoint.retention import epoch_files, outdated
 from vision3d_engine.checkpoint.snapshot import Buffers, Snapshot
-from vision3d_engine.checkpoint.writer import FileWriter
+from vision3d_engine.checkpoint.writer import BackgroundWriter
 
 
 def load(path):
@@ -27,8 +27,8 @@ class Slow:
 
     def __init__(self, monkeypatch):
         self.go = threading.Event()
-        original = manager_module.write_checkpoint
-        monkeypatch.setattr(manager_module, "write_checkpoint", lambda *args: (self.go.wait(30), original(*args)))
+        original = files_module.write_checkpoint
+        monkeypatch.setattr(files_module, "write_checkpoint", lambda *args: (self.go.wait(30), original(*args)))
 
 
 def test_what_is_written_is_the_state_of_the_moment_of_the_save(tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_a_value_that_would_not_load_is_refused_by_its_path_before_anything_is_w
 
 
 def test_jobs_run_in_order_and_one_at_a_time():
-    writer, done, running = FileWriter(in_background=True), [], []
+    writer, done, running = BackgroundWriter(in_background=True), [], []
 
     def job(number):
         running.append(number)

@@ -20,8 +20,8 @@ from torch.utils.data import (
 from vision3d_engine import SampleError, build_dataloader, replay_sample, sample_seed
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.data import sampler as sampler_module
-from vision3d_engine.data.sampler import PositionSampler
 from vision3d_engine.data.resumable_loader import ResumableLoader
+from vision3d_engine.data.sampler import PositionSampler
 
 
 class Noisy(Dataset):
@@ -41,7 +41,7 @@ class Noisy(Dataset):
     def __getitem__(self, index):
         self.loaded.append(index)
         own = np.random.default_rng(sample_seed()).normal()
-        noise = [float(torch.randn(())), np.random.normal(), random.random(), own]  # noqa: NPY002
+        noise = [float(torch.randn(())), np.random.normal(), random.random(), own]
         return {"index": index, "noise": torch.tensor(noise), "epoch": self.epoch}
 
 

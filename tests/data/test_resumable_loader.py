@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from tests.data.test_dataloader import Noisy, Stay, batches, equal
 from vision3d_engine import build_dataloader
 from vision3d_engine.data import sampler as sampler_module
-from vision3d_engine.data.resumable_loader import StreamPosition, ResumableLoader, describe_changes
+from vision3d_engine.data.resumable_loader import ResumableLoader, StreamPosition, describe_changes
 
 
 class Stream(IterableDataset):
     def __iter__(self):
         for index in range(20):
-            yield {"index": index, "noise": torch.from_numpy(np.random.normal(size=2))}  # noqa: NPY002
+            yield {"index": index, "noise": torch.from_numpy(np.random.normal(size=2))}
 
 
 class OwnLoader(DataLoader):

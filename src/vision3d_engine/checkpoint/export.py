@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.checkpoint.files import read_checkpoint, write_checkpoint
-from vision3d_engine.checkpoint.folders import is_shard_folder, pointer_of
-from vision3d_engine.checkpoint.parts import read_weights_file, weights_of
+from vision3d_engine.checkpoint.loading import read_weights_file, weights_of
+from vision3d_engine.checkpoint.shard_folders import is_shard_folder, pointer_of
 from vision3d_engine.core.errors import CheckpointError
 
 

@@ -11,9 +11,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from vision3d_engine.checkpoint.folders import with_tensors
+from vision3d_engine.checkpoint.shard_folders import with_tensors
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
+from vision3d_engine.core.tree import is_container, map_with_paths
 from vision3d_engine.distributed.parallel.shard_store import ShardStore
 
 _PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
@@ -85,24 +86,32 @@ def _check_loadable(path: Path) -> None:
         raise CheckpointError(message)
 
 
-def plain_state(value: Any, path: str = "") -> Any:
+def plain_state(state: Any) -> Any:
     """Return the state as what ``torch.load(weights_only=True)`` accepts: numpy scalars become numbers, and so on."""
-    if value is None or isinstance(value, _TORCH_TYPES):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, Mapping):
-        return {plain_state(key, path): plain_state(item, f"{path}['{key}']") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [plain_state(item, f"{path}[{index}]") for index, item in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
+    return map_with_paths(_plain, state)
+
+
+def _plain(path: str, part: Any) -> Any:
+    """Make one value plain, or the keys of a dict.
+
+    Raises:
+        CheckpointError: for a value that would not load, naming its key path.
+    """
+    if part is None or isinstance(part, _TORCH_TYPES):
+        return part
+    if isinstance(part, np.generic):
+        return part.item()
+    if isinstance(part, np.ndarray):
+        return torch.from_numpy(part.copy())
+    if isinstance(part, Mapping):
+        return {map_with_paths(_plain, key, path): value for key, value in part.items()}
+    if is_container(part):
+        return part
     for kind in _PLAIN_TYPES:
-        if isinstance(value, kind):
-            return kind(value)  # a subclass (torch.__version__) would not load
+        if isinstance(part, kind):
+            return kind(part)  # a subclass (torch.__version__) would not load
     message = (
-        f"state{path} is {type(value).__module__}.{type(value).__qualname__}, which a checkpoint cannot hold: loading "
+        f"state{path} is {type(part).__module__}.{type(part).__qualname__}, which a checkpoint cannot hold: loading "
         "it would run code. Return tensors, numbers, text, lists and dicts from state_dict()"
     )
     raise CheckpointError(message)

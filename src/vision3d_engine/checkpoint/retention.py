@@ -37,14 +37,18 @@ def outdated(
         keep_latest: how many of the newest epochs stay; 0 or less keeps all.
         keep_every: every n-th epoch stays too; 0 for none.
         keep_best: of each metric so many epochs with the best scores stay too.
-        scores: by metric, the score of each epoch; nan is never good.
+        scores: by metric, the score of each epoch; nan is never good, and an epoch without a file does not count.
         largest: by metric, whether more is better.
     """
     if keep_latest <= 0:
         return []
-    ranked = [_best(found, keep_best, (largest or {}).get(metric, True)) for metric, found in (scores or {}).items()]
-    best = {epoch for epochs in ranked for epoch in epochs}
-    older = epoch_files(names)[:-keep_latest]
+    files = epoch_files(names)
+    epochs = {epoch_of(name) for name in files}
+    best: set[int] = set()
+    for metric, found in (scores or {}).items():
+        there = {epoch: score for epoch, score in found.items() if epoch in epochs}
+        best.update(_best(there, keep_best, (largest or {}).get(metric, True)))
+    older = files[:-keep_latest]
     return [name for name in older if not _stays(epoch_of(name) or 0, keep_every, best)]
 
 

@@ -1,11 +1,11 @@
 """A copy of a state on the host, taken at one moment, so that training may go on while it is written."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from vision3d_engine.checkpoint.files import plain_state
+from vision3d_engine.core.tree import map_leaves
 
 _Key = tuple[torch.Size, torch.dtype]
 
@@ -23,7 +23,7 @@ class Snapshot:
         self._taken: list[torch.Tensor] = []
         self._copies: dict[tuple, torch.Tensor] = {}
         self._copied: Any = None
-        self._state = self._copy(plain_state(state))
+        self._state = map_leaves(self._copy, plain_state(state))
 
     def state(self) -> Any:
         """Return the copied state, once the accelerator has finished copying; other threads may wait here."""
@@ -38,18 +38,9 @@ class Snapshot:
         self._buffers.give_back(self._taken)
         self._taken = []
 
-    def _copy(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return self._copy_tensor(value)
-        if isinstance(value, dict):
-            return {key: self._copy(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)([self._copy(item) for item in value])
-        return value
-
-    def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _copy(self, tensor: Any) -> Any:
         """Copy a tensor; one that appears twice is copied once, so that it is written once."""
-        if tensor.is_meta:  # stands for a tensor that is spread over processes
+        if not isinstance(tensor, torch.Tensor) or tensor.is_meta:  # stands for one that is spread over processes
             return tensor
         if tensor.layout is not torch.strided or tensor.is_quantized:
             return tensor.detach().cpu().clone()
@@ -86,15 +77,3 @@ class Buffers:
         """Take memory back."""
         for tensor in tensors:
             self._free.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
-
-
-def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of a state with its key path."""
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from tensors_of(item, f"{path}['{key}']")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from tensors_of(item, f"{path}[{index}]")

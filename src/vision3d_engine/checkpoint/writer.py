@@ -2,12 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 _MAX_WAITING = 2
 
 
-class FileWriter:
+class BackgroundWriter:
     """Runs jobs in order; two never run at the same time.
 
     A failure in the thread is kept until someone asks: `failures` for those of the past, `join` for all.
@@ -44,6 +44,10 @@ class FileWriter:
             self._collect(self._jobs.popleft())
         failed, self._failed = self._failed, []
         return failed
+
+    def wait(self) -> None:
+        """Wait for all jobs; what went wrong is still told by `failures` and `join`."""
+        wait(self._jobs)
 
     def join(self) -> BaseException | None:
         """Wait for all jobs and return what went wrong in the last one."""

@@ -1,12 +1,12 @@
 """Compare nests of data bit for bit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from vision3d_engine.core.tree import describe
+from vision3d_engine.core.tree import describe, entries
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
@@ -14,32 +14,24 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
 
     Tensors and arrays must agree in type, shape and every bit; all else by ``==`` and type.
     """
+    left, right = entries(a), entries(b)
     if type(a) is not type(b):
         yield f"{path or 'value'}: {describe(a)} and {describe(b)}"
-    elif isinstance(a, Mapping):
-        yield from _of_mappings(a, b, path)
-    elif isinstance(a, list | tuple):
-        yield from _of_sequences(a, b, path)
+    elif left is not None and right is not None:
+        yield from _of_entries(left, right, path)
     elif isinstance(a, torch.Tensor | np.ndarray):
         yield from _of_arrays(a, b, path)
-    elif a != b and not (a != a and b != b):  # noqa: PLR0124  only a nan is not itself
+    elif a != b and not (a != a and b != b):
         yield f"{path or 'value'}: {a!r} and {b!r}"
 
 
-def _of_mappings(a: Mapping, b: Mapping, path: str) -> Iterator[str]:
-    for key in [*a, *(key for key in b if key not in a)]:
+def _of_entries(a: dict, b: dict, path: str) -> Iterator[str]:
+    for key in a | b:
         place = f"{path}[{key!r}]"
         if key in a and key in b:
             yield from differences(a[key], b[key], place)
         else:
             yield f"{place}: only in the {'first' if key in a else 'second'}"
-
-
-def _of_sequences(a: Any, b: Any, path: str) -> Iterator[str]:
-    if len(a) != len(b):
-        yield f"{path or 'value'}: {len(a)} and {len(b)} entries"
-    for number, pair in enumerate(zip(a, b, strict=False)):
-        yield from differences(*pair, f"{path}[{number}]")
 
 
 def _of_arrays(a: Any, b: Any, path: str) -> Iterator[str]:

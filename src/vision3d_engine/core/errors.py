@@ -63,7 +63,7 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(str(name) for name in names) or "none"
 
 
-def shortened(names: Sequence[object], most: int) -> str:
-    """Return the first names joined by commas, and how many more there are."""
+def shortened(names: Sequence[object], most: int = 8) -> str:
+    """Return the first names joined by commas, and how many more there are; ``"none"`` when there is none."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return listed(names[:most]) + more

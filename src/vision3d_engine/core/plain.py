@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vision3d_engine.core.tree import map_leaves, map_with_paths
+
 
 def to_plain(value: Any) -> Any:
     """Turn a config object of any common kind into dicts, lists, numbers and strings.
@@ -16,15 +18,28 @@ def to_plain(value: Any) -> Any:
     Known kinds: dict and its subclasses (EasyDict, ml_collections, yacs), OmegaConf, dataclasses, pydantic models,
     ``Namespace``, ``SimpleNamespace``, numpy scalars and arrays, paths. Anything else is returned as it is.
     """
+    return map_with_paths(lambda _, part: _plain(part), value)
+
+
+def printable(value: Any) -> Any:
+    """Return plain data with text in place of what YAML cannot hold (functions, tensors)."""
+    return map_leaves(
+        lambda leaf: leaf if leaf is None or isinstance(leaf, bool | int | float | str) else repr(leaf), value
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Make one value, or the outside of a container, plain."""
     if _is_omegaconf(value):
         value = _resolve_omegaconf(value)
-    if fields := _fields_of(value):
-        return {str(key): to_plain(item) for key, item in fields.items()}
-    if isinstance(value, Mapping):
-        return {}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_plain(item) for item in value]
-    return _plain_leaf(value)
+    fields = _fields_of(value)
+    if fields is not None:
+        return {str(key): item for key, item in fields.items()}
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _fields_of(value: Any) -> Mapping | None:
@@ -38,13 +53,6 @@ def _fields_of(value: Any) -> Mapping | None:
     if hasattr(type(value), "model_fields") and not isinstance(value, type):
         return value.model_dump()  # pyright: ignore[reportAttributeAccessIssue]  a pydantic model
     return None
-
-
-def _plain_leaf(value: Any) -> Any:
-    """Turn numpy values and paths into what YAML and JSON know."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return str(value) if isinstance(value, PurePath) else value
 
 
 def _is_omegaconf(value: Any) -> bool:

@@ -1,32 +1,99 @@
-"""Nests of dicts, lists, tuples and named tuples, as loaders yield them and steps return them."""
+"""Nests of dicts, lists, tuples and named tuples, as loaders yield them, steps return them and files hold them."""
 
 import copy
-from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 
-def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
-    """Return the same nest with ``function`` applied to every leaf; the containers are new, their types are kept."""
-    if isinstance(nest, MutableMapping):
-        return _like_mapping(nest, {key: map_leaves(function, value) for key, value in nest.items()})
-    if isinstance(nest, tuple) and hasattr(nest, "_fields"):
-        return type(nest)(*(map_leaves(function, value) for value in nest))
-    if isinstance(nest, list | tuple):
-        return type(nest)(map_leaves(function, value) for value in nest)
-    return function(nest)
+class _Kind(NamedTuple):
+    """How a kind of container is opened and put together again.
+
+    Attributes:
+        keys: returns the keys of a container.
+        values: returns its values in the same order.
+        same: returns a container like the first argument with other values.
+        plain: the type that stands for it in a file.
+    """
+
+    keys: Callable[[Any], Iterable[Any]]
+    values: Callable[[Any], Iterable[Any]]
+    same: Callable[[Any, list[Any]], Any]
+    plain: Callable[..., Any]
 
 
-def _like_mapping(original: MutableMapping, values: dict) -> MutableMapping:
-    """Put values into a shallow copy for other kinds of dict, whose constructors may take anything."""
-    if type(original) is dict:
-        return values
+def _same_mapping(original: Mapping, values: list[Any]) -> Mapping:
+    """Put values into a shallow copy of other kinds of dict, whose constructors may take anything."""
+    pairs = zip(original, values, strict=True)
+    if type(original) is dict or not isinstance(original, MutableMapping):
+        return dict(pairs)
     twin = copy.copy(original)
-    for key, value in values.items():
+    for key, value in list(pairs):
         twin[key] = value
     return twin
+
+
+_MAPPING = _Kind(iter, lambda nest: nest.values(), _same_mapping, dict)
+_LIST = _Kind(lambda nest: range(len(nest)), iter, lambda nest, values: type(nest)(values), list)
+_TUPLE = _LIST._replace(plain=tuple)
+_NAMED_TUPLE = _TUPLE._replace(same=lambda nest, values: type(nest)(*values))
+
+
+@lru_cache(maxsize=1024)
+def _kind_of(kind: type) -> _Kind | None:
+    """Return how containers of a class are opened, None for a leaf; every walk asks here."""
+    if issubclass(kind, Mapping):
+        return _MAPPING
+    if issubclass(kind, tuple) and kind is not torch.Size:
+        return _NAMED_TUPLE if hasattr(kind, "_fields") else _TUPLE
+    return _LIST if issubclass(kind, list) else None
+
+
+def is_container(value: Any) -> bool:
+    """Tell whether a walk opens a value; all else is a leaf."""
+    return _kind_of(type(value)) is not None
+
+
+def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
+    """Return the same nest with ``function`` applied to every leaf; the containers are new, their types are kept."""
+    kind = _kind_of(type(nest))
+    if kind is None:
+        return function(nest)
+    return kind.same(nest, [map_leaves(function, value) for value in kind.values(nest)])
+
+
+def map_with_paths(function: Callable[[str, Any], Any], nest: Any, path: str = "") -> Any:
+    """Return a nest as plain dicts, lists and tuples, with ``function(path, part)`` in place of all its parts.
+
+    A container comes before what it holds; what the function returns for it is opened in its place. A path is written
+    as python does: ``['model']['weight']``, ``['lengths'][0]``.
+    """
+    part = function(path, nest)
+    found = entries(part)
+    if found is None:
+        return part
+    mapped = {key: map_with_paths(function, value, f"{path}[{key!r}]") for key, value in found.items()}
+    plain = _kind_of(type(part)).plain  # pyright: ignore[reportOptionalMemberAccess]  it has entries
+    return mapped if plain is dict else plain(mapped.values())
+
+
+def leaves(nest: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of a nest with its path, written as in `map_with_paths`."""
+    found = entries(nest)
+    if found is None:
+        yield path, nest
+        return
+    for key, value in found.items():
+        yield from leaves(value, f"{path}[{key!r}]")
+
+
+def entries(nest: Any) -> dict[Any, Any] | None:
+    """Return what a container holds, by key or index; None for a leaf."""
+    kind = _kind_of(type(nest))
+    return None if kind is None else dict(zip(kind.keys(nest), kind.values(nest), strict=True))
 
 
 def to_device(nest: Any, device: torch.device | str, *, non_blocking: bool = True) -> Any:

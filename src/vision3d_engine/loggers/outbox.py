@@ -57,7 +57,7 @@ class Outbox:
             self._closed.wait(_EVERY_S)
             try:
                 self._hand_on()
-            except Exception as error:  # noqa: BLE001  raised by the next flush
+            except Exception as error:
                 self._error = error
 
     def flush(self) -> None:
@@ -104,7 +104,7 @@ def _close(outbox: weakref.ref[Outbox]) -> None:
 def _begin_empty_in_child() -> None:
     """Leave the parent's notes to the parent, and its lock, which nobody in this process would release."""
     for outbox in _ALL:
-        outbox._begin_empty()  # noqa: SLF001  of this module
+        outbox._begin_empty()
 
 
 if hasattr(os, "register_at_fork"):

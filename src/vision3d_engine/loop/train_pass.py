@@ -34,7 +34,7 @@ class TrainPass:
 
     phase = "train"
 
-    def __init__(  # noqa: PLR0913  what a pass is made of
+    def __init__(
         self,
         trainer: Any,
         context: PassContext,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -120,11 +121,11 @@ class Autosave:
     def save(self, filename: str, with_states: bool, extra: Mapping[str, Any] | None = None) -> None:
         """Save; a full disk, or weights that are not finite, leave the old file and a warning."""
         trainer = self._trainer
-        parts = {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler} if with_states else {}
+        parts: dict[str, Any] = {"save_ckpt_manager": with_states, "extra": extra}
+        parts |= {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler} if with_states else {}
+        said = partial(self._context.logger.debug, f"saved {filename}")
         try:
-            self._checkpoints.save_checkpoint(
-                filename, trainer.metadata, trainer.model, save_ckpt_manager=with_states, extra=extra, **parts
-            )
+            self._checkpoints.save_checkpoint(filename, trainer.metadata, trainer.model, on_saved=said, **parts)
         except FolderError as error:
             self._failure = error
             trainer.log(f"{error}. Training goes on", level="ERROR")
@@ -134,16 +135,11 @@ class Autosave:
             trainer.log(str(error), level="ERROR")
         else:
             self._failure = None
-            trainer.log(f"saved {filename}", level="DEBUG")
 
     def save_best(self, scores: Mapping[str, float]) -> None:
         """Keep the model under the name of each metric that it is best on, and say so."""
         trainer = self._trainer
-        try:
-            improved = self._checkpoints.update_best_model(scores, trainer.metadata, trainer.model)
-        except FolderError as error:
-            trainer.log(f"{error}. Training goes on", level="ERROR")
-            return
+        improved = self._checkpoints.update_best_model(scores, trainer.metadata, trainer.model)
         for metric, score in improved.items():
             trainer.log(f"new best {metric}: {score:.4f}", level="SUCCESS")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from vision3d_engine.checkpoint.folders import is_shard_folder, remove_unfinished, remove_unused
 from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS
 from vision3d_engine.checkpoint.retention import is_run_file
+from vision3d_engine.checkpoint.shard_folders import is_shard_folder, remove_unfinished, remove_unused
 from vision3d_engine.core.errors import FolderError, FolderInUseError, shortened
 from vision3d_engine.core.files import make_folder
 from vision3d_engine.core.locks import FolderLock

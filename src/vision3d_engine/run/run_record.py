@@ -10,7 +10,7 @@ from typing import Any
 
 from vision3d_engine.core.cli import command_line
 from vision3d_engine.core.files import atomic_write
-from vision3d_engine.core.plain import to_plain
+from vision3d_engine.core.plain import printable, to_plain
 from vision3d_engine.run.session import Session
 
 _ENVIRONMENT = "env.json"
@@ -26,7 +26,7 @@ def write_record(session: Session) -> None:
     record = to_plain(session.cfg) if session.cfg is not None else {}
     record |= session.settings.model_dump(mode="json")
     folder = session.folders.output
-    _write_text(folder / "config.yaml", yaml.safe_dump(_printable(record), sort_keys=False))
+    _write_text(folder / "config.yaml", yaml.safe_dump(printable(record), sort_keys=False))
     _write_text(folder / _ENVIRONMENT, json.dumps(_environment(session), indent=2) + "\n")
 
 
@@ -57,15 +57,6 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _printable(value: Any) -> Any:
-    """Turn what YAML cannot hold (functions, tensors) into text."""
-    if isinstance(value, dict):
-        return {str(key): _printable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_printable(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
-
-
 def _version(package: str) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -85,5 +76,5 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _git(*words: str) -> str:
-    finished = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10)  # noqa: S603, S607
+    finished = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10)
     return finished.stdout.strip()

@@ -94,7 +94,7 @@ class TrainingRun:
                 stack.enter_context(self.autosave.running())
                 stack.enter_context(self.autosave.agreement.listening())
                 stack.enter_context(self._stop_requests.listening())
-            stack.enter_context(self._session.detecting_failures(self._trainer._where))  # noqa: SLF001  the engine's own
+            stack.enter_context(self._session.detecting_failures(self._trainer._where))
             yield
 
     def _claim_folder(self) -> None:
@@ -165,7 +165,7 @@ class TrainingRun:
         self._trainer.val_epoch()
         self._check_metrics()
 
-    def after_val_iteration(self, iteration: int) -> None:  # noqa: ARG002  the signature is the runner's
+    def after_val_iteration(self, iteration: int) -> None:
         """Stop if asked to; one process of several goes on to the end, where the others wait for it."""
         if self._context.world.size == 1 and not self._only_validates:
             self.autosave.stop_if_asked()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vision3d_engine.checkpoint.files import available
-from vision3d_engine.checkpoint.parts import load_weights
+from vision3d_engine.checkpoint.loading import load_weights
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vision3d_engine.checkpoint.parts import load_weights
+from vision3d_engine.checkpoint.loading import load_weights
 from vision3d_engine.core.errors import RegistrationError, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import ResumableLoader, refuse_shared_iterator

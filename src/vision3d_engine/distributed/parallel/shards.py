@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vision3d_engine.core.tree import leaves, map_with_paths
+
 
 def is_sharded(tensor: Any) -> bool:
     """Tell whether a tensor is spread over processes; costs nothing as long as none is (the class loads slowly)."""
@@ -44,46 +46,30 @@ class Shard(NamedTuple):
     dim: int | None
 
 
-def take_out(value: Any, path: str = "") -> tuple[Any, dict[str, Shard]]:
+def take_out(state: Any) -> tuple[Any, dict[str, Shard]]:
     """Return a state with a description (a tensor on ``meta``) in place of every spread tensor, and these by key path.
 
     To be called by all processes.
     """
-    if is_sharded(value):
-        return torch.empty(value.shape, dtype=value.dtype, device="meta"), {path: _shard_of(value)}
-    if isinstance(value, Mapping):
-        pairs = {key: take_out(item, f"{path}[{key!r}]") for key, item in value.items()}
-        return {key: kept for key, (kept, _) in pairs.items()}, _merged(taken for _, taken in pairs.values())
-    if isinstance(value, list | tuple):
-        found = [take_out(item, f"{path}[{number}]") for number, item in enumerate(value)]
-        return type(value)([kept for kept, _ in found]), _merged(taken for _, taken in found)
-    return value, {}
+    shards: dict[str, Shard] = {}
+
+    def described(path: str, part: Any) -> Any:
+        if not is_sharded(part):
+            return part
+        shards[path] = _shard_of(part)
+        return torch.empty(part.shape, dtype=part.dtype, device="meta")
+
+    return map_with_paths(described, state), shards
 
 
-def put_in(value: Any, tensors: Mapping[str, torch.Tensor], path: str = "") -> Any:
+def put_in(state: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     """Return a state with the tensors at their key paths."""
-    if path in tensors:
-        return tensors[path]
-    if isinstance(value, dict):
-        return {key: put_in(item, tensors, f"{path}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)([put_in(item, tensors, f"{path}[{number}]") for number, item in enumerate(value)])
-    return value
+    return map_with_paths(tensors.get, state)
 
 
-def descriptions(value: Any, path: str = "") -> dict[str, torch.Tensor]:
+def descriptions(state: Any) -> dict[str, torch.Tensor]:
     """Return the descriptions that `take_out` has left in a state, by key path."""
-    if isinstance(value, torch.Tensor):
-        return {path: value} if value.is_meta else {}
-    if isinstance(value, dict):
-        return _merged(descriptions(item, f"{path}[{key!r}]") for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return _merged(descriptions(item, f"{path}[{number}]") for number, item in enumerate(value))
-    return {}
-
-
-def _merged(parts: Any) -> dict[str, Any]:
-    return {path: item for part in parts for path, item in part.items()}
+    return {path: leaf for path, leaf in leaves(state) if isinstance(leaf, torch.Tensor) and leaf.is_meta}
 
 
 def _shard_of(tensor: Any) -> Shard:

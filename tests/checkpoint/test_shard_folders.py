@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vision3d_engine.checkpoint.files import read_checkpoint, write_checkpoint
-from vision3d_engine.checkpoint.folders import (
+from vision3d_engine.checkpoint.shard_folders import (
     folders_of,
     free_folder,
     is_shard_folder,

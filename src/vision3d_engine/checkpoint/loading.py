@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
-from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, NonFiniteError
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, shortened
 from vision3d_engine.distributed.parallel.shards import like
 from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
 
-_MAX_LISTED = 8
 Patterns = str | Iterable[str]
 
 
@@ -25,30 +24,6 @@ def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def parameter_names(model: nn.Module) -> set[str]:
     """Return the names of a model's parameters, as they are in `model_state`."""
     return {_own_name(name) for name, _ in unwrap_model(model).named_parameters()}
-
-
-def non_finite(state: Mapping[str, Any], parameters: Iterable[str]) -> list[str]:
-    """Return the names of parameters, and of running means of norms, that are not finite in a model's state.
-
-    Other buffers may be infinite on purpose, such as the mask of an attention.
-    """
-    judged = {*parameters, *(key for key in state if key.endswith(("running_mean", "running_var")))}
-    return [key for key in state if key in judged and not _is_finite(state[key])]
-
-
-def refuse_non_finite(wrong: list[str], filename: str) -> None:
-    """Refuse to save a model that is not finite.
-
-    Raises:
-        NonFiniteError: naming the weights, when there are any.
-    """
-    if wrong:
-        message = f"'{filename}' is not saved, so that it replaces no good file: not finite are {_shortened(wrong)}"
-        raise NonFiniteError(message)
-
-
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
 
 
 def _own_name(key: str) -> str:
@@ -112,8 +87,8 @@ def load_weights(
     chosen = {key: value for key, value in found.items() if _is_chosen(key, include, exclude)}
     renamed = {_renamed(key, rename or {}): value for key, value in chosen.items()}
     if not renamed.keys() & model_state(model).keys():
-        message = f"nothing in '{path}' fits the model: the file has {_shortened(list(found))}; the model has "
-        raise CheckpointError(message + _shortened(list(model_state(model))))
+        message = f"nothing in '{path}' fits the model: the file has {shortened(list(found))}; the model has "
+        raise CheckpointError(message + shortened(list(model_state(model))))
     report = load_model(model, renamed, str(path), strict)
     return path, dict(state.get("metadata", {})), report
 
@@ -180,16 +155,11 @@ def _misfits(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     common = [key for key in wanted if key in found and _shape(found[key]) != _shape(wanted[key])]
     differing = [f"'{key}' is {_shape(found[key])}, the model has {_shape(wanted[key])}" for key in common]
     kinds = (("missing", missing), ("unexpected", unexpected), ("shape differs:", differing))
-    return [f"{kind} {_shortened(lines)}" for kind, lines in kinds if lines]
+    return [f"{kind} {shortened(lines)}" for kind, lines in kinds if lines]
 
 
 def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
-
-
-def _shortened(lines: list[str]) -> str:
-    more = f" and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
-    return ", ".join(lines[:_MAX_LISTED]) + more
 
 
 def load_part(part: Any, state: Any, name: str, source: str) -> None:

@@ -1,0 +1,107 @@
+"""Which models are the best by a metric, judged by the files that hold them: written, or on their way to the disk."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vision3d_engine.core.errors import RegistrationError
+
+
+class BestModels:
+    """The scores of best models and of all epochs.
+
+    A score counts from the moment its file is submitted, and no longer when the file could not be written. One thread
+    asks, another may report what became of the files.
+    """
+
+    def __init__(self) -> None:
+        self._largest: dict[str, bool] = {}
+        self._written: dict[str, float] = {}
+        self._in_flight: list[tuple[str, float]] = []
+        self._of_epochs: dict[str, dict[int, float]] = {}
+
+    @property
+    def largest(self) -> dict[str, bool]:
+        """By metric, whether more is better."""
+        return dict(self._largest)
+
+    def add(self, metric: str, largest: bool) -> None:
+        """Select by one more metric.
+
+        Raises:
+            RegistrationError: when there is one of this name.
+        """
+        if metric in self._largest:
+            message = f"best models are already selected on '{metric}'; name each metric once"
+            raise RegistrationError(message)
+        self._largest[metric] = largest
+
+    # ------------------------------------------------------------------------------------------- scores
+
+    def known(self, summary: Mapping[str, Any]) -> dict[str, float]:
+        """Return the scores in a summary."""
+        return {metric: float(summary[metric]) for metric in self._largest if metric in summary}
+
+    def record(self, scores: Mapping[str, float], epoch: int) -> None:
+        """Remember the scores of an epoch, which decide what files of epochs stay."""
+        for metric, score in scores.items():
+            self._of_epochs.setdefault(metric, {})[epoch] = score
+
+    def of_epochs(self) -> dict[str, dict[int, float]]:
+        """Return a copy of the scores of all epochs by metric."""
+        return {metric: dict(scores) for metric, scores in self._of_epochs.items()}
+
+    def improved(self, scores: Mapping[str, float], wait: Callable[[], None]) -> dict[str, float]:
+        """Return the scores that are better than all before; nan never is.
+
+        Args:
+            scores: new ones by metric.
+            wait: returns when no file is in flight; called when the answer depends on what becomes of one.
+        """
+        return {metric: score for metric, score in scores.items() if self._improves(metric, score, wait)}
+
+    def _improves(self, metric: str, score: float, wait: Callable[[], None]) -> bool:
+        if self._beats(metric, score, self._on_disk(metric)) and not self._beats(metric, score, self._underway(metric)):
+            wait()
+        return self._beats(metric, score, [*self._underway(metric), *self._on_disk(metric)])
+
+    def _on_disk(self, metric: str) -> list[float]:
+        return [self._written[metric]] if metric in self._written else []
+
+    def _underway(self, metric: str) -> list[float]:
+        return [score for name, score in list(self._in_flight) if name == metric]
+
+    def _beats(self, metric: str, score: float, others: list[float]) -> bool:
+        sign = 1 if self._largest[metric] else -1
+        return not math.isnan(score) and all(sign * score > sign * other for other in others)
+
+    # ------------------------------------------------------------------------------------------- files
+
+    def submitted(self, metric: str, score: float) -> None:
+        """Let a score count whose file is on its way."""
+        self._in_flight.append((metric, score))
+
+    def written(self, metric: str, score: float) -> None:
+        """Let a score count for good: its file is on the disk."""
+        self._written[metric] = score
+        self._in_flight.remove((metric, score))
+
+    def failed(self, metric: str, score: float) -> None:
+        """Take a score back: its file could not be written."""
+        self._in_flight.remove((metric, score))
+
+    # ------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the scores of the files that are written."""
+        return {
+            metric: {"score": self._written.get(metric), "largest": largest}
+            for metric, largest in self._largest.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], of_epochs: Mapping[str, Any]) -> None:
+        """Take scores over; those of a metric that is not registered are left out."""
+        for metric, best in state.items():
+            if metric in self._largest and best["score"] is not None:
+                self._written[metric] = float(best["score"])
+        self._of_epochs = {metric: dict(scores) for metric, scores in of_epochs.items()}
