@@ -33,9 +33,10 @@ from torch.nn.functional import cross_entropy
 
 from vision3d_engine import EpochBasedTrainer, IterBasedTrainer, SingleTester
 from vision3d_engine.core.seeding import StepSeeds
-from vision3d_engine.loggers.board import EventBoard
+from vision3d_engine.logs.logger import Logger
 from vision3d_engine.loop.hooks import Events
 from vision3d_engine.metrics.moments import Moments
+from vision3d_engine.writers.metric_writers import MetricWriters
 
 LOG_EVERY = 10
 BATCHES = [{"x": torch.randn(16, 64), "y": torch.randint(0, 10, (16,))} for _ in range(64)]
@@ -238,7 +239,7 @@ def epochs_only(events: Events, moment: str, *args: Any) -> None:
 PHASES = {
     "seeding each step": without((StepSeeds, "seed")),
     "hooks": without((Events, "fire"), instead=epochs_only),
-    "log line, written": without((EventBoard, "write"), (EventBoard, "write_line")),
+    "log line, written": without((MetricWriters, "scalars"), (Logger, "line")),
     "log line, all of it": without((EpochBasedTrainer, "_log_train")),
     "meters and log line": without((EpochBasedTrainer, "_log_train"), (Moments, "update")),
 }

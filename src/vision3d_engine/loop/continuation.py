@@ -79,7 +79,7 @@ class Continuation:
             "loaders": gather(source.state_dict()) if source.is_stateful else None,
             "fingerprint": self.fingerprint(source),
             "states": {name: part.state_dict() for name, part in self._parts.items()},
-            "logs": self._session.events.ends(),
+            "logs": self._session.writers.positions(),
             "about": self._about(),
         }
 
@@ -110,7 +110,7 @@ class Continuation:
         rank, places = self._session.world.rank, state.get("places") or []
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})
-        self._session.events.go_on_from(state.get("logs") or {}, self._progress.total_steps)
+        self._session.writers.cut_back(state.get("logs") or {}, self._progress.total_steps)
         self._moments = _own_share(state.get("moments"), self._session.world.rank, self._session.world.size)
         loaders = state.get("loaders") or []
         if self._session.world.rank < len(loaders):

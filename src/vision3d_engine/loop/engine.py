@@ -11,6 +11,7 @@ from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel import unwrap_model
 from vision3d_engine.loop.hooks import Events
 from vision3d_engine.loop.session import Session
+from vision3d_engine.writers.protocol import MetricWriter
 
 
 class Engine:
@@ -89,7 +90,7 @@ class Engine:
 
     def write_event(self, phase: str, event_dict: Mapping[str, Any], index: int) -> None:
         """Write numbers to TensorBoard (``phase/key``) and ``metrics.jsonl``; tensors are read, so the host waits."""
-        self._session.events.write(phase, {key: float(value) for key, value in event_dict.items()}, index)
+        self._session.writers.scalars(phase, {key: float(value) for key, value in event_dict.items()}, index)
 
     def write_points(self, tag: str, points: Any, colors: Any = None, index: int = 0) -> None:
         """Write point clouds for TensorBoard's mesh tab.
@@ -100,7 +101,16 @@ class Engine:
             colors: ``(B, N, 3)``, 0 to 255, or None.
             index: step on TensorBoard's axis.
         """
-        self._session.events.write_points(tag, points, colors, index)
+        self._session.writers.points(tag, points, colors, index)
+
+    def add_writer(self, writer: MetricWriter) -> MetricWriter:
+        """Add a writer of numbers beside TensorBoard and ``metrics.jsonl``, and return it; acts on the main process.
+
+        Raises:
+            RegistrationError: when it is not a `MetricWriter`.
+        """
+        self._session.writers.add(writer)
+        return writer
 
     def add_records(self, records: Iterable[Any]) -> None:
         """Keep one record for each sample of the batch at hand, for `gather_records`; in a validation or test step.

@@ -11,6 +11,7 @@ TRAIN_MOMENTS = (
     "before_train_step",
     "after_backward",
     "after_train_step",
+    "after_log",
     "after_train_epoch",
     "before_val_epoch",
     "before_val_step",

@@ -21,8 +21,8 @@ from vision3d_engine.core.locks import FolderLock
 from vision3d_engine.core.plain import to_plain
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
 from vision3d_engine.distributed.world import join_world
-from vision3d_engine.loggers.board import EventBoard
-from vision3d_engine.loggers.console import Logger, set_logger
+from vision3d_engine.logs.logger import Logger, set_logger
+from vision3d_engine.writers.metric_writers import MetricWriters
 
 _RECORD = "env.json"
 _PACKAGES = ("torch", "numpy", "vision3d-engine")
@@ -65,8 +65,8 @@ class Session:
         error_file = None if self.world.is_main else self.folders.logs / f"rank{self.world.rank}.log"
         self.logger = Logger(log_file, is_main=self.world.is_main, error_file=error_file)
         set_logger(self.logger)
-        self.events = EventBoard(self.folders.events, self.folders.output / "metrics.jsonl", self.world.is_main)
-        self.events.speak_through(self.logger)
+        jsonl_file = self.folders.output / "metrics.jsonl"
+        self.writers = MetricWriters(self.folders.events, jsonl_file, self.logger, enabled=self.world.is_main)
         self._announce(warnings)
         seed_everything(self.settings.exp.seed + self.world.rank)
         set_cudnn_deterministic(self.settings.trainer.cudnn_deterministic)
@@ -122,21 +122,19 @@ class Session:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run with the settings' autograd mode; at the end put it back and close the event files, on errors too.
+        """Run with the settings' autograd mode; at the end put it back and close the writers, on errors too.
 
         The text log stays open for what the script still has to say; it is closed with the last reference to it.
         """
         anomaly = self.settings.trainer.debug or torch.is_anomaly_enabled()
         try:
-            with torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
+            with self.writers.running(), torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
                 yield
         except ProcessError as error:  # said by the watch; the way here through the transport explains nothing
             raise error.with_traceback(None) from None
         except Exception as error:
             self._log_failure(error)
             raise
-        finally:
-            self.events.close()
 
     def _log_failure(self, error: Exception) -> None:
         """Say what has stopped the run; the traceback goes into the file only, since python prints it."""

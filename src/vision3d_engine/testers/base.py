@@ -13,7 +13,7 @@ from vision3d_engine.core.seeding import derived_seed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.source import Source
-from vision3d_engine.loggers.formatting import get_log_string
+from vision3d_engine.logs.log_line import get_log_string
 from vision3d_engine.loop.engine import Engine
 from vision3d_engine.loop.hooks import TEST_MOMENTS
 from vision3d_engine.loop.results import ResultChecker, as_numbers

@@ -2,7 +2,7 @@
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,17 +17,15 @@ from vision3d_engine.data.advice import advice, advice_on_start
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.source import Place, Source, length_of
 from vision3d_engine.debug.finite import FiniteWatch, check_gradients
-from vision3d_engine.loggers.formatting import get_log_string
+from vision3d_engine.logs.log_line import get_log_string, train_line
 from vision3d_engine.loop.continuation import has_state
 from vision3d_engine.loop.engine import Engine
 from vision3d_engine.loop.hooks import TRAIN_MOMENTS
-from vision3d_engine.loop.pace import describe_pace
 from vision3d_engine.loop.results import ResultChecker, as_numbers
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.session import Session
 from vision3d_engine.loop.turns import Turns
 from vision3d_engine.loop.update import Update
-from vision3d_engine.metrics.clock import Window
 from vision3d_engine.metrics.moments import Moments
 from vision3d_engine.optim.optimizer import clear_gradients, prefer_fused
 from vision3d_engine.optim.scaling import scale_factor, scale_learning_rate
@@ -195,6 +193,9 @@ class BaseTrainer(Resumable, abc.ABC):
     def after_train_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Act after the training step; numbers added to ``result_dict`` are logged."""
 
+    def after_log(self, epoch: int, iteration: int, log_dict: dict[str, float]) -> None:
+        """Act after a log line of training, on all processes; ``log_dict`` holds its means over all of them."""
+
     def after_train_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
         """Act after a training epoch; ``summary_dict`` holds the means over the epoch."""
 
@@ -312,7 +313,7 @@ class BaseTrainer(Resumable, abc.ABC):
             self.save(f"epoch-{self.epoch}.pth")
             self.val_epoch()
             self._stop_if_asked()
-        self._session.events.flush()
+        self._session.writers.flush()
 
     def _validate_once(self) -> None:
         summary_dict = self._run_validation()
@@ -490,26 +491,16 @@ class BaseTrainer(Resumable, abc.ABC):
         self._finite.check(means.get("loss", 0.0), probed, self.epoch, first, self.iteration)
         window, lr = runner.clock.window(), float(self._learning_rate)
         position = {"epoch": self.epoch, "iteration": self.iteration, "updates": self._progress.updates, "lr": lr}
-        self._session.events.write("train", means, self.total_steps, **position)
-        samples = self._train_source().samples_per_step(self._session.world.size)
-        self._say(partial(self._train_line, means, window, position, runner.max_iteration, samples))
+        self._session.writers.scalars("train", means, self.total_steps, **position)
+        samples, device = self._train_source().samples_per_step(self._session.world.size), self._session.world.device
+        self._say(partial(train_line, means, window, position, self.max_epoch, runner.max_iteration, samples, device))
         self._advise(advice(self._train_source().loader, window.steady_data_s, window.model_s))
-
-    def _train_line(
-        self, means: Mapping[str, float], window: Window, position: Any, max_iteration: int | None, samples: int | None
-    ) -> str:
-        """Put a log line together, from what is handed in: the thread that writes it is behind the run."""
-        epoch, iteration = position["epoch"], position["iteration"]
-        left = None if max_iteration is None else (self.max_epoch - epoch + 1) * max_iteration - iteration
-        line = get_log_string(
-            means, epoch, self.max_epoch, iteration, max_iteration, lr=position["lr"], time_dict=window.times()
-        )
-        return f"{line}, {describe_pace(window, left, samples, self._session.world.device)}"
+        self._events.fire("after_log", self.epoch, self.iteration, dict(means))
 
     def _say(self, make: Callable[[], str]) -> None:
         """Log a line that is put together later; at once for a script that has a `log` of its own."""
         if getattr(type(self), "log", None) is Engine.log:
-            self._session.events.write_line(make)
+            self._session.logger.line(make)
         else:
             self.log(make())
 
@@ -526,7 +517,7 @@ class BaseTrainer(Resumable, abc.ABC):
         clock, times = runner.clock, runner.clock.means()
         self._advise(advice_on_start(self._train_source().loader, clock.first_data_s, clock.elapsed_s()))
         self.log("[Train] " + get_log_string(summary_dict, self.epoch, self.max_epoch, time_dict=times))
-        self._session.events.write_row("train_epoch", summary_dict, step=self.total_steps, epoch=self.epoch)
+        self._session.writers.row("train_epoch", summary_dict, step=self.total_steps, epoch=self.epoch)
         self._events.fire("after_train_epoch", self.epoch, summary_dict)
 
     # ------------------------------------------------------------------------------------------- validation
@@ -539,7 +530,7 @@ class BaseTrainer(Resumable, abc.ABC):
             self.log(f"new best {metric}: {score:.4f}", level="SUCCESS")
         self._progress.is_open = False
         self._save_after_epoch()
-        self._session.events.flush()
+        self._session.writers.flush()
         self._check_metrics(summary_dict)
 
     def _save_after_epoch(self) -> None:
@@ -585,7 +576,7 @@ class BaseTrainer(Resumable, abc.ABC):
         times = runner.clock.means()
         message = get_log_string(summary_dict, epoch=self.epoch, max_epoch=self.max_epoch, time_dict=times)
         self.log("[Val] " + message, level="SUCCESS")
-        self._session.events.write("val", summary_dict, self.epoch, epoch=self.epoch, total_steps=self.total_steps)
+        self._session.writers.scalars("val", summary_dict, self.epoch, epoch=self.epoch, total_steps=self.total_steps)
 
     def _check_metrics(self, summary_dict: dict[str, Any]) -> None:
         """Refuse to go on when a metric that selects best models is never there."""

@@ -316,7 +316,7 @@ class Resumable(Engine):
             message = f"--resume found no '{NEWEST}' in '{folder}', only {listed(found)}. "
             raise CheckpointError(message + "Name one with --checkpoint, or move these files away to start anew")
         else:
-            self._session.events.start_anew()
+            self._session.writers.start_anew()
             self.log(f"--resume: '{folder}' is empty, so the run starts anew", level="WARNING")
 
     def _load_newest(self, folder: Path) -> None:
@@ -355,7 +355,7 @@ class Resumable(Engine):
             raise FolderInUseError(message)
         for path in old:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self._session.events.start_anew()
+        self._session.writers.start_anew()
 
     def _tidy_folder(self) -> None:
         """Remove half-written files of a process that was killed, and make sure that there is space to save."""

@@ -1,0 +1,1 @@
+"""Messages for people: the logger, and the text of its lines."""
