@@ -33,9 +33,10 @@ from torch.nn.functional import cross_entropy
 
 from vision3d_engine import EpochBasedTrainer, IterBasedTrainer, SingleTester
 from vision3d_engine.core.seeding import StepSeeds
-from vision3d_engine.loggers.board import EventBoard
-from vision3d_engine.loop.hooks import Events
+from vision3d_engine.logs.logger import Logger
+from vision3d_engine.loop.train_log import TrainLog
 from vision3d_engine.metrics.running_means import RunningMeans
+from vision3d_engine.writers.metric_writers import MetricWriters
 
 LOG_EVERY = 10
 BATCHES = [{"x": torch.randn(16, 64), "y": torch.randint(0, 10, (16,))} for _ in range(64)]
@@ -228,19 +229,11 @@ def without(*parts: tuple[Any, str], instead: Any = nothing) -> Callable[..., fl
     return run
 
 
-def epochs_only(events: Events, moment: str, *args: Any) -> None:
-    """Fire what comes once an epoch."""
-    if moment.endswith("epoch"):
-        for listener in events._listeners[moment]:  # noqa: SLF001
-            listener(*args)
-
-
 PHASES = {
     "seeding each step": without((StepSeeds, "seed")),
-    "hooks": without((Events, "fire"), instead=epochs_only),
-    "log line, written": without((EventBoard, "write"), (EventBoard, "write_line")),
-    "log line, all of it": without((EpochBasedTrainer, "_log_train")),
-    "meters and log line": without((EpochBasedTrainer, "_log_train"), (RunningMeans, "update")),
+    "log line, written": without((MetricWriters, "scalars"), (Logger, "line")),
+    "log line, all of it": without((TrainLog, "write")),
+    "meters and log line": without((TrainLog, "write"), (RunningMeans, "update")),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 
 from vision3d_engine.core.cli import reset_parser
-from vision3d_engine.loggers.console import set_logger
+from vision3d_engine.logs.logger import set_logger
 
 torch.set_num_threads(1)
 settings.register_profile("engine", deadline=None, max_examples=25, derandomize=True)

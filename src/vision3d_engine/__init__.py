@@ -20,8 +20,8 @@ from vision3d_engine.data.determinism import check_determinism
 from vision3d_engine.data.sample_seeds import replay_sample, sample_seed
 from vision3d_engine.data.split import split_batch
 from vision3d_engine.endpoints.context_manager import ContextManager, get_context_manager
-from vision3d_engine.loggers.console import get_logger
-from vision3d_engine.loggers.formatting import get_log_string
+from vision3d_engine.logs.log_line import get_log_string
+from vision3d_engine.logs.logger import get_logger
 from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.metrics.average_meter import AverageMeter
 from vision3d_engine.metrics.summary_board import SummaryBoard
@@ -32,6 +32,7 @@ from vision3d_engine.testers.batch import BatchTester
 from vision3d_engine.testers.single import SingleTester
 from vision3d_engine.trainers.epoch_based import EpochBasedTrainer
 from vision3d_engine.trainers.iter_based import IterBasedTrainer
+from vision3d_engine.writers.protocol import MetricWriter
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "FolderInUseError",
     "Hook",
     "IterBasedTrainer",
+    "MetricWriter",
     "NonFiniteError",
     "ProcessError",
     "RegistrationError",

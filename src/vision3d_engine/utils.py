@@ -41,12 +41,12 @@ _HOMES: dict[str, dict[str, str]] = {
     "io": dict.fromkeys(
         ("dump_pickle", "ensure_dir", "load_pickle", "readlines", "write_correspondences", "writelines"), "utils"
     ),
-    "logger": {"Logger": "loggers.console", "get_logger": "loggers.console"},
+    "logger": dict.fromkeys(("Logger", "get_logger"), "logs.logger"),
     "misc": {
         "deprecated": "utils",
-        "get_format_strings": "loggers.formatting",
-        "get_log_string": "loggers.formatting",
-        "get_print_format": "loggers.formatting",
+        "get_format_strings": "logs.log_line",
+        "get_log_string": "logs.log_line",
+        "get_print_format": "logs.log_line",
         "load_ext": "utils",
     },
     "optimizer": {
@@ -173,7 +173,7 @@ def move_to_cuda(nest: Any) -> Any:
 def load_state_dict(model: Any, state_dict: Any, strict: bool = False) -> None:
     """Load weights into a model; keys that do not fit are an error when strict, else a warning."""
     from vision3d_engine.checkpoint.loading import load_model
-    from vision3d_engine.loggers.console import get_logger
+    from vision3d_engine.logs.logger import get_logger
 
     for line in load_model(model, state_dict, "state_dict", strict=strict):
         get_logger().warn(f"load_state_dict: {line}")

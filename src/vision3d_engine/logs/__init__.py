@@ -1,1 +1,1 @@
-"""t"""
+"""Messages for people: the logger, and the text of its lines."""

@@ -1,10 +1,121 @@
-from vision3d_engine.loggers.formatting import *
-from vision3d_engine.loggers.formatting import get_log_string
-from vision3d_engine.loop.pace import describe_pace
+"""The text of log lines, all of it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+_SMALL, _TINY = 1e-3, 1e-6
+# From here on three digits would be written with an exponent.
+_LARGE = 999.5
 
 
-def train_line(means, window, position, *, max_epoch, max_iteration, samples_per_step, device):
+class Interval(Protocol):
+    """What was measured since the last log line: steps per second, and mean times in seconds by name."""
+
+    rate: float
+
+    def times(self) -> dict[str, float]:
+        """Return the mean times."""
+        ...
+
+
+def train_line(
+    means: Mapping[str, Any],
+    interval: Interval,
+    position: Mapping[str, Any],
+    max_epoch: int,
+    max_iteration: int | None,
+    samples_per_step: int | None,
+    device: torch.device,
+) -> str:
+    """Return a line of training, from what is handed in: the thread that writes it is behind the run.
+
+    Args:
+        means: the numbers, by name.
+        interval: the times.
+        position: ``epoch``, ``iteration`` and ``lr``.
+        max_epoch: epochs to train.
+        max_iteration: steps of an epoch; None when not known.
+        samples_per_step: samples of one step of all processes; None when not known.
+        device: its peak memory is told.
+    """
     epoch, iteration = position["epoch"], position["iteration"]
     left = None if max_iteration is None else (max_epoch - epoch + 1) * max_iteration - iteration
-    line = get_log_string(means, epoch, max_epoch, iteration, max_iteration, lr=position["lr"], time_dict=window.times())
-    return f"{line}, {describe_pace(window, left, samples_per_step, device)}"
+    times = interval.times()
+    line = get_log_string(means, epoch, max_epoch, iteration, max_iteration, lr=position["lr"], time_dict=times)
+    return f"{line}, {throughput_text(interval.rate, left, samples_per_step, device)}"
+
+
+def throughput_text(rate: float, steps_left: int | None, samples_per_step: int | None, device: torch.device) -> str:
+    """Return ``3.2 it/s, 26 samples/s, eta 1:02:03, 4.1 GB`` without what is not known.
+
+    Args:
+        rate: steps per second.
+        steps_left: steps until the end of the run; None when not known.
+        samples_per_step: samples of one step of all processes; None when not known.
+        device: its peak memory since the start is told, if it is an accelerator that counts it.
+    """
+    parts = [f"{_number(rate)} it/s"]
+    if samples_per_step is not None:
+        parts.append(f"{_number(rate * samples_per_step)} samples/s")
+    if steps_left is not None:
+        parts.append(f"eta {_clock(steps_left / rate)}")
+    if device.type == "cuda":
+        parts.append(f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GB")
+    return ", ".join(parts)
+
+
+def _number(value: float) -> str:
+    """Return three digits, or all those before the point: ``0.0123``, ``3.2``, ``12,345``."""
+    return f"{value:.3g}" if value < _LARGE else f"{value:,.0f}"
+
+
+def _clock(seconds: float) -> str:
+    """Return ``1:02:03``, or ``2 d 1:02:03``."""
+    days, rest = divmod(round(seconds), 86400)
+    hours, rest = divmod(rest, 3600)
+    text = f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+    return f"{days} d {text}" if days else text
+
+
+def get_print_format(value: Any) -> str:
+    """Return the format of one value: three decimals, more for small numbers, none for integers and text."""
+    if isinstance(value, int | str) or not hasattr(value, "__float__"):
+        return ""
+    size = abs(float(value))
+    if size == 0 or size >= _SMALL:
+        return ".3f"
+    return ".6f" if size >= _TINY else ".3e"
+
+
+def get_format_strings(result_dict: Mapping[str, Any]) -> list[str]:
+    """Return ``"key: value"`` for each entry; the value of a key ``"metadata"`` comes first, without its key."""
+    head = [str(result_dict["metadata"])] if "metadata" in result_dict else []
+    rest = {key: value for key, value in result_dict.items() if key != "metadata"}
+    return head + [f"{key}: {value:{get_print_format(value)}}" for key, value in rest.items()]
+
+
+def get_log_string(
+    result_dict: Mapping[str, Any],
+    epoch: int | None = None,
+    max_epoch: int | None = None,
+    iteration: int | None = None,
+    max_iteration: int | None = None,
+    lr: float | None = None,
+    time_dict: Mapping[str, float] | None = None,
+) -> str:
+    """Return ``epoch: 1/300, iter: 10/3000, loss: 2.217, lr: 1.030e-03, time: 0.146s/0.499s``, without absent parts."""
+    parts = [*_position("epoch", epoch, max_epoch), *_position("iter", iteration, max_iteration)]
+    parts += get_format_strings(result_dict)
+    if lr is not None:
+        parts.append(f"lr: {lr:.3e}")
+    if time_dict is not None:
+        parts.append("time: " + "/".join(f"{seconds:.3f}s" for seconds in time_dict.values()))
+    return ", ".join(parts)
+
+
+def _position(name: str, value: int | None, maximum: int | None) -> list[str]:
+    if value is None:
+        return []
+    return [f"{name}: {value}" if maximum is None else f"{name}: {value}/{maximum}"]

@@ -1,1 +1,269 @@
-from vision3d_engine.loggers.console import Logger, get_logger, set_logger
+"""Messages for people, on the console and in a file, by parts of the standard library's logging.
+
+No logger of `logging` is made or changed: records go to handlers of our own, and those of the host program are neither
+removed nor written to.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from logging.handlers import QueueHandler
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vision3d_engine.core.background import BackgroundListener
+from vision3d_engine.core.files import GrowingFile, make_folder
+
+_LEVELS = {"TRACE": 5, "DEBUG": 10, "INFO": 20, "SUCCESS": 25, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+_COLORS = {"TRACE": 36, "DEBUG": 34, "INFO": 0, "SUCCESS": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 41}  # of ANSI
+_TIME = "%Y-%m-%d %H:%M:%S"
+_PLAIN = logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", _TIME)
+_COLORED = {
+    level: logging.Formatter(
+        f"\033[32m%(asctime)s\033[0m | \033[1;{color}m%(levelname)s\033[0m | \033[{color}m%(message)s\033[0m", _TIME
+    )
+    for level, color in _COLORS.items()
+}
+
+# Held while text is written, and while this process is forked: a child must not begin with half a line, nor with a lock
+# of tqdm's that a thread of its parent holds.
+_WRITING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_WRITING.acquire, after_in_parent=_WRITING.release, after_in_child=_WRITING.release)
+
+
+class _TextHandler(logging.Handler):
+    """Writes records as text, many at once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.emit_all([record])
+
+    def emit_all(self, records: Sequence[logging.LogRecord]) -> None:
+        """Write those records whose level is high enough."""
+        text = "".join(f"{self.format(record)}\n" for record in records if record.levelno >= self.level)
+        if text:
+            with _WRITING:
+                self.write(text)
+
+    def write(self, text: str) -> None:
+        """Write whole lines; must not raise."""
+        raise NotImplementedError
+
+
+class _Console(_TextHandler):
+    """Standard error as it is at the time of each message, written so that a progress bar stays whole."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        has_colors = sys.stderr is not None and sys.stderr.isatty()
+        return (_COLORED[record.levelname] if has_colors else _PLAIN).format(record)
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody listens there any more
+            tqdm.write(text, file=sys.stderr, end="")
+
+
+class _LogFile(_TextHandler):
+    """A text file, made with the first message; a full disk is said once, and costs messages but not the run."""
+
+    def __init__(self, path: str, level: str) -> None:
+        super().__init__(_LEVELS[level])
+        self.setFormatter(_PLAIN)
+        self._path = path
+        self._file: GrowingFile | None = None
+        self._failed = False
+
+    def write(self, text: str) -> None:
+        try:
+            if self._file is None:
+                self._file = GrowingFile(self._path)
+            self._file.add(text.encode(errors="backslashreplace"))
+        except OSError as error:
+            if not self._failed:
+                reason = error.strerror or error
+                tqdm.write(f"cannot write messages to '{self._path}': {reason}; they are lost there", file=sys.stderr)
+            self._failed = True
+
+    def close(self) -> None:
+        """Close the file; a later message opens it again."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        super().close()
+
+
+class _Later(QueueHandler):
+    """Hands records to the listening thread as they are: nothing is formatted here."""
+
+    def __init__(self, listener: BackgroundListener) -> None:
+        super().__init__(listener.queue)
+        self._listener = listener
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self._listener.put(record)
+
+
+class Logger:
+    """Writes messages to the console and, if named, to a file.
+
+    Args:
+        log_file: text file to append to; its folder is made when missing.
+        event_dir: folder for `write_event`; None writes no events.
+        is_main: processes other than the main one speak only of errors, and write no other files than the next.
+        error_file: text file for warnings and errors, made with the first of them.
+    """
+
+    def __init__(
+        self,
+        log_file: str | Path | None = None,
+        event_dir: str | Path | None = None,
+        is_main: bool = True,
+        error_file: str | Path | None = None,
+    ) -> None:
+        self.is_main = is_main
+        self._log_file = str(log_file) if log_file is not None and is_main else None
+        self._event_dir = str(event_dir) if event_dir is not None and is_main else None
+        self._handlers: list[_TextHandler] = [_Console(_LEVELS["INFO" if is_main else "ERROR"])]
+        if self._log_file is not None:
+            make_folder(Path(self._log_file).parent)
+            self._handlers.append(_LogFile(self._log_file, "DEBUG"))
+        if error_file is not None:
+            self._handlers.append(_LogFile(str(error_file), "WARNING"))
+        self._listener = BackgroundListener(partial(_write, self._handlers))
+        self._later = _Later(self._listener)
+        self._events: list[Any] = []
+        weakref.finalize(self, _close, self._listener, self._handlers, self._events)  # for a logger that nobody closes
+
+    @property
+    def log_file(self) -> str | None:
+        """Path of the text file."""
+        return self._log_file
+
+    @property
+    def event_dir(self) -> str | None:
+        """Folder of the TensorBoard events."""
+        return self._event_dir
+
+    def log(self, message: Any, level: str = "INFO") -> None:
+        """Write a message, after all lines before it; an unknown level is written as INFO, and said."""
+        level = str(level).upper()
+        if level not in _LEVELS:
+            self.warn(f"unknown log level '{level}'; written as INFO (levels: {', '.join(_LEVELS)})")
+            level = "INFO"
+        self._listener.flush()
+        _write(self._handlers, [_record(str(message), level)])
+
+    def line(self, make: Callable[[], str]) -> None:
+        """Write a message of level INFO that is put together later, by a thread, with the time of now.
+
+        Costs a few microseconds. It is written within a fifth of a second, before the next message of `log` and by
+        `flush`.
+        """
+        if self.is_main:
+            self._later.handle(_record(make, "INFO"))
+
+    def debug(self, message: Any) -> None:
+        """Write a message for developers."""
+        self.log(message, "DEBUG")
+
+    def info(self, message: Any) -> None:
+        """Write an ordinary message."""
+        self.log(message, "INFO")
+
+    def success(self, message: Any) -> None:
+        """Write a result."""
+        self.log(message, "SUCCESS")
+
+    def warn(self, message: Any) -> None:
+        """Write a warning."""
+        self.log(message, "WARNING")
+
+    warning = warn
+
+    def error(self, message: Any) -> None:
+        """Write an error."""
+        self.log(message, "ERROR")
+
+    def critical(self, message: Any) -> None:
+        """Write an error that ends the program."""
+        self.log(message, "CRITICAL")
+
+    def write_event(self, name: str, value: Any, index: int) -> None:
+        """Write one number to TensorBoard; does nothing without an event folder, or in a forked process."""
+        if self._event_dir is None or self._listener.is_inherited:
+            return
+        if not self._events:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._events.append(SummaryWriter(self._event_dir, flush_secs=5))
+        self._events[0].add_scalar(name, float(value), index)
+
+    def flush(self) -> None:
+        """Write all lines that wait."""
+        self._listener.flush()
+
+    def close(self) -> None:
+        """Write what waits and close the files; a later message opens them again."""
+        _close(self._listener, self._handlers, self._events)
+
+
+def _record(message: Any, level: str) -> logging.LogRecord:
+    """Return a message of now. Its level has a name of its own, since `logging` knows neither TRACE nor SUCCESS."""
+    record = logging.LogRecord("vision3d_engine", _LEVELS[level], "", 0, message, None, None)
+    record.levelname = level
+    return record
+
+
+def _write(handlers: Sequence[_TextHandler], records: Sequence[logging.LogRecord]) -> None:
+    """Write messages in one go; those that are functions are put together now."""
+    for record in records:
+        if callable(record.msg):
+            try:
+                record.msg = record.msg()
+            except Exception as error:  # noqa: BLE001  costs a line, not the run
+                record.msg = f"a log line could not be put together: {error!r}"
+    for handler in handlers:
+        handler.emit_all(records)
+
+
+def _close(listener: BackgroundListener, handlers: Sequence[_TextHandler], events: list[Any]) -> None:
+    listener.flush()
+    for closable in (*handlers, *(() if listener.is_inherited else events)):
+        closable.close()
+    events.clear()
+
+
+_CURRENT: dict[str, Logger] = {}
+
+
+def get_logger(log_file: str | Path | None = None, event_dir: str | Path | None = None) -> Logger:
+    """Return the logger of the run that is open in this process, or a new one.
+
+    A new one is made when none is open, or when ``log_file`` or ``event_dir`` asks for another place; what is not asked
+    for stays as it was. Processes other than the main one write no such files, and keep their logger.
+    """
+    current = _CURRENT.get("logger")
+    if current is None:
+        set_logger(Logger(log_file, event_dir))
+    elif current.is_main:
+        log_file = current.log_file if log_file is None else str(log_file)
+        event_dir = current.event_dir if event_dir is None else str(event_dir)
+        if (log_file, event_dir) != (current.log_file, current.event_dir):
+            set_logger(Logger(log_file, event_dir))
+    return _CURRENT["logger"]
+
+
+def set_logger(logger: Logger | None) -> None:
+    """Make a logger the one that `get_logger` returns; None forgets it."""
+    _CURRENT.clear()
+    if logger is not None:
+        _CURRENT["logger"] = logger

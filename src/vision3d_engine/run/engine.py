@@ -16,6 +16,7 @@ from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import counter
 from vision3d_engine.loop.records import SampleRecords
 from vision3d_engine.run.session import Session
+from vision3d_engine.writers.protocol import MetricWriter
 
 
 class Engine:
@@ -83,8 +84,12 @@ class Engine:
         self._hooks.add(hook)
         return hook
 
-    def add_writer(self, writer: Any) -> Any:
-        """Add a `MetricWriter`, to which all numbers of the run go too, and return it."""
+    def add_writer(self, writer: MetricWriter) -> MetricWriter:
+        """Add a writer of numbers beside TensorBoard and ``metrics.jsonl``, and return it; acts on the main process.
+
+        Raises:
+            RegistrationError: when it is not a `MetricWriter`.
+        """
         self._context.writers.add(writer)
         return writer
 

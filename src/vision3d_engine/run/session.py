@@ -94,13 +94,13 @@ class Session:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run with the settings' autograd mode, and say what has stopped the run.
+        """Run with open writers and the settings' autograd mode; close the writers and say what has stopped the run.
 
         The text log stays open for what the script still has to say; it is closed with the last reference to it.
         """
         anomaly = self.settings.trainer.debug or torch.is_anomaly_enabled()
         try:
-            with torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
+            with self.writers.running(), torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
                 yield
         except ProcessError as error:  # said already; the way here through the transport explains nothing
             raise error.with_traceback(None) from None

@@ -80,10 +80,9 @@ class TrainingRun:
             if not only_validation:
                 self._claim_folder()
             self._prepare()
-            with self._context.writers.running():
-                hooks.fire("before_train")
-                self._validate_once() if only_validation else self._train()
-                hooks.fire("after_train")
+            hooks.fire("before_train")
+            self._validate_once() if only_validation else self._train()
+            hooks.fire("after_train")
 
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:

@@ -1,1 +1,0 @@
-"""Where messages and numbers go: console, text file, TensorBoard, JSON lines."""

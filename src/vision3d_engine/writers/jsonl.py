@@ -1,0 +1,77 @@
+"""Numbers as JSON lines: one object a line, readable by ``grep``, pandas and other programs."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vision3d_engine.core.files import GrowingFile
+from vision3d_engine.writers.protocol import MetricWriter
+
+
+class JsonLinesWriter(MetricWriter):
+    """Appends rows to a file, which is made with the first one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file: GrowingFile | None = None
+        self._rows: list[Mapping[str, Any]] = []
+        self._started = time.time()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this object has written since it was made or closed."""
+        return self._file is not None
+
+    def scalars(
+        self, phase: str, values: Mapping[str, float], step: int, position: Mapping[str, Any], time: float
+    ) -> None:
+        """Append an object with the step in it."""
+        self.row(phase, values, {"step": step, **position}, time)
+
+    def row(self, phase: str, values: Mapping[str, float], position: Mapping[str, Any], time: float) -> None:
+        """Append an object; nan and infinity, which JSON does not have, become null."""
+        self._rows.append({"phase": phase, **position, "time_s": round(time - self._started, 3), "values": values})
+
+    def flush(self) -> None:
+        """Write the rows.
+
+        Raises:
+            OSError: when the disk is full; then none of them is there.
+        """
+        rows, self._rows = self._rows, []
+        if rows:
+            if self._file is None:
+                self._file = GrowingFile(self.path)
+            self._file.add("".join(_as_line(row) for row in rows).encode())
+
+    def position(self) -> int:
+        """Return the bytes of the file."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut_back(self, position: int | None, step: int) -> None:
+        """Cut the file."""
+        if position is not None and self.position() > position:
+            os.truncate(self.path, position)
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+def _as_line(row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(_finite(row)) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

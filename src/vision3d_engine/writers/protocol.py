@@ -1,0 +1,61 @@
+"""What the engine tells whoever writes the numbers of a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class MetricWriter:
+    """Receives the numbers of a run: subclass it, override what you want, and hand it to ``trainer.add_writer``.
+
+    On the main process only. Methods are called one at a time; `scalars` in a thread, many calls in a row, so it may
+    take its time. An exception is said once and costs what the call was about, not the run. A `step` counts training
+    batches, epochs in validation, or what the user has chosen.
+    """
+
+    def scalars(
+        self, phase: str, values: Mapping[str, float], step: int, position: Mapping[str, Any], time: float
+    ) -> None:
+        """Write the numbers of one phase at one step.
+
+        Args:
+            phase: ``"train"``, ``"val"``, or what the user has called `write_event` with.
+            values: numbers by name.
+            step: place on the axis.
+            position: more about the moment, such as ``epoch``, ``iteration`` and ``lr``.
+            time: when they were handed in, in seconds since 1970.
+        """
+
+    def row(self, phase: str, values: Mapping[str, float], position: Mapping[str, Any], time: float) -> None:
+        """Write numbers that belong on no curve: the means of a whole training epoch (phase ``"train_epoch"``)."""
+
+    def points(self, tag: str, points: Any, colors: Any, step: int) -> None:
+        """Write clouds ``(B, N, 3)`` with colours ``(B, N, 3)``, 0 to 255, or None."""
+
+    def images(self, tag: str, images: Any, step: int, dataformats: str) -> None:
+        """Write images, 0 to 1 or 0 to 255 as uint8, with the axes that ``dataformats`` names."""
+
+    def figures(self, tag: str, figure: Any, step: int) -> None:
+        """Write a figure of matplotlib."""
+
+    def histograms(self, tag: str, values: Any, step: int) -> None:
+        """Write how values are distributed."""
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Write a text."""
+
+    def flush(self) -> None:
+        """Hand on what was written; called after each row of calls, at most five times a second, and for `position`."""
+
+    def position(self) -> Any:
+        """Return where the writer stands, as plain data for a checkpoint; None if it cannot go back."""
+
+    def cut_back(self, position: Any, step: int) -> None:
+        """Forget what was written after a checkpoint, since a resumed run writes it again.
+
+        Args:
+            position: what `position` returned when the checkpoint was saved; None when it holds nothing of this writer.
+            step: training batches until then.
+        """
+
+    def close(self) -> None:
+        """Close what is open; called at the end of a run. A later call opens it again."""

@@ -1,0 +1,179 @@
+"""TensorBoard events, by torch's own `FileWriter`, which other programs patch to see what is written.
+
+TensorBoard is slow to load, so it is imported where the first event is made: in the thread that writes.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vision3d_engine.writers.protocol import MetricWriter
+
+# At the end of the names of our files: others in the folder are left alone.
+_SUFFIX = ".engine"
+# Without a material TensorBoard draws points 1 to 2 pixels wide.
+_POINT_MATERIAL = {"material": {"cls": "PointsMaterial", "size": 0.03}}
+_MAX_POINTS = 20_000
+_SPARE_BYTES = 1 << 14
+
+
+class TensorBoardWriter(MetricWriter):
+    """Writes events into a file of its own in an event folder, both made with the first event.
+
+    Args:
+        event_dir: the folder.
+    """
+
+    def __init__(self, event_dir: str | Path) -> None:
+        self.path = Path(event_dir)
+        self._writer: Any = None
+        self._file: Path | None = None
+        self._whole = 0
+        self._purge_step: int | None = None
+        self._events: list[tuple[Any, int, float]] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this object has written since it was made or closed."""
+        return self._writer is not None
+
+    def scalars(
+        self, phase: str, values: Mapping[str, float], step: int, position: Mapping[str, Any], time: float
+    ) -> None:
+        """Write numbers as ``phase/key``, all in one event: an event each would cost eight times as much."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+        tags = {f"{phase}/{key}": value for key, value in values.items()}
+        packed = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
+        self._events.append((packed, step, time))
+
+    def points(self, tag: str, points: Any, colors: Any, step: int) -> None:
+        """Write clouds for the mesh tab; at most 20,000 points of each are kept."""
+        points = torch.as_tensor(points).detach().cpu()
+        stride = -(-points.shape[1] // _MAX_POINTS)
+        colors = None if colors is None else torch.as_tensor(colors).detach().cpu()[:, ::stride]
+        self._add("mesh", step, tag, points[:, ::stride], colors, None, _POINT_MATERIAL)
+
+    def images(self, tag: str, images: Any, step: int, dataformats: str) -> None:
+        """Write images."""
+        self._add("image", step, tag, images, dataformats=dataformats)
+
+    def figures(self, tag: str, figure: Any, step: int) -> None:
+        """Write a figure as an image."""
+        import numpy as np
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        self._add("image", step, tag, np.asarray(canvas.buffer_rgba())[..., :3], dataformats="HWC")
+
+    def histograms(self, tag: str, values: Any, step: int) -> None:
+        """Write a histogram of 64 equal bins."""
+        self._add("histogram", step, tag, values, bins=64)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Write a text."""
+        self._add("text", step, tag, text)
+
+    def _add(self, kind: str, step: int, *args: Any, **options: Any) -> None:
+        from torch.utils.tensorboard import summary
+
+        self._events.append((getattr(summary, kind)(*args, **options), step, time.time()))
+
+    def flush(self) -> None:
+        """Write the events.
+
+        Raises:
+            OSError: when the disk is full; then none of them is there.
+        """
+        events, self._events = self._events, []
+        if not events:
+            return
+        self._require_space(sum(packed.ByteSize() + 64 for packed, _, _ in events))
+        writer = self._open()
+        try:
+            for packed, step, when in events:
+                writer.add_summary(packed, step, when)
+            writer.flush()
+            self._whole = _size(self._file)
+        except Exception:
+            self._abandon()
+            raise
+
+    def _require_space(self, needed: int) -> None:
+        """Refuse what would not fit: the writer's own thread would die of it, with half an event in the file."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.path).free < needed + _SPARE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _open(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard.writer import FileWriter
+
+            before = set(self._files())
+            self._writer = FileWriter(str(self.path), max_queue=1000, filename_suffix=_SUFFIX)
+            self._file = next((path for path in self._files() if path not in before), None)
+            self._purge()
+        return self._writer
+
+    def _purge(self) -> None:
+        """Let TensorBoard forget what earlier files hold from a step on."""
+        if self._purge_step is not None:
+            from tensorboard.compat.proto.event_pb2 import (
+                Event,  # pyright: ignore[reportAttributeAccessIssue]  made by protobuf
+                SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+            )
+
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(step=self._purge_step, session_log=start))
+            self._purge_step = None
+
+    def _abandon(self) -> None:
+        """Leave a file whose writer has failed as it was before; later events get a new one."""
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        self._writer = None
+        if _size(self._file) > self._whole:
+            os.truncate(str(self._file), self._whole)
+        self._whole = 0
+
+    def _files(self) -> list[Path]:
+        return sorted(self.path.glob(f"*tfevents*{_SUFFIX}"))
+
+    def position(self) -> dict[str, int]:
+        """Return the bytes of each file of the run."""
+        return {path.name: _size(path) for path in self._files()}
+
+    def cut_back(self, position: Mapping[str, int] | None, step: int) -> None:
+        """Cut the files, and remove later ones, so that each curve is as it was, whatever its axis.
+
+        A checkpoint of an older engine, or of a run in another folder, knows none of them: then TensorBoard is told to
+        forget what lies at later steps.
+        """
+        self.close()
+        files = self._files()
+        if position is None or (position and not any(path.name in position for path in files)):
+            self._purge_step = step + 1
+            return
+        for path in files:
+            if path.name not in position:
+                path.unlink()
+            elif _size(path) > position[path.name]:
+                os.truncate(path, position[path.name])
+
+    def close(self) -> None:
+        """Close the event file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+
+def _size(path: Path | None) -> int:
+    return path.stat().st_size if path is not None and path.exists() else 0
