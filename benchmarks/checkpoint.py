@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from vision3d_engine.checkpoint.files import write_checkpoint
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.seeding import derived_seed
+from vision3d_engine.data.sample_seeds import SampleIndex, SeededDataset
 from vision3d_engine.data.sampler import PositionSampler
-from vision3d_engine.data.sample_seeds import SeededDataset, SampleIndex
 
 MEGABYTES = 100
 ROUNDS = 9

@@ -83,4 +83,4 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def say(text: str) -> None:
     """Answer the person at the console."""
-    print(text)
+    print(text)  # noqa: T201  a command's answer

@@ -62,7 +62,7 @@ def _run(script: Path, arguments: Sequence[str], folder: Path, plan: dict[str, A
     trace = folder.with_name(f"{folder.name}-{plan['resume']}.jsonl")
     order = json.dumps(plan | {"folder": str(folder), "trace": str(trace), "script": str(script)})
     command = [sys.executable, "-c", "from vision3d_engine.verification import act; act()", order, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  the user's own script
     killed = plan["kill_at"] is not None and done.returncode == -signal.SIGKILL
     notes = [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
     if (done.returncode != 0 and not killed) or not notes:

@@ -294,7 +294,7 @@ def in_child(act):
     if pid == 0:
         try:
             act()
-        except BaseException:
+        except BaseException:  # noqa: BLE001  tell it by the code
             os._exit(1)
         os._exit(0)
     deadline = time.monotonic() + SOON_S

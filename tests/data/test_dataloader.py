@@ -41,7 +41,7 @@ class Noisy(Dataset):
     def __getitem__(self, index):
         self.loaded.append(index)
         own = np.random.default_rng(sample_seed()).normal()
-        noise = [float(torch.randn(())), np.random.normal(), random.random(), own]
+        noise = [float(torch.randn(())), np.random.normal(), random.random(), own]  # noqa: NPY002
         return {"index": index, "noise": torch.tensor(noise), "epoch": self.epoch}
 
 

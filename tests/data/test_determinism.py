@@ -20,7 +20,7 @@ class Base(Dataset):
 def test_a_data_set_that_draws_from_the_global_generators_passes():
     class Good(Base):
         def __getitem__(self, index):
-            return {"x": torch.randn(3), "y": np.random.normal(size=2), "name": str(index), "nan": float("nan")}
+            return {"x": torch.randn(3), "y": np.random.normal(size=2), "name": str(index), "nan": float("nan")}  # noqa: NPY002
 
     check_determinism(Good())
 

@@ -52,7 +52,7 @@ class Streams:
             def wait_stream(self, other):
                 outer.log.append(f"{self.name} waits for {other.name}")
 
-        class on:
+        class on:  # noqa: N801
             def __init__(self, stream):
                 self.name = stream.name
 

@@ -18,7 +18,7 @@ from vision3d_engine.data.resumable_loader import ResumableLoader, StreamPositio
 class Stream(IterableDataset):
     def __iter__(self):
         for index in range(20):
-            yield {"index": index, "noise": torch.from_numpy(np.random.normal(size=2))}
+            yield {"index": index, "noise": torch.from_numpy(np.random.normal(size=2))}  # noqa: NPY002
 
 
 class OwnLoader(DataLoader):

@@ -23,7 +23,7 @@ class Noisy(Dataset):
         return 24
 
     def __getitem__(self, index):
-        noise = torch.randn(3) + torch.from_numpy(np.random.normal(size=3)).float() + random.random()
+        noise = torch.randn(3) + torch.from_numpy(np.random.normal(size=3)).float() + random.random()  # noqa: NPY002
         return {"x": index / 24 + 0.1 * noise}
 
 

@@ -16,7 +16,7 @@ class Noisy(Dataset):
         return 20
 
     def __getitem__(self, index):
-        noise = torch.randn(3) * 0.1 + torch.from_numpy(np.random.normal(size=3)).float() * 0.1
+        noise = torch.randn(3) * 0.1 + torch.from_numpy(np.random.normal(size=3)).float() * 0.1  # noqa: NPY002
         return {"x": torch.full((3,), index / 20.0) + noise}
 
 

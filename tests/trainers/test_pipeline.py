@@ -90,7 +90,7 @@ def test_hooks_are_called_right_after_the_trainers_own_methods(tmp_path):
 
 def test_any_object_with_methods_named_like_moments_is_a_hook(tmp_path):
     class Plain:
-        epochs: list = []
+        epochs: list = []  # noqa: RUF012
 
         def after_train_epoch(self, epoch, summary_dict):
             self.epochs.append(epoch)

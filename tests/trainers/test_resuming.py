@@ -32,7 +32,7 @@ def stopping(kind, at):
     class Stopping(kind):
         def train_step(self, epoch, iteration, data_dict):
             output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
-            noise = torch.rand(()) + np.random.uniform() + random.random()
+            noise = torch.rand(()) + np.random.uniform() + random.random()  # noqa: NPY002
             return output_dict, result_dict | {"loss": result_dict["loss"] * noise}
 
         def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):

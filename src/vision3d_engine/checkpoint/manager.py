@@ -51,7 +51,7 @@ class CheckpointManager:
         parallel: how the model is spread over processes; None when it is not.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what to keep, how to write and whom to tell
         self,
         checkpoint_dir: str | Path,
         save_latest_models: int = -1,
@@ -108,7 +108,7 @@ class CheckpointManager:
 
     # ------------------------------------------------------------------------------------------- saving
 
-    def save_checkpoint(
+    def save_checkpoint(  # noqa: PLR0913, PLR0917  the published signature, and extra
         self,
         filename: str,
         metadata: Mapping[str, Any],

@@ -147,7 +147,7 @@ class ShardedStateFiles(StateFiles):
             return None
         try:
             self._write_file(filename, state, keep_old_as)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the test decides
             shutil.rmtree(self._folder / state["shards"]["folder"], ignore_errors=True)
             return error
         remove_unused(self._folder, filename, filter(None, (filename, keep_old_as)))

@@ -21,7 +21,7 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
         yield from _of_entries(left, right, path)
     elif isinstance(a, torch.Tensor | np.ndarray):
         yield from _of_arrays(a, b, path)
-    elif a != b and not (a != a and b != b):
+    elif a != b and not (a != a and b != b):  # noqa: PLR0124  only a nan is not itself
         yield f"{path or 'value'}: {a!r} and {b!r}"
 
 

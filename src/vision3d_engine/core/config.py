@@ -167,7 +167,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_yaml_loader()) or {}
+        values = yaml.load(text, Loader=_yaml_loader()) or {}  # noqa: S506  a SafeLoader with YAML 1.2 floats
         lines = dict(_key_lines(yaml.compose(text, Loader=_yaml_loader())))
     except OSError as error:
         message = f"cannot read the config '{path}': {error.strerror or error}"
@@ -198,7 +198,7 @@ def parse_value(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.load(text, Loader=_yaml_loader())
+        return yaml.load(text, Loader=_yaml_loader())  # noqa: S506  a SafeLoader with YAML 1.2 floats
     except yaml.YAMLError:
         return text
 

@@ -60,7 +60,7 @@ class GrowingFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._file = Path(path).open("ab", buffering=0)
+        self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115  open for the whole run
 
     def add(self, piece: bytes) -> None:
         """Add a piece.

@@ -13,14 +13,14 @@ import torch
 
 _MASK = 2**64 - 1
 # numpy's and python's global generators; the bound methods save a microsecond a sample over random.seed().
-_PYTHON = random._inst  # type: ignore[attr-defined]
-_NUMPY = np.random.mtrand._rand  # type: ignore[attr-defined]
+_PYTHON = random._inst  # type: ignore[attr-defined]  # noqa: SLF001
+_NUMPY = np.random.mtrand._rand  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def seed_everything(seed: int) -> None:
     """Seed torch (CPU and every accelerator), numpy and python."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  user data sets draw from numpy's global stream
     torch.manual_seed(seed)
 
 
@@ -51,7 +51,7 @@ def seed_host(seed: int) -> None:
 
 def host_states() -> dict[str, bytes]:
     """Return the states of the host's generators by library, for comparison."""
-    numbers = np.random.get_state(legacy=False)
+    numbers = np.random.get_state(legacy=False)  # noqa: NPY002  the global generator
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "numpy": repr((numbers["state"]["key"].tobytes(), numbers["state"]["pos"])).encode(),  # type: ignore[index]
@@ -83,14 +83,14 @@ def _device_generator(device: torch.device) -> torch.Generator | None:
     if device.type in {"cpu", "meta"}:
         return None
     if device.type == "mps":
-        return torch.mps._get_default_mps_generator()
+        return torch.mps._get_default_mps_generator()  # noqa: SLF001  torch has no public name for it
     return torch.get_device_module(device).default_generators[device.index or 0]
 
 
-def seed_worker(worker_id: int) -> None:
+def seed_worker(worker_id: int) -> None:  # noqa: ARG001  the signature is torch's worker_init_fn
     """Seed numpy and python in a data worker from the seed that torch gave it, which differs by worker and epoch."""
     seed = torch.initial_seed()
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  user data sets draw from numpy's global stream
     random.seed(seed)
 
 

@@ -20,7 +20,7 @@ from vision3d_engine.data.sample_seeds import SeededDataset
 from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler
 
 
-def build_dataloader(
+def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
     dataset: Dataset,
     batch_size: int = 1,
     num_workers: int = 1,

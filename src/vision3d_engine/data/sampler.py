@@ -269,11 +269,11 @@ def _drawn(sampler: Iterable[Any], seed: int) -> Iterable[Any]:
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Run with the host's generators seeded, and put them back afterwards."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002  the user's draws
     seed_host(seed)
     try:
         yield
     finally:
         torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
+        np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])

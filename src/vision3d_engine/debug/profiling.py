@@ -27,7 +27,7 @@ class RuntimeProfiler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        print(f"{self.description}: {self._now() - self._started:.3f}s")
+        print(f"{self.description}: {self._now() - self._started:.3f}s")  # noqa: T201  printing is its purpose
 
     def _now(self) -> float:
         if self._synchronize:

@@ -15,7 +15,7 @@ from vision3d_engine.loop.progress import Progress
 
 def setting(name: str, doc: str) -> Any:
     """Return a property that shows a setting ``trainer.*`` of ``self._context``."""
-    return property(lambda owner: getattr(owner._context.settings, name), doc=doc)
+    return property(lambda owner: getattr(owner._context.settings, name), doc=doc)  # noqa: SLF001  the engine's own
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ def counter(name: str, doc: str) -> Any:
     """Return a property that shows a counter of ``self._progress``."""
 
     def get(owner: Any) -> Any:
-        return getattr(owner._progress, name)
+        return getattr(owner._progress, name)  # noqa: SLF001  the engine's own
 
     def put(owner: Any, value: Any) -> None:
-        setattr(owner._progress, name, value)
+        setattr(owner._progress, name, value)  # noqa: SLF001
 
     return property(get, put, doc=doc)
 

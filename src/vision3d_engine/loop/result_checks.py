@@ -36,9 +36,9 @@ class ResultChecker:
 
     def unpack(self, returned: Any) -> tuple[Any, dict[str, Any]]:
         """Return the output dict and the result dict of a step that must return these two."""
-        if type(returned) is tuple and len(returned) == 2 and type(returned[1]) is dict:
+        if type(returned) is tuple and len(returned) == 2 and type(returned[1]) is dict:  # noqa: PLR2004  the usual case
             return returned  # pyright: ignore[reportReturnType]
-        if not (isinstance(returned, tuple | list) and len(returned) == 2 and isinstance(returned[1], Mapping)):
+        if not (isinstance(returned, tuple | list) and len(returned) == 2 and isinstance(returned[1], Mapping)):  # noqa: PLR2004
             message = (
                 f"{self._step_name} returned {describe(returned)}; it must return two dicts: output_dict, result_dict"
             )

@@ -34,7 +34,7 @@ class TrainLog:
         parallel, is_enabled = context.parallel, context.settings.nonfinite == "stop"
         is_spread = parallel.store is not None
         self._finite = FiniteWatch(trainer.model, is_enabled, is_spread=is_spread, gathered=parallel.gathered)
-        self._say = trainer._line_writer()
+        self._say = trainer._line_writer()  # noqa: SLF001  the engine's own
         self._after_log = context.hooks.of("after_log")
         self._max_epoch, self._samples_per_step = trainer.max_epoch, loader.samples_per_step
 

@@ -34,7 +34,7 @@ class TrainPass:
 
     phase = "train"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what to keep, how to write and whom to tell
         self,
         trainer: Any,
         context: PassContext,

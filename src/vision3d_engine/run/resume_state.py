@@ -114,12 +114,12 @@ class ResumeState:
         """Take over a state; one of an older engine holds less, which goes on with the next epoch."""
         rank, size = self._world.rank, self._world.size
         self._progress.load_state_dict(state.get("progress") or {})
-        places, loaders = state.get("places") or [], state.get("loaders") or []
+        places, loaders, means = (state.get(name) or [] for name in ("places", "loaders", "moments"))
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})
         self._context.writers.cut_back(state.get("logs") or {}, self._progress.total_steps)
         # With another number of processes the means of the old ones are shared out.
-        self._kept_meters = list(state.get("moments") or ())[rank::size]
+        self._kept_meters = list(means[rank::size])
         if rank < len(loaders):
             self._train_data().load_state_dict(loaders[rank])
         self._restore_registered(state.get("states") or {})

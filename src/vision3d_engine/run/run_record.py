@@ -76,5 +76,5 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _git(*words: str) -> str:
-    finished = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10)
+    finished = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10)  # noqa: S603, S607
     return finished.stdout.strip()

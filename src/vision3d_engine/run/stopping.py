@@ -140,8 +140,8 @@ def requeue(request: str) -> str | None:
     if job is None or reason_of(request) not in {"SIGUSR1", _DEADLINE}:
         return None
     try:
-        done: Any = subprocess.run(
-            ["scontrol", "requeue", job],
+        done: Any = subprocess.run(  # noqa: S603
+            ["scontrol", "requeue", job],  # noqa: S607
             capture_output=True,
             text=True,
             timeout=60,

@@ -93,7 +93,7 @@ class TrainingRun:
                 stack.enter_context(self.autosave.running())
                 stack.enter_context(self.autosave.agreement.listening())
                 stack.enter_context(self._stop_requests.listening())
-            stack.enter_context(self._session.detecting_failures(self._trainer._where))
+            stack.enter_context(self._session.detecting_failures(self._trainer._where))  # noqa: SLF001  the engine's own
             yield
 
     def _claim_folder(self) -> None:

@@ -15,7 +15,7 @@ _WAITS = tuple(
     str(Path(folder) / part)
     for folder, parts in (
         (torch.__path__[0], ("distributed", "autograd", "_tensor.py", "nn/parallel")),
-        (Path(__file__).parents[2], ("distributed", "metrics", "update", "loop/update.py")),
+        (Path(__file__).parents[2], ("distributed", "metrics", "update")),
     )
     for part in parts
 )

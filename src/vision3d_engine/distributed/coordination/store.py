@@ -11,7 +11,7 @@ def own_connection(name: str) -> Any:
 
     Only then does a thread that talks to the store never hold the lock that a collective waits for.
     """
-    store: Any = dist.distributed_c10d._get_default_store()
+    store: Any = dist.distributed_c10d._get_default_store()  # noqa: SLF001  there is no public name for it
     with contextlib.suppress(AttributeError, RuntimeError, NotImplementedError):
         store = store.clone()
     return dist.distributed_c10d.PrefixStore(f"vision3d_engine/{name}", store)
