@@ -36,22 +36,18 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
     Order and samples are functions of (seed, epoch, position): the same with any number of workers and processes, and
     after a resume, which skips without loading. Before each sample torch, numpy and python are seeded (about 8 us);
     generators of other libraries can take `sample_seed`. ``dataset.set_epoch(epoch)`` is called in the worker if there
-    is one. Several processes share the data without repetition. ``loader.dataset`` wraps the data set and hands its
-    attributes on; a data set's ``__getitems__`` is not used.
+    is one. ``loader.dataset`` wraps the data set and hands its attributes on; its ``__getitems__`` is not used.
 
     Args:
-        dataset: samples; dicts with the default ``collate_fn``, or whatever yours turns into a dict. An iterable data
-            set is handed to torch as it is: a resume reads and skips.
+        dataset: samples; an iterable data set is handed to torch as it is: a resume reads and skips.
         batch_size: samples of one batch on this process.
         num_workers: worker processes.
         shuffle: draw a new order every epoch; it needs no memory.
-        collate_fn: makes one batch of a list of samples.
-        sampler: your own order, which the processes share; one that knows its process, as ``DistributedSampler``
-            does, is left to give each its own.
+        collate_fn: makes one batch, a dict, of a list of samples; by default torch's, for samples that are dicts.
+        sampler: your own order, which the processes share; one that knows its process gives each its own.
         pin_memory: allow fast copies to the accelerator; without an accelerator it has no effect.
         drop_last: leave out an incomplete last batch.
-        options: passed on to ``torch.utils.data.DataLoader``; a ``batch_sampler`` replaces batch_size, shuffle,
-            sampler and drop_last.
+        options: passed on to torch's DataLoader; a ``batch_sampler`` replaces batch_size, shuffle, sampler, drop_last.
     """
     options |= {"num_workers": num_workers, "collate_fn": collate_fn}
     options["pin_memory"] = pin_memory and torch.accelerator.is_available()

@@ -65,19 +65,12 @@ class Engine:
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
         if (mode := self._context.settings.compile) is not None:
-            self._compile(model, mode)
+            compile_in_place(model, mode, self.log)
         name, count = type(unwrap_model(model)).__name__, sum(each.numel() for each in model.parameters())
         self.model = self._context.parallel.wrap(model)
         self.log(f"model: {name}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")
         return self.model
-
-    def _compile(self, model: nn.Module, mode: str) -> None:
-        model.compile(mode=mode)
-        if type(model).__module__.startswith("torch.nn."):
-            name = type(model).__name__
-            message = f"torch does not compile its own class {name} by itself: put it into an nn.Module of yours"
-            self.log(message, level="WARNING")
 
     def add_hook(self, hook: Any) -> Any:
         """Add a `Hook`, or any object with methods named like moments of the run, and return it."""
@@ -140,6 +133,14 @@ class Engine:
             if part is None:
                 message = f"{type(self).__name__} has no {name.replace('_', ' ')}; call register_{_register_name(name)}"
                 raise RegistrationError(message + " before run()")
+
+
+def compile_in_place(model: nn.Module, mode: str, log: Callable[..., None]) -> None:
+    """Let torch compile a model when it is first called, and say where it would not."""
+    model.compile(mode=mode)
+    if type(model).__module__.startswith("torch.nn."):
+        name = type(model).__name__
+        log(f"torch does not compile its own class {name} by itself: put it into an nn.Module of yours", "WARNING")
 
 
 def _register_name(part: str) -> str:
