@@ -1,10 +1,12 @@
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from easydict import EasyDict
 
-from vision3d_engine.core.tree import to_array, to_device, to_tensor
+from vision3d_engine.core.compare import differences
+from vision3d_engine.core.tree import leaves, map_with_paths, to_array, to_device, to_tensor
 
 
 class Pair(NamedTuple):
@@ -45,3 +47,50 @@ def test_tensors_become_numbers_or_arrays_and_arrays_become_tensors():
     assert isinstance(released["many"], np.ndarray)
     assert released["text"] == "x"
     assert torch.equal(to_tensor([np.arange(3)])[0], torch.arange(3))
+
+
+# ------------------------------------------------------------------------------------------- paths
+
+
+def test_every_leaf_has_a_path_as_python_writes_it():
+    nest = {"a": [1, (2, Pair(3, 4))], 5: {"b'c": torch.Size([6])}, "empty": {}}
+    assert list(leaves(nest)) == [
+        ("['a'][0]", 1),
+        ("['a'][1][0]", 2),
+        ("['a'][1][1][0]", 3),
+        ("['a'][1][1][1]", 4),
+        ('[5]["b\'c"]', torch.Size([6])),
+    ]
+    for path, leaf in leaves(nest):
+        assert eval(f"nest{path}", {"nest": nest}) == leaf
+
+
+def test_a_mapped_nest_is_plain_and_its_containers_are_seen_before_what_they_hold():
+    seen = []
+
+    def function(path, part):
+        seen.append(path)
+        return [part.left, "opened"] if isinstance(part, Pair) else part
+
+    found = map_with_paths(function, EasyDict(a=Pair(1, 2), b=(3,)))
+    assert found == {"a": [1, "opened"], "b": (3,)}
+    assert type(found) is dict
+    assert seen == ["", "['a']", "['a'][0]", "['a'][1]", "['b']", "['b'][0]"]
+
+
+def test_a_read_only_mapping_is_opened_too():
+    moved = to_device(MappingProxyType({"x": torch.ones(1)}), "meta")
+    assert moved["x"].device.type == "meta"
+
+
+def test_differences_name_the_places():
+    a = {"x": torch.ones(2), "n": float("nan"), "l": [1, 2, 3], "t": (1,), "only": 1}
+    b = {"x": torch.tensor([1.0, 2.0]), "n": float("nan"), "l": [1, 3], "t": [1]}
+    assert list(differences(a, a)) == []
+    assert list(differences(a, b)) == [
+        "['x']: a tensor of shape (2,) with other contents",
+        "['l'][1]: 2 and 3",
+        "['l'][2]: only in the first",
+        "['t']: a tuple of 1 and a list of 1",
+        "['only']: only in the first",
+    ]

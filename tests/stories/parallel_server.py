@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from vision3d_engine import EpochBasedTrainer, SingleTester, build_dataloader
+from vision3d_engine.checkpoint import files
 from vision3d_engine.core.cli import without_script_flags
 from vision3d_engine.distributed.parallel.shards import is_sharded, local_part
 
 warnings.simplefilter("ignore")
+WRITE, UNWRITABLE = files.atomic_write, set()
 
 
 class Rows(torch.utils.data.Dataset):
@@ -98,6 +100,11 @@ class Trainer(EpochBasedTrainer):
         self.ema = self.register_state("ema", Average(self.net)) if case.get("ema") else None
         self.dtypes = set()
 
+    def before_train_epoch(self, epoch):
+        if UNWRITABLE:
+            self.finish_saving()
+            UNWRITABLE.clear()
+
     def train_step(self, epoch, iteration, data_dict):
         error = self.model(data_dict["x"].to(self.dtype)) - data_dict["y"]
         self.dtypes.add(str(error.dtype))
@@ -135,6 +142,11 @@ class Trainer(EpochBasedTrainer):
         return {}, {"mae": (self.model(data_dict["x"].to(self.dtype)) - data_dict["y"]).abs().mean()}
 
     def after_val_epoch(self, epoch, summary_dict):
+        if "scores" in self.case:
+            summary_dict["mae"] = self.case["scores"][epoch - 1]
+        if epoch == self.case.get("unwritable", (0,))[0]:
+            self.finish_saving()
+            UNWRITABLE.update(self.case["unwritable"][1:])
         self.summary = dict(summary_dict)
         self.spread = all(is_sharded(parameter) for parameter in self.net.parameters())
 
@@ -177,18 +189,27 @@ def state_of(trainer):
     return {"model": whole(model), "optimizer": whole(trainer.optimizer.state_dict()), "ema": whole(ema)}
 
 
+def write_unless_full(path, *options):
+    if path.name in UNWRITABLE and torch.distributed.get_rank() == 0:
+        raise OSError(28, "No space left on device")
+    return WRITE(path, *options)
+
+
 def with_full_disk(trainer):
     """Run where this process alone finds the disk full."""
 
     def fail(*args):
         raise OSError(28, "No space left on device")
 
+    from torch.distributed.checkpoint import filesystem
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.distributed.checkpoint.filesystem._FileSystemWriter, "write_data", fail)
+        patch.setattr(filesystem._FileSystemWriter, "write_data", fail)
         trainer.run()
 
 
 def run(case):
+    UNWRITABLE.clear()
     trainer = (Weighted if case.get("weighted") else Trainer)(case["folder"], case)
     if case.get("full") == trainer._session.world.rank:
         return with_full_disk(trainer)
@@ -205,6 +226,7 @@ def run(case):
 def main():
     without_script_flags()
     torch.distributed.init_process_group("gloo")
+    files.atomic_write = write_unless_full
     connection = Client(("localhost", int(sys.argv[1])), authkey=b"test")
     connection.send(torch.distributed.get_rank())
     while (case := connection.recv()) is not None:

@@ -260,6 +260,26 @@ def test_a_disk_that_is_full_for_one_process_is_told_on_all_and_leaves_nothing_b
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("async_save", [True, False])
+def test_what_the_main_process_could_not_write_counts_on_no_process(worlds, tmp_path, async_save):
+    """The best model of epoch 2 has no file, so that of epoch 3 is saved, and no shards are left without a file."""
+    case = {"scores": [0.5, 0.1, 0.3], "unwritable": (2, "best_mae.pth"), "folder": str(tmp_path)}
+    found = worlds(2).run(trainer={**SHARDED, "max_epoch": 3, "async_save": async_save}, **case)
+    assert all("error" not in result for result in found), found
+    assert [name for name in names(tmp_path) if name.startswith("best")] == ["best_mae.pth", "best_mae@18.dcp"]
+    state = read_checkpoint(tmp_path / "checkpoints" / "checkpoint.pth")
+    assert state["ckpt_manager"]["best_scores"]["mae"] == {"score": 0.3, "largest": False}
+
+
+def test_a_file_that_the_main_process_could_not_write_is_an_error_on_all(worlds, tmp_path):
+    case = {"unwritable": (2, "checkpoint.pth"), "folder": str(tmp_path)}
+    found = worlds(2).run(trainer={**SHARDED, "max_epoch": 2}, **case)
+    assert all(re.search("FolderError: cannot write .*No space left on device", result["error"]) for result in found)
+    states = [torch.load(path, weights_only=True) for path in (tmp_path / "checkpoints").glob("checkpoint*.pth")]
+    pointers = {state["shards"]["folder"] for state in states}
+    assert pointers == {name for name in names(tmp_path) if name.startswith("checkpoint@")}
+
+
 def test_a_used_folder_is_refused_and_overwritten_with_its_shards(worlds, tmp_path):
     worlds(2).run(folder=str(tmp_path), trainer={**SHARDED, "max_epoch": 2})
     worlds(2).run(folder=str(tmp_path), trainer={**SHARDED, "overwrite": True})

@@ -18,7 +18,7 @@ class BestModels:
         self._largest: dict[str, bool] = {}
         self._written: dict[str, float] = {}
         self._in_flight: list[tuple[str, float]] = []
-        self._of_epochs: dict[str, dict[int, float]] = {}
+        self._epoch_scores: dict[str, dict[int, float]] = {}
 
     @property
     def largest(self) -> dict[str, bool]:
@@ -45,11 +45,11 @@ class BestModels:
     def record(self, scores: Mapping[str, float], epoch: int) -> None:
         """Remember the scores of an epoch, which decide what files of epochs stay."""
         for metric, score in scores.items():
-            self._of_epochs.setdefault(metric, {})[epoch] = score
+            self._epoch_scores.setdefault(metric, {})[epoch] = score
 
-    def of_epochs(self) -> dict[str, dict[int, float]]:
+    def epoch_scores(self) -> dict[str, dict[int, float]]:
         """Return a copy of the scores of all epochs by metric."""
-        return {metric: dict(scores) for metric, scores in self._of_epochs.items()}
+        return {metric: dict(scores) for metric, scores in self._epoch_scores.items()}
 
     def improved(self, scores: Mapping[str, float], wait: Callable[[], None]) -> dict[str, float]:
         """Return the scores that are better than all before; nan never is.
@@ -81,13 +81,10 @@ class BestModels:
         """Let a score count whose file is on its way."""
         self._in_flight.append((metric, score))
 
-    def written(self, metric: str, score: float) -> None:
-        """Let a score count for good: its file is on the disk."""
-        self._written[metric] = score
-        self._in_flight.remove((metric, score))
-
-    def failed(self, metric: str, score: float) -> None:
-        """Take a score back: its file could not be written."""
+    def report(self, metric: str, score: float, is_written: bool) -> None:
+        """Let a score count for good when its file is on the disk, and no longer when it could not be written."""
+        if is_written:
+            self._written[metric] = score
         self._in_flight.remove((metric, score))
 
     # ------------------------------------------------------------------------------------------- state
@@ -99,9 +96,9 @@ class BestModels:
             for metric, largest in self._largest.items()
         }
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], of_epochs: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], epoch_scores: Mapping[str, Any]) -> None:
         """Take scores over; those of a metric that is not registered are left out."""
         for metric, best in state.items():
             if metric in self._largest and best["score"] is not None:
                 self._written[metric] = float(best["score"])
-        self._of_epochs = {metric: dict(scores) for metric, scores in of_epochs.items()}
+        self._epoch_scores = {metric: dict(scores) for metric, scores in epoch_scores.items()}

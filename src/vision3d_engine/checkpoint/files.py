@@ -2,9 +2,10 @@
 
 import pickle
 import struct
+import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,7 +105,7 @@ def _plain(path: str, part: Any) -> Any:
     if isinstance(part, np.ndarray):
         return torch.from_numpy(part.copy())
     if isinstance(part, Mapping):
-        return {map_with_paths(_plain, key, path): value for key, value in part.items()}
+        return {key if type(key) is str else map_with_paths(_plain, key, path): part[key] for key in part}
     if is_container(part):
         return part
     for kind in _PLAIN_TYPES:
@@ -181,17 +182,34 @@ def _numpy_scalar_types() -> list[Any]:
     ]
 
 
-def find_checkpoint(name: str | Path, folder: Path) -> Path:
+def find_checkpoint(name: str | Path, folder: Path, failed: MutableMapping[str, BaseException] | None = None) -> Path:
     """Return the file that a user means: an absolute path, one from where the command runs, or a name in the folder.
 
+    Args:
+        name: path or name.
+        folder: the checkpoint folder.
+        failed: what went wrong in the last save of files in the folder, by name; told once, then taken out.
+
     Raises:
-        CheckpointError: when there is none; it lists those in the folder.
+        CheckpointError: when there is none (it lists those in the folder), or its last save has failed.
     """
-    for candidate in (Path(name), folder / name):
-        if candidate.is_file():
-            return candidate
+    path = next((path for path in (Path(name), folder / name) if path.is_file()), folder / name)
+    if failed and path.name in failed and path.parent.resolve() == folder.resolve():
+        error = failed.pop(path.name)
+        message = f"the last save of '{path}' has failed: {error}. {_older_file(path)}"
+        raise CheckpointError(message) from error
+    if path.is_file():
+        return path
     message = f"no checkpoint '{name}' here or in '{folder}' (there: {listed(available(folder))})"
     raise CheckpointError(message)
+
+
+def _older_file(path: Path) -> str:
+    """Say what can be done when the last save of a file has failed."""
+    if not path.is_file():
+        return "There is no older file of this name; save again"
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+    return f"The file there is an older one, of {written}; load it once more to take it, or save again before"
 
 
 def available(folder: Path) -> list[str]:

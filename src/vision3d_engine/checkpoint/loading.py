@@ -1,6 +1,6 @@
 """Put loaded states into models, optimizers and schedules, or say exactly why they do not fit."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError,
 from vision3d_engine.distributed.parallel.shards import like
 from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
 
-Patterns = str | Iterable[str]
+Patterns = str | Sequence[str]
 
 
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -84,8 +84,8 @@ def load_weights(
     path = find_checkpoint(name, folder)
     state = read_weights_file(path)
     found = _stripped(weights_of(state, str(path)), model)
-    chosen = {key: value for key, value in found.items() if _is_chosen(key, include, exclude)}
-    renamed = {_renamed(key, rename or {}): value for key, value in chosen.items()}
+    chosen = [key for key in found if (not include or _matches(key, include)) and not _matches(key, exclude)]
+    renamed = {_renamed(key, rename or {}): found[key] for key in chosen}
     if not renamed.keys() & model_state(model).keys():
         message = f"nothing in '{path}' fits the model: the file has {shortened(list(found))}; the model has "
         raise CheckpointError(message + shortened(list(model_state(model))))
@@ -128,17 +128,8 @@ def _stripped(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     return plain if plain.keys() & own else {clean_key(key): value for key, value in plain.items()}
 
 
-def _is_chosen(name: str, include: Patterns, exclude: Patterns) -> bool:
-    wanted, unwanted = _as_tuple(include), _as_tuple(exclude)
-    return (not wanted or _matches(name, wanted)) and not _matches(name, unwanted)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _as_tuple(patterns: Patterns) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def _matches(name: str, patterns: Patterns) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in ((patterns,) if isinstance(patterns, str) else patterns))
 
 
 def _renamed(name: str, rename: Mapping[str, str]) -> str:

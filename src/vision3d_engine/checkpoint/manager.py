@@ -1,7 +1,6 @@
 """The checkpoints of one run: what is saved under which name, in which order, and which files go."""
 
 import contextlib
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +15,7 @@ from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.checkpoint.loading import load_model, load_part, model_state, parameter_names
 from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdated
 from vision3d_engine.checkpoint.snapshot import Buffers
-from vision3d_engine.checkpoint.state_files import ShardedStateFiles, StateFiles
+from vision3d_engine.checkpoint.state_files import StateFiles, state_files
 from vision3d_engine.checkpoint.writer import BackgroundWriter
 from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError
 from vision3d_engine.distributed.parallel.base import Parallel
@@ -38,7 +37,7 @@ class CheckpointManager:
 
     A state is copied to the host when it is saved; with ``in_background`` a thread checks and writes the copy. What
     goes wrong there is told by the next save (a full disk by ``warn``, anything else by an exception) and by `join`.
-    A file, a best score and the removal of an older file count from the moment the new file is on the disk.
+    Names and best scores count, and older files are removed, once the new file is on the disk.
 
     Args:
         checkpoint_dir: the folder; made by the first save.
@@ -77,10 +76,7 @@ class CheckpointManager:
     @property
     def _files(self) -> StateFiles:
         """What copies and writes states; that these are spread is known once the model is registered."""
-        store = self._parallel.store
-        if store is None:
-            return StateFiles(self._folder, self._buffers)
-        return ShardedStateFiles(self._folder, self._buffers, store)
+        return state_files(self._folder, self._buffers, self._parallel.store)
 
     @property
     def metrics(self) -> list[str]:
@@ -88,11 +84,8 @@ class CheckpointManager:
         return list(self._best.largest)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the names of the epoch files, the best scores and the score of each epoch.
-
-        Names and best scores are those of files that are on the disk.
-        """
-        return self._state(self._best.of_epochs())
+        """Return the epoch files and the best scores, as far as they are on the disk, and the scores of all epochs."""
+        return self._state(self._best.epoch_scores())
 
     def _state(self, scores: Mapping[str, Any]) -> dict[str, Any]:
         return {"saved_checkpoints": list(self._saved), "best_scores": self._best.state_dict(), "scores": scores}
@@ -122,16 +115,8 @@ class CheckpointManager:
     ) -> None:
         """Save one file with the model, the other parts that are given and extra data; then remove outdated files.
 
-        Args:
-            filename: its name in the folder.
-            metadata: epoch and total steps.
-            model: the model.
-            optimizer: saved too when it is given.
-            scheduler: likewise.
-            save_ckpt_manager: save names and scores too, as they are when the file is written.
-            clean_checkpoints: remove outdated files once this one is on the disk.
-            extra: more entries of the file.
-            on_saved: called once the file is on the disk, by the thread if there is one; on processes that write.
+        ``on_saved`` is called once the file is on the disk, in the thread if there is one, on processes that write.
+        ``save_ckpt_manager`` saves names and scores as they are when the file is written.
 
         Raises:
             CheckpointError: when a part's state holds python objects, named by key path.
@@ -143,7 +128,9 @@ class CheckpointManager:
         parts = {"optimizer": optimizer, "scheduler": scheduler}
         state = {name: part.state_dict() for name, part in parts.items() if part is not None} | dict(extra or {})
         write = self._prepare(filename, metadata, model, state)
-        self._submit(filename, write, save_ckpt_manager, clean_checkpoints, on_saved)
+        self._submit(
+            filename, write, save_ckpt_manager, clean_checkpoints, lambda is_written: is_written and on_saved()
+        )
 
     def _prepare(self, filename: str, metadata: Mapping[str, Any], model: nn.Module, state: Mapping[str, Any]) -> Any:
         """Copy a state, and return the function that writes the copy."""
@@ -152,26 +139,21 @@ class CheckpointManager:
         return self._files.prepare(filename, state, parameter_names(model), PREVIOUS if filename == NEWEST else None)
 
     def _submit(
-        self,
-        filename: str,
-        write: Any,
-        with_manager: bool,
-        clean: bool,
-        on_saved: Callable[[], None],
-        on_failed: Callable[[], None] = _nothing,
+        self, filename: str, write: Any, with_manager: bool, clean: bool, report: Callable[[bool], object]
     ) -> None:
-        scores = self._best.of_epochs()
+        """Write a file, and let it count once it is on the disk; what became of it is reported."""
+        scores = self._best.epoch_scores()
 
         def job() -> None:
             try:
                 write(lambda: {"ckpt_manager": self._state(scores)} if with_manager else {})
             except BaseException as error:
                 self._failed[filename] = error
-                on_failed()
+                report(False)
                 raise
             self._failed.pop(filename, None)
             self._saved = epoch_files([*self._saved, filename])
-            on_saved()
+            report(True)
             if clean:
                 self._remove_outdated(scores)
 
@@ -186,11 +168,12 @@ class CheckpointManager:
                 self._saved = [other for other in self._saved if other != name]
 
     def _tell_failures(self) -> None:
-        """Warn of a full disk and the like, where the old file survives; raise anything else."""
-        for error in self._writer.failures(in_lockstep=self._files.in_lockstep):
+        """Tell what went wrong in the thread."""
+        for error in self._writer.failures(in_lockstep=self._parallel.store is not None):
             self._tell(error)
 
     def _tell(self, error: BaseException) -> None:
+        """Warn of a full disk and the like, where the old file survives; raise anything else."""
         if not isinstance(error, (FolderError, *self._tolerated)):
             raise error
         self._warn(f"{error}. Training goes on")
@@ -211,16 +194,14 @@ class CheckpointManager:
     def clean_checkpoints(self) -> None:
         """Remove the epoch files of this run that are outdated; the newest one and best models always stay."""
         self._writer.wait()
-        self._remove_outdated(self._best.of_epochs())
+        self._remove_outdated(self._best.epoch_scores())
 
     # ------------------------------------------------------------------------------------------- loading
 
     def load_checkpoint(
         self, filename: str | Path, model: nn.Module, optimizer: Any = None, scheduler: Any = None
     ) -> dict[str, int]:
-        """Load the parts that are given and return the metadata (``epoch``, ``total_steps``).
-
-        A part that the file does not hold is left as it is.
+        """Load the parts that are given and that the file holds; return the metadata (``epoch``, ``total_steps``).
 
         Raises:
             CheckpointError: when there is no such file, it cannot be read, or a part does not fit.
@@ -233,8 +214,8 @@ class CheckpointManager:
         """Return the path and the state of a checkpoint with a model, on the host; nothing is changed.
 
         Raises:
-            CheckpointError: when there is no such file, it cannot be read, or has no model; once, when the last save
-                under its name has failed.
+            CheckpointError: when there is no such file, or its last save has failed (once); it cannot be read, or has
+                no model.
         """
         path = self.find(filename)
         state = read_checkpoint(path, self._parallel.store)
@@ -244,23 +225,13 @@ class CheckpointManager:
         return path, state
 
     def find(self, filename: str | Path) -> Path:
-        """Return the path of a file that is read next, once all that was saved is written.
+        """Return the path of a file that is to be read, once all that was saved is written.
 
         Raises:
-            CheckpointError: when there is none; once, when the last save under its name has failed, so that what is
-                there is older.
+            CheckpointError: when there is none; once, when the last save under its name has failed.
         """
         self._writer.wait()
-        path = Path(filename) if Path(filename).is_file() else self._folder / filename
-        error = self._failed.pop(path.name, None) if path.absolute().parent == self._folder.absolute() else None
-        if error is None:
-            return find_checkpoint(filename, self._folder)
-        message = f"the last save of '{path}' has failed: {error}. "
-        if not path.is_file():
-            raise CheckpointError(message + "There is no older file of this name; save again") from error
-        written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
-        hint = f"The file there is an older one, of {written}; load it once more to take it, or save again before"
-        raise CheckpointError(message + hint) from error
+        return find_checkpoint(filename, self._folder, self._failed)
 
     def restore(
         self, state: Mapping[str, Any], source: str, model: nn.Module, optimizer: Any = None, scheduler: Any = None
@@ -275,8 +246,6 @@ class CheckpointManager:
             if part is not None and name in state:
                 load_part(part, state[name], name, source)
 
-    # ------------------------------------------------------------------------------------------- best models
-
     def add_metric(self, metric: str, largest: bool = True) -> None:
         """Select best models by one more metric."""
         self._best.add(metric, bool(largest))
@@ -287,31 +256,24 @@ class CheckpointManager:
         """Save the model as best on every metric that improved, and return those metrics with their new scores.
 
         A metric that is not in the dict is passed over; nan is never best. A score whose file cannot be written does
-        not count, so that the next good model is saved; a full disk is told by ``warn``.
-
-        Raises:
-            NonFiniteError: as `save_checkpoint`.
+        not count, so that the next good model is saved; a full disk is told by ``warn``, weights that are not finite as
+        by `save_checkpoint`.
         """
         scores = self._best.known(metric_dict)
         scores, improved = self._parallel.from_main((scores, self._best.improved(scores, self._writer.wait)))
         self._best.record(scores, int(metadata.get("epoch", 0)))
-        return {
-            metric: improved[metric]
-            for metric in improved
-            if self._save_best(metric, improved[metric], metadata, model)
-        }
+        return {name: score for name, score in improved.items() if self._save_best(name, score, metadata, model)}
 
     def _save_best(self, metric: str, score: float, metadata: Mapping[str, Any], model: nn.Module) -> bool:
         """Save the model as the best on a metric; return whether that may have succeeded."""
-        name = best_name(metric)
+        name, report = best_name(metric), partial(self._best.report, metric, score)
         try:
             write = self._prepare(name, metadata, model, {}) if self._files.writes_here else None
             self._best.submitted(metric, score)
-            on_saved, on_failed = (partial(report, metric, score) for report in (self._best.written, self._best.failed))
             if write is None:
-                on_saved()
+                report(is_written=True)
             else:
-                self._submit(name, write, with_manager=False, clean=False, on_saved=on_saved, on_failed=on_failed)
+                self._submit(name, write, with_manager=False, clean=False, report=report)
         except (FolderError, *self._tolerated) as error:
             self._tell(error)
             return False

@@ -11,7 +11,7 @@ _Key = tuple[torch.Size, torch.dtype]
 
 
 class Snapshot:
-    """A state whose tensors are copies on the host.
+    """A state whose tensors are copies on the host; ``with`` gives it out, and its memory back at the end.
 
     Args:
         state: plain data.
@@ -37,6 +37,12 @@ class Snapshot:
         self._copies = {}
         self._buffers.give_back(self._taken)
         self._taken = []
+
+    def __enter__(self) -> Any:
+        return self.state()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def _copy(self, tensor: Any) -> Any:
         """Copy a tensor; one that appears twice is copied once, so that it is written once."""

@@ -19,23 +19,16 @@ Late = Callable[[], Mapping[str, Any]]
 
 
 class StateFiles:
-    """Writes states that one process holds; the main process writes them.
+    """Writes states that one process holds; the main process does it.
 
-    Args:
-        folder: where the files go.
-        buffers: memory for the copies.
+    Attributes:
+        writes_here: whether this process takes part.
     """
-
-    in_lockstep = False
 
     def __init__(self, folder: Path, buffers: Buffers) -> None:
         self._folder = folder
         self._buffers = buffers
-
-    @property
-    def writes_here(self) -> bool:
-        """Whether this process takes part in the writing."""
-        return is_master()
+        self.writes_here = is_master()
 
     def prepare(
         self, filename: str, state: Mapping[str, Any], parameters: set[str], keep_old_as: str | None
@@ -56,12 +49,9 @@ class StateFiles:
         copy = Snapshot(state, self._buffers)
 
         def write(late: Late) -> None:
-            try:
-                kept = copy.state()
+            with copy as kept:
                 _refuse_non_finite(non_finite(kept["model"], parameters), filename)
                 self._write_file(filename, {**kept, **late()}, keep_old_as)
-            finally:
-                copy.release()
 
         return write
 
@@ -80,23 +70,12 @@ class ShardedStateFiles(StateFiles):
     """Writes states that are spread: each process its shards into a folder, then the main one the file that names it.
 
     All processes call the same methods in the same order, and a failure of one is raised on all.
-
-    Args:
-        folder: where the files go.
-        buffers: memory for the copies.
-        store: writes the shards.
     """
-
-    in_lockstep = True
 
     def __init__(self, folder: Path, buffers: Buffers, store: ShardStore) -> None:
         super().__init__(folder, buffers)
         self._store = store
-
-    @property
-    def writes_here(self) -> bool:
-        """Whether this process takes part in the writing."""
-        return True
+        self.writes_here = True
 
     def prepare(
         self, filename: str, state: Mapping[str, Any], parameters: set[str], keep_old_as: str | None
@@ -104,23 +83,17 @@ class ShardedStateFiles(StateFiles):
         """Copy a state to the host, and return the function that writes the copy, as on one process."""
         kept, shards = take_out(state)
         kept = kept if is_master() else {"metadata": kept["metadata"], "model": {}}
-        copies = (
-            Snapshot(kept, self._buffers),
-            Snapshot({path: each.part for path, each in shards.items()}, self._buffers),
-        )
+        copy = Snapshot(kept, self._buffers)
+        parts_copy = Snapshot({path: each.part for path, each in shards.items()}, self._buffers)
 
         def write(late: Late) -> None:
-            try:
-                whole, parts = (copy.state() for copy in copies)
+            with copy as whole, parts_copy as parts:
                 on_host = {path: shard._replace(part=parts[path]) for path, shard in shards.items()}
                 _refuse_non_finite(self._non_finite_anywhere(whole["model"], on_host, parameters), filename)
                 pointer = self._write_shards(filename, whole["metadata"], on_host)
                 failure = self._point(filename, {**whole, **late(), "shards": pointer}, keep_old_as)
                 if (failure := self._store.gather(failure)[0]) is not None:
                     raise failure
-            finally:
-                for copy in copies:
-                    copy.release()
 
         return write
 
@@ -152,6 +125,11 @@ class ShardedStateFiles(StateFiles):
             return error
         remove_unused(self._folder, filename, filter(None, (filename, keep_old_as)))
         return None
+
+
+def state_files(folder: Path, buffers: Buffers, store: ShardStore | None) -> StateFiles:
+    """Return what writes states into a folder: whole ones, or, with a store, those that are spread."""
+    return StateFiles(folder, buffers) if store is None else ShardedStateFiles(folder, buffers, store)
 
 
 def non_finite(state: Mapping[str, Any], parameters: Iterable[str]) -> list[str]:

@@ -127,16 +127,8 @@ class _Switch(argparse.Action):
         super().__init__([*option_strings, *opposites], dest, nargs="?", metavar="True|False", **options)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
+        words: dict[str, bool] = dict.fromkeys(("true", "1", "yes", "on"), True)
+        words |= dict.fromkeys(("false", "0", "no", "off"), False)
         value = words.get(str(values).lower()) if values is not None else True
         if value is None:
             parser.error(f"argument {option_string}: got {values!r}, expected True or False")

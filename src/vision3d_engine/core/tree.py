@@ -72,12 +72,12 @@ def map_with_paths(function: Callable[[str, Any], Any], nest: Any, path: str = "
     as python does: ``['model']['weight']``, ``['lengths'][0]``.
     """
     part = function(path, nest)
-    found = entries(part)
-    if found is None:
+    kind = _kind_of(type(part))
+    if kind is None:
         return part
-    mapped = {key: map_with_paths(function, value, f"{path}[{key!r}]") for key, value in found.items()}
-    plain = _kind_of(type(part)).plain  # pyright: ignore[reportOptionalMemberAccess]  it has entries
-    return mapped if plain is dict else plain(mapped.values())
+    pairs = zip(kind.keys(part), kind.values(part), strict=True)
+    mapped = {key: map_with_paths(function, value, f"{path}[{key!r}]") for key, value in pairs}
+    return mapped if kind.plain is dict else kind.plain(mapped.values())
 
 
 def leaves(nest: Any, path: str = "") -> Iterator[tuple[str, Any]]:
