@@ -1,20 +1,15 @@
 """A process of a world that trains one model in several ways of being parallel, case by case; also a script."""
 
 import os
-import sys
 import time
-import warnings
-from multiprocessing.connection import Client
 
 import pytest
 import torch
 from torch import nn
 
+from tests.stories.serving import serve
 from vision3d_engine import EpochBasedTrainer, SingleTester, build_dataloader
-from vision3d_engine.core.cli import without_script_flags
 from vision3d_engine.distributed.shards import is_sharded, local_part
-
-warnings.simplefilter("ignore")
 
 
 class Rows(torch.utils.data.Dataset):
@@ -145,6 +140,8 @@ class Weighted(Trainer):
 
 
 class Tester(SingleTester):
+    __test__ = False  # its name is not that of a test
+
     def __init__(self, folder, checkpoint):
         super().__init__({"exp": {"output_dir": folder}}, checkpoint=checkpoint)
         self.register_loader(build_dataloader(Rows(7), 2, num_workers=0))
@@ -202,17 +199,5 @@ def run(case):
     return state_of(trainer) | {"summary": trainer.summary, "spread": trainer.spread, "dtypes": sorted(trainer.dtypes)}
 
 
-def main():
-    without_script_flags()
-    torch.distributed.init_process_group("gloo")
-    connection = Client(("localhost", int(sys.argv[1])), authkey=b"test")
-    connection.send(torch.distributed.get_rank())
-    while (case := connection.recv()) is not None:
-        try:
-            connection.send(run(case))
-        except Exception as error:  # noqa: BLE001  the test decides
-            connection.send({"error": f"{type(error).__name__}: {error}"})
-
-
 if __name__ == "__main__":
-    main()
+    serve(run)
