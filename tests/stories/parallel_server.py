@@ -1,21 +1,17 @@
 """A process of a world that trains one model in several ways of being parallel, case by case; also a script."""
 
 import os
-import sys
 import time
-import warnings
-from multiprocessing.connection import Client
 
 import pytest
 import torch
 from torch import nn
 
+from tests.stories.serving import serve
 from vision3d_engine import EpochBasedTrainer, SingleTester, build_dataloader
 from vision3d_engine.checkpoint import files
-from vision3d_engine.core.cli import without_script_flags
 from vision3d_engine.distributed.parallel.shards import is_sharded, local_part
 
-warnings.simplefilter("ignore")
 WRITE, UNWRITABLE = files.atomic_write, set()
 
 
@@ -157,6 +153,8 @@ class Weighted(Trainer):
 
 
 class Tester(SingleTester):
+    __test__ = False  # its name is not that of a test
+
     def __init__(self, folder, checkpoint):
         super().__init__({"exp": {"output_dir": folder}}, checkpoint=checkpoint)
         self.register_loader(build_dataloader(Rows(7), 2, num_workers=0))
@@ -223,18 +221,6 @@ def run(case):
     return state_of(trainer) | {"summary": trainer.summary, "spread": trainer.spread, "dtypes": sorted(trainer.dtypes)}
 
 
-def main():
-    without_script_flags()
-    torch.distributed.init_process_group("gloo")
-    files.atomic_write = write_unless_full
-    connection = Client(("localhost", int(sys.argv[1])), authkey=b"test")
-    connection.send(torch.distributed.get_rank())
-    while (case := connection.recv()) is not None:
-        try:
-            connection.send(run(case))
-        except Exception as error:  # noqa: BLE001  the test decides
-            connection.send({"error": f"{type(error).__name__}: {error}"})
-
-
 if __name__ == "__main__":
-    main()
+    files.atomic_write = write_unless_full
+    serve(run)

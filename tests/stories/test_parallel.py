@@ -299,7 +299,7 @@ def test_consolidate_makes_one_file_that_loads_and_resumes_on_one_process(worlds
     assert {key: value.tolist() for key, value in state["model"].items()} == ended[0]["model"]
     case = {"ema": True, "batch_size": 4, "trainer": {"resume": True, "max_epoch": 2}}
     trainer = Trainer(str(tmp_path), case)
-    trainer._begin()
+    trainer._run._resuming.start()
     assert state_of(trainer) == {part: ended[0][part] for part in ("model", "optimizer", "ema")}
 
 

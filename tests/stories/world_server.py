@@ -1,19 +1,14 @@
 """A process of a world that torchrun has started: runs the cases that a test sends, and sends back what came out."""
 
-import sys
 import tempfile
-import warnings
-from multiprocessing.connection import Client
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
+from tests.stories.serving import serve
 from vision3d_engine import EpochBasedTrainer, IterBasedTrainer, SingleTester, build_dataloader
-from vision3d_engine.core.cli import without_script_flags
-
-warnings.simplefilter("ignore")
 
 
 class Rows(Dataset):
@@ -122,17 +117,5 @@ def run(case):
         return found | {"weights": [parameter.tolist() for parameter in engine.model.parameters()]}
 
 
-def main():
-    without_script_flags()
-    dist.init_process_group("gloo")
-    connection = Client(("localhost", int(sys.argv[1])), authkey=b"test")
-    connection.send(dist.get_rank())
-    while (case := connection.recv()) is not None:
-        try:
-            connection.send(run(case))
-        except Exception as error:  # noqa: BLE001  the test decides
-            connection.send({"error": f"{type(error).__name__}: {error}"})
-
-
 if __name__ == "__main__":
-    main()
+    serve(run)
