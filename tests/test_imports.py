@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "vision3d_engine"
-ROOMS = ("data", "optim", "metrics", "loggers", "checkpoint", "endpoints", "debug")
+ROOMS = ("data", "optim", "metrics", "writers", "logs", "checkpoint", "endpoints", "debug")
 LAYERS = (("core",), ("distributed",), ROOMS, ("loop",), ("trainers", "testers"), ("integrations",), ("front",))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "utils.py")
@@ -54,7 +54,11 @@ DOORS = {
         for name in ("world", "launch", "store", "watch", "parallel", "sharding", "shards", "shard_store")
     },
     "sys.argv": {"core/cli.py"},
-    "tensorboard": {"loggers/tensorboard.py", "loggers/board.py", "loggers/console.py"},  # two name the first
+    "tensorboard": {
+        "writers/tensorboard.py",
+        "writers/metric_writers.py",
+        "logs/logger.py",
+    },  # the second names the first
 }
 
 
@@ -72,7 +76,7 @@ def test_the_outside_world_has_one_door_each(door):
 
 
 def test_importing_the_engine_loads_nothing_that_is_slow():
-    slow = ("pydantic", "tyro", "tensorboard", "matplotlib", "loguru", "yaml", "IPython")
+    slow = ("pydantic", "tyro", "tensorboard", "matplotlib", "yaml", "IPython")
     code = f"import vision3d_engine, sys; print([name for name in {slow} if name in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from typing import Any
 
 _EVERY_S = 0.2
-_MANY = 1000
+_MANY = 10_000
 
 
 class BackgroundListener(QueueListener):
@@ -80,14 +80,13 @@ class BackgroundListener(QueueListener):
         self._hurry.set()
 
     def dequeue(self, block: bool) -> Any:
-        """Return the next item; when there is none, write those that were taken and let others gather."""
+        """Return the next item; write those that were taken when no more is there, and let others gather then."""
         self._busy["thread"] = threading.get_ident()
         if self._waiting.empty() or len(self._taken) >= _MANY:
             self._write_taken()
-        if not self._waiting.empty():
-            return self._waiting.get()
         item = self._waiting.get()
-        self._hurry.wait(_EVERY_S)
+        if not self._taken:
+            self._hurry.wait(_EVERY_S)
         return item
 
     def handle(self, record: Any) -> None:
