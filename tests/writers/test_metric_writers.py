@@ -10,6 +10,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,6 +301,28 @@ def test_a_full_disk_from_the_first_number_on_leaves_one_event_file(small_disk, 
     writers.close()
     assert events(small_disk) == {"train/loss": [(5, 2.0)]}
     assert len(list((small_disk / "events").iterdir())) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_fuller_than_it_says_costs_whole_events(small_disk, tmp_path, logger, monkeypatch):
+    """As with a quota: the thread of TensorBoard's own writer dies of it, perhaps in the middle of an event."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 40))
+    writers = running(small_disk, logger)
+    writers.scalars("train", {"loss": 1.0}, step=1)
+    writers.flush()
+    fill(small_disk)
+    for step in range(2, 300):
+        writers.scalars("train", {"loss": float(step)}, step=step)
+        if step % 50 == 0:
+            writers.flush()
+    writers.flush()
+    (small_disk / "filler").unlink()
+    writers.scalars("train", {"loss": 1000.0}, step=1000)
+    writers.close()
+    found = [step for step, _ in events(small_disk)["train/loss"]]
+    assert sorted(found) == sorted(set(found))
+    assert (min(found), max(found)) == (1, 1000)
+    assert len((tmp_path / "run.log").read_text().splitlines()) == 1
 
 
 def test_a_run_on_a_disk_that_fills_up_to_the_last_byte_trains_to_its_end(small_disk, tmp_path, capfd):

@@ -31,7 +31,8 @@ class BackgroundListener(QueueListener):
         self._lock = threading.RLock()
         self._hurry = threading.Event()
         self._is_started = False
-        self._busy: dict[str, int] = {}  # which threads are at work, by their part in it
+        self._listening: int | None = None  # identifiers of the threads that are at work
+        self._flushing: int | None = None
 
     @property
     def is_inherited(self) -> bool:
@@ -59,7 +60,7 @@ class BackgroundListener(QueueListener):
         if self.is_inherited or self._is_busy():
             return
         with self._lock:
-            self._busy["flush"] = threading.get_ident()
+            self._flushing = threading.get_ident()
             try:
                 if self._is_started:
                     self.stop()
@@ -68,11 +69,11 @@ class BackgroundListener(QueueListener):
                     self.handle(self._waiting.get())
                 self._write_taken()
             finally:
-                self._busy.clear()
+                self._flushing = self._listening = None
 
     def _is_busy(self) -> bool:
         """Tell whether this thread is at work here already, as when an object's ``__del__`` logs a message."""
-        return threading.get_ident() in self._busy.values()
+        return threading.get_ident() in (self._listening, self._flushing)
 
     def enqueue_sentinel(self) -> None:
         """Let the thread end without its pause."""
@@ -81,7 +82,7 @@ class BackgroundListener(QueueListener):
 
     def dequeue(self, block: bool) -> Any:
         """Return the next item; write those that were taken when no more is there, and let others gather then."""
-        self._busy["thread"] = threading.get_ident()
+        self._listening = threading.get_ident()
         if self._waiting.empty() or len(self._taken) >= _MANY:
             self._write_taken()
         item = self._waiting.get()
