@@ -1,17 +1,17 @@
-"""Notes that a thread delivers: none lost, none twice, in order, whatever happens in between."""
+"""Items that a thread writes: none lost, none twice, in order, whatever happens in between."""
 
 import gc
 import os
-import subprocess
 import sys
 import threading
 import time
 import weakref
+from itertools import chain
 
 import pytest
 
-from vision3d_engine.loggers import outbox as module
-from vision3d_engine.loggers.outbox import Outbox
+from vision3d_engine.core import background
+from vision3d_engine.core.background import BackgroundListener
 
 SOON_S = 10
 
@@ -27,13 +27,13 @@ def eventually(condition):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Deliver as often as the interpreter allows, so that threads meet."""
-    monkeypatch.setattr(module, "_EVERY_S", 0.001)
+    monkeypatch.setattr(background, "_EVERY_S", 0.001)
 
 
 @pytest.fixture
 def slow_thread(monkeypatch):
-    """Let the thread wait for long between two deliveries."""
-    monkeypatch.setattr(module, "_EVERY_S", 600)
+    """Let the thread wait for long between two rounds."""
+    monkeypatch.setattr(background, "_EVERY_S", 600)
 
 
 @pytest.fixture
@@ -42,41 +42,41 @@ def found():
 
 
 @pytest.fixture
-def box(found):
-    outbox = Outbox(found.extend)
-    yield outbox
-    outbox.close()
+def listener(found):
+    listener = BackgroundListener(found.extend)
+    yield listener
+    listener.flush()
 
 
-def test_notes_are_delivered_by_a_thread_in_order(box, found):
+def test_items_are_written_by_a_thread_in_order(listener, found):
     for number in range(1000):
-        box.put(number)
+        listener.put(number)
     eventually(lambda: len(found) == 1000)
     assert found == list(range(1000))
 
 
-def test_many_notes_are_delivered_at_a_time(slow_thread):
-    deliveries = []
-    box = Outbox(deliveries.append)
+def test_many_items_are_written_at_a_time(slow_thread):
+    rounds = []
+    listener = BackgroundListener(rounds.append)
     for number in range(100):
-        box.put(number)
-    box.flush()
-    assert deliveries == [list(range(100))]
-    box.close()
+        listener.put(number)
+    listener.flush()
+    assert rounds == [list(range(100))]
+    listener.flush()
 
 
-def test_nothing_is_delivered_when_nothing_is_there():
-    deliveries = []
-    box = Outbox(deliveries.append)
-    box.flush()
-    box.close()
-    assert deliveries == []
+def test_nothing_is_written_when_nothing_is_there():
+    rounds = []
+    listener = BackgroundListener(rounds.append)
+    listener.flush()
+    listener.flush()
+    assert rounds == []
 
 
-def test_notes_from_several_threads_meet_flushes_from_others_and_each_is_delivered_once(box, found):
+def test_items_from_several_threads_meet_flushes_from_others_and_each_is_written_once(listener, found):
     def put(name):
         for number in range(3000):
-            box.put((name, number))
+            listener.put((name, number))
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -85,204 +85,174 @@ def test_notes_from_several_threads_meet_flushes_from_others_and_each_is_deliver
         for writer in writers:
             writer.start()
         while any(writer.is_alive() for writer in writers):
-            box.flush()
+            listener.flush()
     finally:
         sys.setswitchinterval(interval)
-    box.close()
+    listener.flush()
     assert len(found) == 9000
     for name in range(3):
         assert [number for writer, number in found if writer == name] == list(range(3000))
 
 
-def test_first_notes_of_several_threads_begin_one_thread():
-    def outboxes():
-        return [thread for thread in threading.enumerate() if thread.name == "outbox"]
+def test_first_items_of_several_threads_begin_one_thread(monkeypatch):
+    started, found = [], []
 
-    before, found = len(outboxes()), []
-    box = Outbox(found.extend)
-    box._closed.clear = lambda: time.sleep(0.05)  # while one thread begins, the others come
-    writers = [threading.Thread(target=box.put, args=(name,)) for name in range(4)]
-    box._waiting.is_set = lambda: False
+    class Counted(BackgroundListener):
+        def start(self):
+            started.append(1)
+            time.sleep(0.05)  # while one thread begins, the others come
+            super().start()
+
+    listener = Counted(found.extend)
+    writers = [threading.Thread(target=listener.put, args=(name,)) for name in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(SOON_S)
-    assert len(outboxes()) == before + 1
-    box.close()
+    assert len(started) == 1
+    listener.flush()
     assert sorted(found) == [0, 1, 2, 3]
 
 
-def test_each_note_put_after_any_other_is_delivered_by_the_thread_without_a_flush(box, found):
+def test_each_item_put_after_any_other_is_written_by_the_thread_without_a_flush(listener, found):
     """The thread may clear its flag between any two operations of ``put``."""
     for number in range(300):
-        box.put(number)
+        listener.put(number)
         if number % 3 == 0:
             eventually(lambda number=number: len(found) == number + 1)
     eventually(lambda: len(found) == 300)
 
 
-class _Interrupted(threading.Event):
-    """An event that lets something happen right after it has been cleared."""
-
-    then = staticmethod(lambda: None)
-
-    def clear(self):
-        super().clear()
-        act, self.then = self.then, staticmethod(lambda: None)
-        act()
-
-
-def test_a_note_put_right_after_the_flag_was_cleared_is_delivered(box, found):
-    box._waiting = _Interrupted()
-    box._waiting.then = lambda: box.put("second")
-    box.put("first")
-    eventually(lambda: found == ["first", "second"])
-    box.put("third")
-    eventually(lambda: found == ["first", "second", "third"])
-
-
-def test_a_note_put_while_notes_are_delivered_comes_after_them():
+def test_an_item_put_while_a_flush_ends_the_thread_is_written_without_another_flush():
     found = []
 
-    def deliver(notes):
-        found.append(list(notes))
-        if notes == ["first"]:
-            box.put("second")
+    class Interrupted(BackgroundListener):
+        def stop(self):
+            super().stop()
+            self.put("late")  # as another thread may do it, which saw that the thread was there
 
-    box = Outbox(deliver)
-    box.put("first")
-    box.flush()
-    box.close()
+    listener = Interrupted(found.extend)
+    listener.put("first")
+    eventually(lambda: found == ["first"])
+    listener.flush()
+    assert found == ["first", "late"]
+    listener.put("third")
+    eventually(lambda: found == ["first", "late", "third"])
+    BackgroundListener.stop(listener)
+
+
+def test_an_item_put_while_items_are_written_comes_after_them():
+    found = []
+
+    def write(items):
+        found.append(list(items))
+        if items == ["first"]:
+            listener.put("second")
+
+    listener = BackgroundListener(write)
+    listener.put("first")
+    listener.flush()
+    listener.flush()
     assert found == [["first"], ["second"]]
 
 
 class _Slow:
-    """Delivers when it is told to, and notices when two deliveries meet."""
+    """Delivers when it is told to, and notices when two rounds meet."""
 
     def __init__(self):
         self.begun, self.may_end = threading.Event(), threading.Event()
         self.found, self.at_work, self.met = [], 0, False
 
-    def __call__(self, notes):
+    def __call__(self, items):
         self.at_work += 1
         self.met |= self.at_work > 1
         self.begun.set()
         assert self.may_end.wait(SOON_S)
-        self.found += notes
+        self.found += items
         self.at_work -= 1
 
 
-def test_a_slow_delivery_keeps_no_put_waiting_and_a_flush_waits_for_its_end():
+def test_a_slow_round_keeps_no_put_waiting_and_a_flush_waits_for_its_end():
     slow = _Slow()
-    box = Outbox(slow)
-    box.put("first")
+    listener = BackgroundListener(slow)
+    listener.put("first")
     assert slow.begun.wait(SOON_S)
-    box.put("second")  # would never return if it waited
+    listener.put("second")  # would never return if it waited
     after_flush = []
-    flushing = threading.Thread(target=lambda: (box.flush(), after_flush.append(list(slow.found))))
+    flushing = threading.Thread(target=lambda: (listener.flush(), after_flush.append(list(slow.found))))
     flushing.start()
     time.sleep(0.02)
     assert after_flush == []
     slow.may_end.set()
     flushing.join(SOON_S)
     assert after_flush == [["first", "second"]]
-    box.close()
+    listener.flush()
     assert not slow.met
 
 
-def test_a_flush_waits_also_for_a_delivery_that_has_taken_the_last_note():
+def test_a_flush_waits_also_for_a_round_that_has_taken_the_last_item():
     slow = _Slow()
-    box = Outbox(slow)
-    box.put("only")
+    listener = BackgroundListener(slow)
+    listener.put("only")
     assert slow.begun.wait(SOON_S)
     threading.Timer(0.02, slow.may_end.set).start()
-    box.flush()
+    listener.flush()
     assert slow.found == ["only"]
-    box.close()
+    listener.flush()
 
 
-def test_close_delivers_what_is_there_and_ends_the_thread(slow_thread, box, found):
-    box.put("last")
-    thread = box._thread
-    box.close()
+def test_a_flush_writes_what_is_there_and_ends_the_thread(slow_thread, found):
+    before = threading.active_count()
+    listener = BackgroundListener(found.extend)
+    listener.put("last")
+    assert threading.active_count() == before + 1
+    listener.flush()
     assert found == ["last"]
-    assert not thread.is_alive()
+    assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("is_flushed_before", [True, False])
-def test_a_note_after_close_begins_anew(box, found, is_flushed_before):
+def test_an_item_after_a_flush_begins_anew(listener, found):
     for number in range(5):
-        box.put(number)
-        if is_flushed_before:
-            box.flush()
-        box.close()
-        box.close()
-    box.put("again")
+        listener.put(number)
+        listener.flush()
+        listener.flush()
+    listener.put("again")
     eventually(lambda: found == [*range(5), "again"])
 
 
-def test_a_note_after_the_close_of_an_unused_outbox_is_delivered(box, found):
-    box.close()
-    box.put("first")
+def test_an_item_after_the_flush_of_an_unused_listener_is_written(listener, found):
+    listener.flush()
+    listener.put("first")
     eventually(lambda: found == ["first"])
 
 
-def test_the_thread_survives_what_deliver_raises_and_the_next_flush_raises_it():
-    found = []
-
-    def deliver(notes):
-        if "bad" in notes:
-            raise ValueError("bad note")
-        found.extend(notes)
-
-    box = Outbox(deliver)
-    box.put("bad")
-    eventually(lambda: box._error is not None)
-    box.put("good")
-    eventually(lambda: found == ["good"])
-    with pytest.raises(ValueError, match="bad note"):
-        box.flush()
-    box.flush()  # it is raised once
-    box.put("bad")
-    eventually(lambda: box._error is not None)
-    box.put("last")
-    with pytest.raises(ValueError, match="bad note"):
-        box.close()
-    assert found == ["good", "last"]
-
-
-def test_what_deliver_raises_in_a_flush_is_raised_there_and_later_notes_are_delivered(slow_thread):
-    found = []
-
-    def deliver(notes):
-        if notes == ["bad"]:
-            raise ValueError("bad note")
-        found.extend(notes)
-
-    box = Outbox(deliver)
-    box.put("bad")
-    with pytest.raises(ValueError, match="bad note"):
-        box.flush()
-    box.put("good")
-    box.close()
-    assert found == ["good"]
+def test_items_that_gather_are_written_five_times_a_second_without_waking_the_thread_for_each(monkeypatch):
+    monkeypatch.setattr(background, "_EVERY_S", 0.2)
+    rounds, started = [], time.monotonic()
+    listener = BackgroundListener(rounds.append)
+    for number in range(100):
+        listener.put(number)
+        time.sleep(0.003)
+    listener.flush()
+    assert list(chain(*rounds)) == list(range(100))
+    assert len(rounds) <= (time.monotonic() - started) / 0.2 + 1
 
 
 @pytest.mark.parametrize("by_thread", [True, False])
-def test_deliver_may_cause_a_flush_and_does_not_wait_for_itself(by_thread):
+def test_write_may_cause_a_flush_and_does_not_wait_for_itself(by_thread):
     """As an object does whose ``__del__`` logs a message, wherever it is collected."""
     found = []
 
-    def deliver(notes):
-        box.flush()
-        found.extend(notes)
+    def write(items):
+        listener.flush()
+        found.extend(items)
 
-    box = Outbox(deliver)
-    box.put("note")
+    listener = BackgroundListener(write)
+    listener.put("item")
     if not by_thread:
-        box.flush()
-    eventually(lambda: found == ["note"])
-    box.close()
+        listener.flush()
+    eventually(lambda: found == ["item"])
+    listener.flush()
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -308,53 +278,41 @@ def in_child(act):
 
 
 @needs_fork
-def test_a_process_forked_while_the_thread_delivers_neither_hangs_nor_delivers_the_parents_notes():
+def test_a_process_forked_while_the_thread_writes_neither_hangs_nor_writes_the_parents_items():
     slow = _Slow()
-    box = Outbox(slow)
-    box.put("first")
+    listener = BackgroundListener(slow)
+    listener.put("first")
     assert slow.begun.wait(SOON_S)
-    box.put("second")
+    listener.put("second")
 
     def act():
         slow.may_end.set()
-        box.flush()
+        listener.flush()
         assert slow.found == []
-        box.put("own")
+        listener.put("own")
         eventually(lambda: slow.found == ["own"])
-        box.close()
+        listener.flush()
 
     assert in_child(act) == 0
     slow.may_end.set()
-    box.close()
+    listener.flush()
     assert slow.found == ["first", "second"]
 
 
 @needs_fork
-def test_many_forks_while_notes_come_and_go_hang_nobody(box, found):
+def test_many_forks_while_items_come_and_go_hang_nobody(listener, found):
     for number in range(30):
-        box.put(number)
-        assert in_child(box.flush) == 0
-    box.close()
+        listener.put(number)
+        assert in_child(listener.flush) == 0
+    listener.flush()
     assert found == list(range(30))
 
 
-@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise ValueError"])
-def test_what_is_left_at_the_end_of_the_program_is_delivered(ending, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import runpy, sys\n"  # the file alone, since the whole package takes seconds to load
-        "box = runpy.run_path(sys.argv[1])['Outbox'](print)\n"
-        f"box.put('last words')\nbox.put('very last')\n{ending}\n"
-    )
-    command = [sys.executable, script, module.__file__]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "['last words', 'very last']\n"
-
-
-def test_an_outbox_that_was_closed_is_collected():
-    box = Outbox(print)
-    box.close()
-    alive = weakref.ref(box)
-    del box
+def test_a_listener_that_was_flushed_is_collected():
+    listener = BackgroundListener(print)
+    listener.put("item")
+    listener.flush()
+    alive = weakref.ref(listener)
+    del listener
     gc.collect()
     assert alive() is None

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from vision3d_engine.loop.pace import describe_pace
-from vision3d_engine.metrics.step_clock import LogInterval
+from vision3d_engine.logs.log_line import throughput_text
 
 CPU = torch.device("cpu")
 
 
-def pace(rate, steps_left=None, samples=None, device=CPU):
-    return describe_pace(LogInterval(0.0, 1.0, rate), steps_left, samples, device)
+def throughput(rate, steps_left=None, samples=None, device=CPU):
+    return throughput_text(rate, steps_left, samples, device)
 
 
 @pytest.mark.parametrize(
@@ -26,12 +25,12 @@ def pace(rate, steps_left=None, samples=None, device=CPU):
     ],
 )
 def test_a_rate_has_three_digits_or_all_those_before_the_point(rate, text):
-    assert pace(rate) == text
+    assert throughput(rate) == text
 
 
 def test_all_that_is_known_is_told():
-    assert pace(3.2, 11_914, 8) == "3.2 it/s, 25.6 samples/s, eta 1:02:03"
-    assert pace(250.0, None, 32) == "250 it/s, 8,000 samples/s"
+    assert throughput(3.2, 11_914, 8) == "3.2 it/s, 25.6 samples/s, eta 1:02:03"
+    assert throughput(250.0, None, 32) == "250 it/s, 8,000 samples/s"
 
 
 @pytest.mark.parametrize(
@@ -47,9 +46,9 @@ def test_all_that_is_known_is_told():
     ],
 )
 def test_the_time_left_is_rounded_to_seconds_without_sixty_of_anything(steps, text):
-    assert pace(1.0, steps) == f"1 it/s, eta {text}"
+    assert throughput(1.0, steps) == f"1 it/s, eta {text}"
 
 
 def test_the_peak_memory_of_an_accelerator_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: int(4.1 * 2**30))
-    assert pace(1.0, device=torch.device("cuda")) == "1 it/s, 4.1 GB"
+    assert throughput(1.0, device=torch.device("cuda")) == "1 it/s, 4.1 GB"

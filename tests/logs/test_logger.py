@@ -1,18 +1,26 @@
 """Messages and numbers: where they go and how they look."""
 
+import io
 import json
+import logging
+import logging.config
+import os
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from loguru import logger as host_logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
 
 from tests.toys import ToyEpochTrainer, ToyIterTrainer, rows_loader, settings
 from vision3d_engine import get_log_string, get_logger
-from vision3d_engine.loggers.console import Logger
+from vision3d_engine.core import background
+from vision3d_engine.logs.logger import Logger, set_logger
 
 
 def events(folder):
@@ -22,6 +30,19 @@ def events(folder):
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def slow_thread(monkeypatch):
+    """Let nothing be written but by a flush or a close."""
+    monkeypatch.setattr(background, "_EVERY_S", 600)
+
+
+@pytest.fixture
+def logger(tmp_path):
+    logger = Logger(tmp_path / "run.log")
+    yield logger
+    logger.close()
 
 
 def test_the_line_has_the_published_format():
@@ -131,13 +152,20 @@ def test_one_folder_holds_config_environment_logs_and_events(tmp_path):
     assert "width: 3" in (tmp_path / "config.yaml").read_text()
 
 
-def test_the_host_programs_sinks_are_neither_removed_nor_written_to(tmp_path, capfd):
+def test_the_host_programs_handlers_are_neither_removed_nor_written_to(tmp_path, capfd):
     heard = []
-    sink = host_logger.add(heard.append, format="{message}")
-    ToyEpochTrainer(settings(tmp_path)).run()
-    host_logger.info("still here")
-    host_logger.remove(sink)
-    assert heard == ["still here\n"]
+    handler = logging.Handler(1)
+    handler.emit = lambda record: heard.append(record.getMessage())
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
+    root.addHandler(handler)
+    try:
+        ToyEpochTrainer(settings(tmp_path)).run()
+        logging.getLogger("host").warning("still here")
+    finally:
+        root.removeHandler(handler)
+    assert heard == ["still here"]
+    assert (root.handlers, root.level) == before
 
 
 def test_get_logger_stands_alone(tmp_path, capfd):
@@ -229,3 +257,168 @@ def test_another_process_than_the_main_one_has_a_file_for_warnings_and_errors_on
     assert (tmp_path / "rank1.log").read_text().endswith("| WARNING | a warning\n")
     assert logger.log_file is None
     logger.close()
+
+
+def test_messages_come_after_the_lines_before_them_and_lines_after_the_messages(slow_thread, logger, tmp_path):
+    for number in range(3):
+        logger.line(lambda number=number: f"line {number}a")
+        logger.line(lambda number=number: f"line {number}b")
+        logger.warn(f"message {number}")
+    logger.line(lambda: "last")
+    logger.close()
+    said = [line.split(" | ")[2] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert said == [
+        text for n in range(3) for text in (f"line {n}a", f"line {n}b", f"message {n}")
+    ] + ["last"]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_line_has_the_time_at_which_it_came_and_its_level(count, slow_thread, logger, tmp_path, monkeypatch):
+    hour = 3600
+    real = time.time()
+    for number in range(count):
+        monkeypatch.setattr("time.time", lambda number=number: real - (9 - number) * hour)
+        logger.line(lambda: "epoch: {1} <red>")
+    monkeypatch.undo()
+    logger.close()
+    expected = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(real - (9 - n) * hour)) for n in range(count)]
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    assert lines == [f"{when} | INFO | epoch: {{1}} <red>" for when in expected]
+
+
+def test_the_lines_of_a_run_go_to_its_own_logger(slow_thread, tmp_path):
+    first, second = Logger(tmp_path / "a.log"), Logger(tmp_path / "b.log")
+    for logger in (first, second):
+        logger.line(lambda logger=logger: Path(logger.log_file).stem)
+    set_logger(second)
+    for logger in (first, second):
+        logger.close()
+    assert (tmp_path / "a.log").read_text().endswith("| a\n")
+    assert (tmp_path / "b.log").read_text().endswith("| b\n")
+
+
+def said(folder):
+    return [line.split(" | ", 1)[1] for line in (folder / "run.log").read_text().splitlines()]
+
+
+def test_a_line_that_cannot_be_put_together_costs_itself_only(logger, tmp_path):
+    logger.line(lambda: 1 / 0)
+    logger.line(lambda: "good")
+    logger.info("last")
+    assert said(tmp_path) == [
+        "INFO | a log line could not be put together: ZeroDivisionError('division by zero')",
+        "INFO | good",
+        "INFO | last",
+    ]
+
+
+def test_a_line_that_logs_while_it_is_put_together_hangs_nobody(logger, tmp_path):
+    def make():
+        logger.warn("from inside")
+        return "line"
+
+    logger.line(make)
+    logger.flush()
+    assert sorted(said(tmp_path)) == ["INFO | line", "WARNING | from inside"]
+
+
+def test_a_message_is_that_of_the_call_and_is_never_called(logger, tmp_path):
+    model = torch.nn.ReLU()
+    logger.info(model)
+    logger.info("100 %s {x}")
+    assert said(tmp_path) == ["INFO | ReLU()", "INFO | 100 %s {x}"]
+
+
+@pytest.mark.parametrize(
+    "ending", ["", "raise SystemExit(3)", "raise ValueError", "del logger; import gc; gc.collect()"]
+)
+def test_what_is_left_at_the_end_of_the_program_or_of_the_logger_is_written(ending, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom vision3d_engine.core import background\nbackground._EVERY_S = 600\n"
+        "from vision3d_engine.logs.logger import Logger\nlogger = Logger(sys.argv[1])\n"
+        f"logger.line(lambda: 'last words')\nlogger.line(lambda: 'very last')\n{ending}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "run.log"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert said(tmp_path) == ["INFO | last words", "INFO | very last"]
+    assert done.stderr.count("last words") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_many_forks_while_lines_are_written_hang_nobody_and_each_line_is_there_once(logger, tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "_EVERY_S", 0.0001)
+    for number in range(30):
+        logger.line(lambda number=number: f"line {number}")
+        pid = os.fork()
+        if pid == 0:
+            logger.line(lambda number=number: f"child {number}")
+            logger.info(f"message {number}")
+            logger.flush()
+            os._exit(0)
+        deadline = time.monotonic() + 20
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            assert time.monotonic() < deadline or os.kill(pid, 9), "the child hangs"
+            time.sleep(0.002)
+    logger.close()
+    expected = [f"INFO | {what} {number}" for what in ("line", "child", "message") for number in range(30)]
+    assert sorted(said(tmp_path)) == sorted(expected)
+
+
+def test_other_processes_speak_on_the_console_of_errors_only_and_put_no_line_together(capfd):
+    logger = Logger(is_main=False)
+    logger.line(lambda: pytest.fail("was put together"))
+    logger.warn("a warning")
+    logger.error("an error")
+    logger.flush()
+    assert [line.split(" | ", 1)[1] for line in capfd.readouterr().err.splitlines()] == ["ERROR | an error"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_colours_are_for_terminals_only(is_terminal, tmp_path, monkeypatch):
+    heard = io.StringIO()
+    heard.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", heard)
+    logger = Logger(tmp_path / "run.log")
+    logger.success("done")
+    logger.close()
+    assert ("\033[" in heard.getvalue()) == is_terminal
+    assert "done" in heard.getvalue()
+    assert said(tmp_path) == ["SUCCESS | done"]
+
+
+def test_a_progress_bar_stays_whole(tmp_path, monkeypatch):
+    heard = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", heard)
+    logger = Logger()
+    with tqdm(total=2, file=heard, ncols=40, mininterval=0) as bar:
+        bar.update()
+        logger.info("message")
+        bar.update()
+    lines = [line.rsplit("\r", 1)[-1] for line in heard.getvalue().splitlines()]
+    assert [line for line in lines if "message" in line] == [line for line in lines if line.endswith("INFO | message")]
+
+
+def test_a_host_that_sets_up_its_own_logging_later_does_not_silence_the_run(logger, tmp_path):
+    logger.info("before")
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": True})
+    logging.disable(logging.CRITICAL)
+    try:
+        logger.info("after")
+    finally:
+        logging.disable(logging.NOTSET)
+    assert said(tmp_path) == ["INFO | before", "INFO | after"]
+
+
+def test_get_logger_writes_events_where_it_is_asked_to_and_keeps_its_file(tmp_path):
+    first = get_logger(log_file=tmp_path / "run.log")
+    second = get_logger(event_dir=tmp_path / "events")
+    assert second is not first
+    assert second.event_dir == str(tmp_path / "events")
+    assert get_logger(tmp_path / "run.log", tmp_path / "events") is get_logger() is second
+    second.write_event("loss", 1.5, 3)
+    second.info("message")
+    second.close()
+    assert events(tmp_path) == {"loss": [(3, 1.5)]}
+    assert said(tmp_path) == ["INFO | message"]

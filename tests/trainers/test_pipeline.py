@@ -1,5 +1,7 @@
 """The order of all hook calls, against lists written by hand."""
 
+import json
+
 import pytest
 
 from tests.toys import ToyEpochTrainer, ToyIterTrainer, rows_loader, settings
@@ -146,3 +148,27 @@ def test_a_subclass_that_forgets_super_in_before_train_breaks_nothing(tmp_path):
     toy = Forgetful(settings(tmp_path))
     toy.run()
     assert toy.total_steps == 3
+
+
+def test_after_log_has_the_means_of_each_log_line_behind_it(tmp_path):
+    class Reads(Hook):
+        def __init__(self):
+            self.found = []
+
+        def after_log(self, epoch, iteration, log_dict):
+            assert self.owner.calls[-1] == ("log",)
+            self.found.append((epoch, iteration, dict(log_dict)))
+            log_dict.clear()  # changes no number that is written
+
+    class Numbered(ToyEpochTrainer):
+        def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):
+            super().after_train_step(epoch, iteration, data_dict, output_dict, result_dict)
+            result_dict["number"] = float(iteration)
+
+    toy = Numbered(settings(tmp_path, max_epoch=2, log_steps=2), rows_loader(8))
+    hook = toy.add_hook(Reads())
+    toy.run()
+    assert [place[:2] for place in hook.found] == [(1, 2), (1, 4), (2, 2), (2, 4)]
+    assert [log_dict["number"] for *_, log_dict in hook.found] == [1.5, 3.5, 1.5, 3.5]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["values"] for row in rows if row["phase"] == "train"] == [log_dict for *_, log_dict in hook.found]

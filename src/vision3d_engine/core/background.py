@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from typing import Any
 
 _EVERY_S = 0.2
-_MANY = 1000
+_MANY = 10_000
 
 
 class BackgroundListener(QueueListener):
@@ -31,7 +31,8 @@ class BackgroundListener(QueueListener):
         self._lock = threading.RLock()
         self._hurry = threading.Event()
         self._is_started = False
-        self._busy: dict[str, int] = {}  # which threads are at work, by their part in it
+        self._listening: int | None = None  # identifiers of the threads that are at work
+        self._flushing: int | None = None
 
     @property
     def is_inherited(self) -> bool:
@@ -59,7 +60,7 @@ class BackgroundListener(QueueListener):
         if self.is_inherited or self._is_busy():
             return
         with self._lock:
-            self._busy["flush"] = threading.get_ident()
+            self._flushing = threading.get_ident()
             try:
                 if self._is_started:
                     self.stop()
@@ -68,11 +69,11 @@ class BackgroundListener(QueueListener):
                     self.handle(self._waiting.get())
                 self._write_taken()
             finally:
-                self._busy.clear()
+                self._flushing = self._listening = None
 
     def _is_busy(self) -> bool:
         """Tell whether this thread is at work here already, as when an object's ``__del__`` logs a message."""
-        return threading.get_ident() in self._busy.values()
+        return threading.get_ident() in (self._listening, self._flushing)
 
     def enqueue_sentinel(self) -> None:
         """Let the thread end without its pause."""
@@ -80,14 +81,13 @@ class BackgroundListener(QueueListener):
         self._hurry.set()
 
     def dequeue(self, block: bool) -> Any:
-        """Return the next item; when there is none, write those that were taken and let others gather."""
-        self._busy["thread"] = threading.get_ident()
+        """Return the next item; write those that were taken when no more is there, and let others gather then."""
+        self._listening = threading.get_ident()
         if self._waiting.empty() or len(self._taken) >= _MANY:
             self._write_taken()
-        if not self._waiting.empty():
-            return self._waiting.get()
         item = self._waiting.get()
-        self._hurry.wait(_EVERY_S)
+        if not self._taken:
+            self._hurry.wait(_EVERY_S)
         return item
 
     def handle(self, record: Any) -> None:

@@ -1,7 +1,7 @@
 """The text of log lines, all of it."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -10,19 +10,9 @@ _SMALL, _TINY = 1e-3, 1e-6
 _LARGE = 999.5
 
 
-class Interval(Protocol):
-    """What was measured since the last log line: steps per second, and mean times in seconds by name."""
-
-    rate: float
-
-    def times(self) -> dict[str, float]:
-        """Return the mean times."""
-        ...
-
-
 def train_line(
     means: Mapping[str, Any],
-    interval: Interval,
+    interval: Any,
     position: Mapping[str, Any],
     max_epoch: int,
     max_iteration: int | None,
@@ -33,7 +23,7 @@ def train_line(
 
     Args:
         means: the numbers, by name.
-        interval: the times.
+        interval: what was measured since the last line: ``rate``, steps per second, and ``times()``, seconds by name.
         position: ``epoch``, ``iteration`` and ``lr``.
         max_epoch: epochs to train.
         max_iteration: steps of an epoch; None when not known.

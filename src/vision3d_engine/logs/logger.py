@@ -1,7 +1,6 @@
 """Messages for people, on the console and in a file, by parts of the standard library's logging.
 
-No logger of `logging` is made or changed: records go to handlers of our own, and those of the host program are neither
-removed nor written to.
+No logger of `logging` is made or changed: the host program's handlers are neither removed nor written to.
 """
 
 import contextlib
@@ -39,51 +38,61 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_WRITING.acquire, after_in_parent=_WRITING.release, after_in_child=_WRITING.release)
 
 
-class _TextHandler(logging.Handler):
-    """Writes records as text, many at once."""
+class _Record(logging.LogRecord):
+    """A message of now. Its level has a name of its own, since `logging` knows neither TRACE nor SUCCESS.
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.emit_all([record])
+    Args:
+        message: the text, or a function that returns it later.
+        level: one of `_LEVELS`.
+    """
 
-    def emit_all(self, records: Sequence[logging.LogRecord]) -> None:
-        """Write those records whose level is high enough."""
-        text = "".join(f"{self.format(record)}\n" for record in records if record.levelno >= self.level)
-        if text:
-            with _WRITING:
-                self.write(text)
+    def __init__(self, message: str | Callable[[], str], level: str) -> None:
+        super().__init__("vision3d_engine", _LEVELS[level], "", 0, message, None, None)
+        self.levelname = level
+        self.line = ""
 
-    def write(self, text: str) -> None:
-        """Write whole lines; must not raise."""
-        raise NotImplementedError
+    def put_together(self) -> None:
+        """Make the line of it."""
+        if callable(self.msg):
+            try:
+                self.msg = self.msg()
+            except Exception as error:  # noqa: BLE001  costs a line, not the run
+                self.msg = f"a log line could not be put together: {error!r}"
+        self.line = _PLAIN.format(self) + "\n"
 
 
-class _Console(_TextHandler):
+class _Console:
     """Standard error as it is at the time of each message, written so that a progress bar stays whole."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        has_colors = sys.stderr is not None and sys.stderr.isatty()
-        return (_COLORED[record.levelname] if has_colors else _PLAIN).format(record)
+    def __init__(self, level: str) -> None:
+        self.level = _LEVELS[level]
 
-    def write(self, text: str) -> None:
+    def write(self, records: Sequence[_Record]) -> None:
+        """Write many lines at once, on a terminal in colours."""
         with contextlib.suppress(OSError, ValueError):  # nobody listens there any more
-            tqdm.write(text, file=sys.stderr, end="")
+            has_colors = sys.stderr.isatty()
+            lines = (f"{_COLORED[one.levelname].format(one)}\n" if has_colors else one.line for one in records)
+            tqdm.write("".join(lines), file=sys.stderr, end="")
+
+    def close(self) -> None:
+        """Nothing is to be closed."""
 
 
-class _LogFile(_TextHandler):
+class _LogFile:
     """A text file, made with the first message; a full disk is said once, and costs messages but not the run."""
 
-    def __init__(self, path: str, level: str) -> None:
-        super().__init__(_LEVELS[level])
-        self.setFormatter(_PLAIN)
+    def __init__(self, path: str | Path, level: str) -> None:
+        self.level = _LEVELS[level]
         self._path = path
         self._file: GrowingFile | None = None
         self._failed = False
 
-    def write(self, text: str) -> None:
+    def write(self, records: Sequence[_Record]) -> None:
+        """Write many lines at once."""
         try:
             if self._file is None:
                 self._file = GrowingFile(self._path)
-            self._file.add(text.encode(errors="backslashreplace"))
+            self._file.add("".join(one.line for one in records).encode(errors="backslashreplace"))
         except OSError as error:
             if not self._failed:
                 reason = error.strerror or error
@@ -95,7 +104,6 @@ class _LogFile(_TextHandler):
         file, self._file = self._file, None
         if file is not None:
             file.close()
-        super().close()
 
 
 class _Later(QueueHandler):
@@ -132,16 +140,16 @@ class Logger:
         self.is_main = is_main
         self._log_file = str(log_file) if log_file is not None and is_main else None
         self._event_dir = str(event_dir) if event_dir is not None and is_main else None
-        self._handlers: list[_TextHandler] = [_Console(_LEVELS["INFO" if is_main else "ERROR"])]
+        self._places: list[_Console | _LogFile] = [_Console("INFO" if is_main else "ERROR")]
         if self._log_file is not None:
             make_folder(Path(self._log_file).parent)
-            self._handlers.append(_LogFile(self._log_file, "DEBUG"))
+            self._places.append(_LogFile(self._log_file, "DEBUG"))
         if error_file is not None:
-            self._handlers.append(_LogFile(str(error_file), "WARNING"))
-        self._listener = BackgroundListener(partial(_write, self._handlers))
+            self._places.append(_LogFile(error_file, "WARNING"))
+        self._listener = BackgroundListener(partial(_write, self._places))
         self._later = _Later(self._listener)
         self._events: list[Any] = []
-        weakref.finalize(self, _close, self._listener, self._handlers, self._events)  # for a logger that nobody closes
+        weakref.finalize(self, _close, self._listener, self._places, self._events)  # for a logger that nobody closes
 
     @property
     def log_file(self) -> str | None:
@@ -160,7 +168,7 @@ class Logger:
             self.warn(f"unknown log level '{level}'; written as INFO (levels: {', '.join(_LEVELS)})")
             level = "INFO"
         self._listener.flush()
-        _write(self._handlers, [_record(str(message), level)])
+        _write(self._places, [_Record(str(message), level)])
 
     def line(self, make: Callable[[], str]) -> None:
         """Write a message of level INFO that is put together later, by a thread, with the time of now.
@@ -169,7 +177,7 @@ class Logger:
         `flush`.
         """
         if self.is_main:
-            self._later.handle(_record(make, "INFO"))
+            self._later.emit(_Record(make, "INFO"))
 
     def debug(self, message: Any) -> None:
         """Write a message for developers."""
@@ -213,31 +221,22 @@ class Logger:
 
     def close(self) -> None:
         """Write what waits and close the files; a later message opens them again."""
-        _close(self._listener, self._handlers, self._events)
+        _close(self._listener, self._places, self._events)
 
 
-def _record(message: Any, level: str) -> logging.LogRecord:
-    """Return a message of now. Its level has a name of its own, since `logging` knows neither TRACE nor SUCCESS."""
-    record = logging.LogRecord("vision3d_engine", _LEVELS[level], "", 0, message, None, None)
-    record.levelname = level
-    return record
-
-
-def _write(handlers: Sequence[_TextHandler], records: Sequence[logging.LogRecord]) -> None:
-    """Write messages in one go; those that are functions are put together now."""
+def _write(places: Sequence[_Console | _LogFile], records: Sequence[_Record]) -> None:
+    """Write messages, in each place all of them in one go."""
     for record in records:
-        if callable(record.msg):
-            try:
-                record.msg = record.msg()
-            except Exception as error:  # noqa: BLE001  costs a line, not the run
-                record.msg = f"a log line could not be put together: {error!r}"
-    for handler in handlers:
-        handler.emit_all(records)
+        record.put_together()
+    with _WRITING:
+        for place in places:
+            if heard := [record for record in records if record.levelno >= place.level]:
+                place.write(heard)
 
 
-def _close(listener: BackgroundListener, handlers: Sequence[_TextHandler], events: list[Any]) -> None:
+def _close(listener: BackgroundListener, places: Sequence[_Console | _LogFile], events: list[Any]) -> None:
     listener.flush()
-    for closable in (*handlers, *(() if listener.is_inherited else events)):
+    for closable in (*places, *(() if listener.is_inherited else events)):
         closable.close()
     events.clear()
 

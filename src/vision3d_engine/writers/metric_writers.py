@@ -92,10 +92,8 @@ class MetricWriters:
         self._write_now("text", tag, text, step)
 
     def _write_now(self, name: str, *args: Any) -> None:
-        if self._is_holding:
-            args = tuple(_copied(arg) for arg in args)
-        self._hand_in(name, *args)
-        if not self._is_holding and self._is_here:
+        if self._is_here:
+            self._hand_in(name, *map(_copied, args))
             self._listener.flush()
 
     def _hand_in(self, name: str, *args: Any) -> None:
