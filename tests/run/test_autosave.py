@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainers.test_resuming import Wide, small_disk  # noqa: F401  a fixture
 from tests.toys import ToyEpochTrainer, ToyIterTrainer, settings
+from tests.trainers.test_resuming import Wide, small_disk  # noqa: F401  a fixture
 from vision3d_engine import FolderError
 
 
