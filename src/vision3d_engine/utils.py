@@ -6,13 +6,13 @@ Every old module is a door to the places where its names live now; nothing insid
 import importlib
 import pickle
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
-from vision3d_engine.core.errors import EngineError
+from vision3d_engine.core.errors import EngineError, ResultError, listed
 from vision3d_engine.core.files import make_folder
 from vision3d_engine.distributed.processes import master_only
 
@@ -22,7 +22,11 @@ _HOMES: dict[str, dict[str, str]] = {
     "context_manager": dict.fromkeys(
         ("ContextManager", "clear_context_manager", "get_context_manager"), "endpoints.context_manager"
     ),
-    "dataloader": {"build_dataloader": "data.dataloader", "reset_seed_worker_init_fn": "core.seeding:seed_worker"},
+    "dataloader": {
+        "CycleLoader": "utils",
+        "build_dataloader": "data.dataloader",
+        "reset_seed_worker_init_fn": "core.seeding:seed_worker",
+    },
     "distributed": dict.fromkeys(
         (
             "all_reduce_tensor",
@@ -51,12 +55,23 @@ _HOMES: dict[str, dict[str, str]] = {
     },
     "optimizer": {
         "build_optimizer": "optim.optimizer",
-        "build_scheduler": "optim.scheduler",
-        "build_warmup_cosine_lr_scheduler": "optim.scheduler",
+        **dict.fromkeys(
+            (
+                "WarmUpCosineAnnealingFunction",
+                "WarmUpExponentialAnnealingFunction",
+                "WarmUpLinearAnnealingFunction",
+                "build_scheduler",
+                "build_warmup_cosine_lr_scheduler",
+                "build_warmup_lr_scheduler",
+            ),
+            "optim.scheduler",
+        ),
     },
     "parser": dict.fromkeys(("add_argument", "add_argument_group", "get_parser", "parse_args"), "core.cli"),
-    "profiling": dict.fromkeys(("profile_cpu_runtime", "profile_cuda_runtime"), "debug.profiling"),
-    "summary_board": {"SummaryBoard": "metrics.summary_board"},
+    "profiling": dict.fromkeys(
+        ("CpuRuntimeProfiler", "CudaRuntimeProfiler", "profile_cpu_runtime", "profile_cuda_runtime"), "debug.profiling"
+    ),
+    "summary_board": {"SummaryBoard": "metrics.summary_board", "check_meter": "utils"},
     "tensor": {
         "array_to_tensor": "core.tree:to_tensor",
         "move_to_cpu": "core.tree:to_cpu",
@@ -135,6 +150,44 @@ def write_correspondences(file_name: str | Path, src_corr_points: Any, tgt_corr_
     vertices = ["v {:.6f} {:.6f} {:.6f}".format(*point) for point in ends]
     edges = [f"l {2 * index + 1} {2 * index + 2}" for index in range(len(vertices) // 2)]
     writelines([*vertices, *edges], path)
+
+
+class CycleLoader:
+    """The batches of a loader without end; passes are numbered from ``epoch + 1`` on, for a sampler's ``set_epoch``.
+
+    An empty loader raises StopIteration. `IterBasedTrainer` needs no such loader, and resumes exactly without it.
+    """
+
+    def __init__(self, data_loader: Any, epoch: int) -> None:
+        self.data_loader = data_loader
+        self._epoch = epoch
+        self._batches: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        for batch in self._batches:
+            return batch
+        self._epoch += 1
+        sampler = getattr(self.data_loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(self._epoch)
+        self._batches = iter(self.data_loader)
+        return next(self._batches)
+
+
+def check_meter(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method of a class with a ``meter_dict`` refuse a key that has no meter."""
+
+    @wraps(method)
+    def wrapper(self: Any, key: str, *args: Any, **kwargs: Any) -> Any:
+        if key not in self.meter_dict:
+            message = f"no meter '{key}' (meters: {listed(self.meter_dict)})"
+            raise ResultError(message)
+        return method(self, key, *args, **kwargs)
+
+    return wrapper
 
 
 def deprecated(replacement: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -7,39 +7,40 @@ from typing import Self
 import torch
 
 
-class RuntimeProfiler:
-    """A context that prints ``description: 0.123s`` when its block ends.
+class CpuRuntimeProfiler:
+    """A context that prints ``description: 0.123s``, the host time of its block, when the block ends."""
 
-    Args:
-        description: what to print before the time.
-        synchronize: wait for the accelerator before both readings of the clock.
-    """
-
-    def __init__(self, description: str, synchronize: bool = False) -> None:
+    def __init__(self, description: str) -> None:
         self.description = description
-        self._synchronize = synchronize and torch.accelerator.is_available()
-        self._started = 0.0
+        self.last_time = 0.0
 
     def __enter__(self) -> Self:
-        self._started = self._now()
+        self.last_time = self._now()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        print(f"{self.description}: {self._now() - self._started:.3f}s")  # noqa: T201  printing is its purpose
+        print(f"{self.description}: {self._now() - self.last_time:.3f}s")  # noqa: T201  printing is its purpose
 
     def _now(self) -> float:
-        if self._synchronize:
-            torch.accelerator.synchronize()
         return time.perf_counter()
 
 
-def profile_cpu_runtime(description: str) -> RuntimeProfiler:
+class CudaRuntimeProfiler(CpuRuntimeProfiler):
+    """The same with the device's work in it: waits for the accelerator, if there is one, before and after the block."""
+
+    def _now(self) -> float:
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        return super()._now()
+
+
+def profile_cpu_runtime(description: str) -> CpuRuntimeProfiler:
     """Print the host time of a ``with`` block after a description."""
-    return RuntimeProfiler(description)
+    return CpuRuntimeProfiler(description)
 
 
-def profile_cuda_runtime(description: str) -> RuntimeProfiler:
+def profile_cuda_runtime(description: str) -> CudaRuntimeProfiler:
     """Print the time of a block including the device's work; waits for the device before and after it."""
-    return RuntimeProfiler(description, synchronize=True)
+    return CudaRuntimeProfiler(description)

@@ -17,6 +17,10 @@ class Timer:
         self._count: dict[str, int] = {}
         self._started: dict[str, float] = {}
 
+    def register_timer(self, key: str) -> None:
+        """Begin a key at 0, so that summaries show it."""
+        self._total_s[key], self._count[key] = 0.0, 0
+
     def tic(self, key: str) -> None:
         """Start a stretch."""
         self._started[key] = time.perf_counter()

@@ -4,46 +4,66 @@ Each is a factor on the base rate, as a function of ``n``: the number of updates
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
 
 from vision3d_engine.core.config import read_section, read_settings
-from vision3d_engine.core.errors import ConfigError
-
-Factor = Callable[[int], float]
+from vision3d_engine.core.errors import ConfigError, did_you_mean, listed
 
 
-def cosine_factor(n: int, total: int, warmup: int, eta_min: float) -> float:
-    """Return the cosine annealing factor (Loshchilov & Hutter 2017): 1 after the warm-up, eta_min at total."""
-    return eta_min + 0.5 * (1.0 - eta_min) * (1.0 + math.cos(math.pi * _progress(n, total, warmup)))
+class _WarmUp:
+    """A factor that climbs from eta_init to 1 while ``n < warmup_steps``, then decays to eta_min."""
+
+    def __init__(self, warmup_steps: int, eta_init: float, eta_min: float) -> None:
+        self.warmup_steps, self.eta_init, self.eta_min = warmup_steps, eta_init, eta_min
+
+    def __call__(self, last_step: int) -> float:
+        """Return the factor after ``last_step`` updates."""
+        n = last_step + 1
+        if n < self.warmup_steps:
+            return self.eta_init + (1.0 - self.eta_init) * n / self.warmup_steps
+        return self._decay(n - self.warmup_steps)
+
+    def _decay(self, steps: int) -> float:
+        """Return the factor this many steps after the end of the warm-up."""
+        raise NotImplementedError
 
 
-def linear_factor(n: int, total: int, warmup: int, eta_min: float) -> float:
-    """Return the linear decay factor: 1 after the warm-up, eta_min at total."""
-    return eta_min + (1.0 - eta_min) * (1.0 - _progress(n, total, warmup))
+class WarmUpExponentialAnnealingFunction(_WarmUp):
+    """Warm-up, then ``max(gamma ^ ((n - warmup_steps + 1) // step_size), eta_min)``."""
+
+    def __init__(
+        self, warmup_steps: int, gamma: float, step_size: int, eta_init: float = 0.1, eta_min: float = 0.1
+    ) -> None:
+        super().__init__(warmup_steps, eta_init, eta_min)
+        self.gamma, self.step_size = gamma, step_size
+
+    def _decay(self, steps: int) -> float:
+        return max(self.gamma ** ((steps + 1) // self.step_size), self.eta_min)
 
 
-def exponential_factor(n: int, step_size: int, gamma: float, warmup: int, eta_min: float) -> float:
-    """Return ``max(gamma ^ ((n - warmup + 1) // step_size), eta_min)``."""
-    return max(gamma ** ((n - warmup + 1) // step_size), eta_min)
+class WarmUpLinearAnnealingFunction(_WarmUp):
+    """Warm-up, then a straight line from 1 to eta_min at total_steps."""
+
+    def __init__(self, total_steps: int, warmup_steps: int, eta_init: float = 0.1, eta_min: float = 0.1) -> None:
+        super().__init__(warmup_steps, eta_init, eta_min)
+        self.total_steps, self.decay_steps = total_steps, total_steps - warmup_steps
+
+    def _decay(self, steps: int) -> float:
+        return self.eta_min + (1.0 - self.eta_min) * (1.0 - self._progress(steps))
+
+    def _progress(self, steps: int) -> float:
+        """Return how much of the decay is done, from 0 at the end of the warm-up to 1 at total_steps and after it."""
+        return min(steps / self.decay_steps, 1.0) if self.decay_steps > 0 else 1.0
 
 
-def _progress(n: int, total: int, warmup: int) -> float:
-    """Return how much of the decay is done, from 0 at the end of the warm-up to 1 at total and after it."""
-    return min((n - warmup) / (total - warmup), 1.0) if total > warmup else 1.0
+class WarmUpCosineAnnealingFunction(WarmUpLinearAnnealingFunction):
+    """Warm-up, then cosine annealing (Loshchilov & Hutter 2017) from 1 to eta_min at total_steps."""
 
-
-def with_warmup(decay: Factor, warmup: int, eta_init: float) -> Factor:
-    """Return a factor by updates done that climbs from eta_init to 1 while ``n < warmup``, then is ``decay(n)``."""
-
-    def factor(updates: int) -> float:
-        n = updates + 1
-        return eta_init + (1.0 - eta_init) * n / warmup if n < warmup else decay(n)
-
-    return factor
+    def _decay(self, steps: int) -> float:
+        return self.eta_min + 0.5 * (1.0 - self.eta_min) * (1.0 + math.cos(math.pi * self._progress(steps)))
 
 
 def build_scheduler(optimizer: Optimizer, cfg: Any) -> LRScheduler | None:
@@ -59,30 +79,42 @@ def build_scheduler(optimizer: Optimizer, cfg: Any) -> LRScheduler | None:
     if section.type is None:
         return None
     if section.type == "Step":
-        _require(section, "step_size", "gamma")
+        _require(section, "Step", "step_size", "gamma")
         return StepLR(optimizer, section.step_size, section.gamma)
-    window = read_settings(cfg)[0].trainer.grad_acc_steps
-    warmup = section.warmup_steps // window
-    return LambdaLR(optimizer, with_warmup(_decay(section, warmup, window), warmup, section.eta_init))
+    return build_warmup_lr_scheduler(optimizer, cfg, section.type.lower())
 
 
-def _decay(section: Any, warmup: int, window: int) -> Factor:
-    """Return the factor after the warm-up, by n."""
-    eta_min = section.eta_min
-    if section.type == "Exponential":
-        _require(section, "step_size", "gamma")
-        return lambda n: exponential_factor(n, section.step_size, section.gamma, warmup, eta_min)
-    _require(section, "total_steps")
-    total = section.total_steps // window
-    decay = cosine_factor if section.type == "Cosine" else linear_factor
-    return lambda n: decay(n, total, warmup, eta_min)
+def build_warmup_lr_scheduler(optimizer: Optimizer, cfg: Any, annealing: str = "cosine") -> LRScheduler:
+    """Build the schedule of an annealing: ``cosine``, ``linear`` or ``exponential``, whatever ``cfg.scheduler.type`` is.
+
+    Raises:
+        ConfigError: for another annealing, or when a value that it needs is missing.
+    """
+    if annealing not in (known := ("cosine", "linear", "exponential")):
+        message = f"annealing is '{annealing}'{did_you_mean(annealing, known)}; it must be one of {listed(known)}"
+        raise ConfigError(message)
+    section, window = read_section(cfg, "scheduler"), read_settings(cfg)[0].trainer.grad_acc_steps
+    factors = section.eta_init, section.eta_min
+    if annealing == "exponential":
+        _require(section, "Exponential", "step_size", "gamma")
+        warmup = section.warmup_steps // window
+        function = WarmUpExponentialAnnealingFunction(warmup, section.gamma, section.step_size, *factors)
+        return _as_schedule(optimizer, function)
+    _require(section, annealing.capitalize(), "total_steps")
+    kind = WarmUpCosineAnnealingFunction if annealing == "cosine" else WarmUpLinearAnnealingFunction
+    return _as_schedule(optimizer, kind(section.total_steps // window, section.warmup_steps // window, *factors))
 
 
-def _require(section: Any, *names: str) -> None:
+def _as_schedule(optimizer: Optimizer, function: _WarmUp) -> LRScheduler:
+    """Return torch's schedule; it would save an object's numbers, and a resume then win over new settings."""
+    return LambdaLR(optimizer, lambda updates: function(updates))  # noqa: PLW0108  see above
+
+
+def _require(section: Any, kind: str, *names: str) -> None:
     for name in names:
         if getattr(section, name) is None:
             description = type(section).model_fields[name].description
-            message = f"cfg.scheduler.{name} is missing; the schedule '{section.type}' needs it: {description}"
+            message = f"cfg.scheduler.{name} is missing; the schedule '{kind}' needs it: {description}"
             raise ConfigError(message)
 
 
@@ -96,4 +128,4 @@ def build_warmup_cosine_lr_scheduler(
 ) -> LRScheduler:
     """Build a cosine schedule with warm-up from numbers instead of a config; steps count iterations."""
     total, warmup = total_steps // grad_acc_steps, warmup_steps // grad_acc_steps
-    return LambdaLR(optimizer, with_warmup(lambda n: cosine_factor(n, total, warmup, eta_min), warmup, eta_init))
+    return _as_schedule(optimizer, WarmUpCosineAnnealingFunction(total, warmup, eta_init, eta_min))
