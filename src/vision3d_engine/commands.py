@@ -1,73 +1,81 @@
-"""The command ``vision3d-engine``."""
+"""The command ``vision3d-engine``; each function below is a subcommand, its docstring the help."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from vision3d_engine.checkpoint.export import consolidate, describe_checkpoint, export_weights
+from vision3d_engine.core.cli import own_words, without_script_flags
 from vision3d_engine.core.errors import EngineError
+from vision3d_engine.demo.train import DemoSettings, run_demo
+from vision3d_engine.verification import verify_resume
+
+
+def demo(settings: OmitArgPrefixes[DemoSettings]) -> None:
+    """Train a point-cloud classifier on ten kinds of everyday shapes; nothing is downloaded."""
+    run_demo(settings)
+
+
+def export(checkpoint: Positional[Path], target: Positional[Path]) -> None:
+    """Write the weights of a checkpoint as a safetensors file.
+
+    Args:
+        checkpoint: the checkpoint to read.
+        target: the file to write, such as model.safetensors.
+    """
+    say(f"wrote {export_weights(checkpoint, target)} tensors to {target}")
+
+
+def consolidate_shards(source: Positional[Path], target: Positional[Path]) -> None:
+    """Write the checkpoint of a sharded run (trainer.parallel: fsdp2) as one ordinary file.
+
+    Args:
+        source: a checkpoint, its folder of shards, or a run, whose checkpoint.pth is then meant.
+        target: the file to write, such as out.pth; it loads, and resumes, on one process.
+    """
+    say(f"wrote {consolidate(source, target):,} weights, and all else, to {target}")
+
+
+def inspect(checkpoint: Positional[Path]) -> None:
+    """Say what a checkpoint holds: date, moment, parts, and the shape of every weight.
+
+    Args:
+        checkpoint: the checkpoint to read; its checksums are verified.
+    """
+    say(describe_checkpoint(checkpoint))
+
+
+def verify(script: Positional[Path], steps: int = 12) -> None:
+    """Prove that a kill and a resume change no bit of a training script; its own arguments follow its name.
+
+    Args:
+        script: the script, such as train.py.
+        steps: training steps to run and to compare.
+    """
+    say(verify_resume(script, _OF_SCRIPT, steps))
+
+
+# What follows the name of the script that verify-resume is given.
+_OF_SCRIPT: list[str] = []
+_COMMANDS = {
+    "consolidate": consolidate_shards,
+    "demo": demo,
+    "export": export,
+    "inspect": inspect,
+    "verify-resume": verify,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; an error of the engine ends the program with its message instead of a traceback."""
-    import tyro
-    from tyro.conf import OmitArgPrefixes, Positional
-
-    from vision3d_engine.checkpoint.export import consolidate, describe_checkpoint, export_weights
-    from vision3d_engine.core.cli import own_words, without_script_flags
-    from vision3d_engine.demo.train import DemoSettings, run_demo
-    from vision3d_engine.verification import verify_resume
-
-    def demo(settings: OmitArgPrefixes[DemoSettings]) -> None:
-        """Train a point-cloud classifier on ten kinds of everyday shapes; nothing is downloaded."""
-        run_demo(settings)
-
-    def export(checkpoint: Positional[Path], target: Positional[Path]) -> None:
-        """Write the weights of a checkpoint as a safetensors file.
-
-        Args:
-            checkpoint: the checkpoint to read.
-            target: the file to write, such as model.safetensors.
-        """
-        say(f"wrote {export_weights(checkpoint, target)} tensors to {target}")
-
-    def consolidate_shards(source: Positional[Path], target: Positional[Path]) -> None:
-        """Write the checkpoint of a sharded run (trainer.parallel: fsdp2) as one ordinary file.
-
-        Args:
-            source: a checkpoint, its folder of shards, or a run, whose checkpoint.pth is then meant.
-            target: the file to write, such as out.pth; it loads, and resumes, on one process.
-        """
-        say(f"wrote {consolidate(source, target):,} weights, and all else, to {target}")
-
-    def inspect(checkpoint: Positional[Path]) -> None:
-        """Say what a checkpoint holds: date, moment, parts, and the shape of every weight.
-
-        Args:
-            checkpoint: the checkpoint to read; its checksums are verified.
-        """
-        say(describe_checkpoint(checkpoint))
-
-    def verify(script: Positional[Path], steps: int = 12) -> None:
-        """Prove that a kill and a resume change no bit of a training script; its own arguments follow its name.
-
-        Args:
-            script: the script, such as train.py.
-            steps: training steps to run and to compare.
-        """
-        say(verify_resume(script, script_arguments, steps))
-
     without_script_flags()
-    own, script_arguments = _split(own_words() if argv is None else list(argv))
-    commands = {
-        "consolidate": consolidate_shards,
-        "demo": demo,
-        "export": export,
-        "inspect": inspect,
-        "verify-resume": verify,
-    }
+    own, _OF_SCRIPT[:] = _split(own_words() if argv is None else list(argv))
     try:
         tyro.extras.subcommand_cli_from_dict(
-            commands, prog="vision3d-engine", description="A training engine for 3D vision.", args=own
+            _COMMANDS, prog="vision3d-engine", description="A training engine for 3D vision.", args=own
         )
     except EngineError as error:
         sys.exit(f"error: {error}")
