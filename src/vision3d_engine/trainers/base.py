@@ -207,7 +207,8 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
             CheckpointError: when the file cannot be read, nothing of it fits, or, if strict, not all of it does.
         """
         options: dict[str, Any] = {"include": include, "exclude": exclude, "rename": rename, "strict": strict}
-        found, metadata, report = load_weights(self.model, path, self._session.folders.checkpoints, **options)
+        path, folder = self._run.checkpoints.find(path), self._session.folders.checkpoints
+        found, metadata, report = load_weights(self.model, path, folder, **options)
         self.log(f"loaded the weights of {found}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
         if report:
             self.log("not loaded: " + "; ".join(report), level="WARNING")
