@@ -1,1 +1,1 @@
-"""Numbers of a pass: moments that stay on the device, meters and boards for users, timers."""
+"""Numbers of a pass: running means that stay on the device, the step clock; meters, boards and timers for users."""
