@@ -140,7 +140,7 @@ class ResumeState:
     def open_pass(self, meters: RunningMeans) -> Iterator[None]:
         """Save the means of a training pass while it runs; it starts with those of the pass that it continues.
 
-        When the pass fails, its means are kept for the one that continues it.
+        They are kept until the epoch is closed, for the pass that continues it when something fails.
         """
         kept, self._kept_meters = self._kept_meters, []
         for number, state in enumerate(kept):
@@ -148,11 +148,12 @@ class ResumeState:
         self.open_meters = meters
         try:
             yield
-        except BaseException:
-            self._kept_meters = [meters.state_dict()]
-            raise
         finally:
-            self.open_meters = None
+            self._kept_meters, self.open_meters = [meters.state_dict()], None
+
+    def close_epoch(self) -> None:
+        """Forget the means of the epoch."""
+        self._kept_meters = []
 
 
 def _load(part: Any, state: Any, name: str) -> None:

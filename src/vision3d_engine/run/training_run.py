@@ -147,6 +147,7 @@ class TrainingRun:
             trainer.save(f"epoch-{progress.epoch}.pth")
             trainer.val_epoch()
             progress.is_open = False
+            self.resume_state.close_epoch()
             self.autosave.after_epoch()
             self._context.writers.flush()
             self._check_metrics()
