@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint: the checkpoint to read.
             target: the file to write, such as model.safetensors.
         """
-        say(f"wrote {export_weights(checkpoint, target)} tensors to {target}")
+        print(f"wrote {export_weights(checkpoint, target)} tensors to {target}")
 
     def consolidate_shards(source: Positional[Path], target: Positional[Path]) -> None:
         """Write the checkpoint of a sharded run (trainer.parallel: fsdp2) as one ordinary file.
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             source: a checkpoint, its folder of shards, or a run, whose checkpoint.pth is then meant.
             target: the file to write, such as out.pth; it loads, and resumes, on one process.
         """
-        say(f"wrote {consolidate(source, target):,} weights, and all else, to {target}")
+        print(f"wrote {consolidate(source, target):,} weights, and all else, to {target}")
 
     def inspect(checkpoint: Positional[Path]) -> None:
         """Say what a checkpoint holds: date, moment, parts, and the shape of every weight.
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Args:
             checkpoint: the checkpoint to read; its checksums are verified.
         """
-        say(describe_checkpoint(checkpoint))
+        print(describe_checkpoint(checkpoint))
 
     def verify(script: Positional[Path], steps: int = 12) -> None:
         """Prove that a kill and a resume change no bit of a training script; its own arguments follow its name.
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             script: the script, such as train.py.
             steps: training steps to run and to compare.
         """
-        say(verify_resume(script, script_arguments, steps))
+        print(verify_resume(script, script_arguments, steps))
 
     without_script_flags()
     own, script_arguments = _split(own_words() if argv is None else list(argv))
@@ -79,8 +79,3 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     if words[:1] != ["verify-resume"] or not scripts:
         return words, []
     return words[: scripts[0] + 1], words[scripts[0] + 1 :]
-
-
-def say(text: str) -> None:
-    """Answer the person at the console."""
-    print(text)  # noqa: T201  a command's answer
