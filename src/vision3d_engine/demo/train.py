@@ -19,7 +19,7 @@ from vision3d_engine.demo.shapes import SHAPE_NAMES, ShapeDataset
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Train a DGCNN-like classifier on ten kinds of everyday shapes, on this machine, without any download."""
+    """Train a small point-cloud classifier on ten kinds of everyday shapes, on this machine, without any download."""
 
     output_dir: Path = Path("runs/shapes")
     """Folder of the run."""
