@@ -26,7 +26,7 @@ def export(checkpoint: Positional[Path], target: Positional[Path]) -> None:
         checkpoint: the checkpoint to read.
         target: the file to write, such as model.safetensors.
     """
-    say(f"wrote {export_weights(checkpoint, target)} tensors to {target}")
+    print(f"wrote {export_weights(checkpoint, target)} tensors to {target}")
 
 
 def consolidate_shards(source: Positional[Path], target: Positional[Path]) -> None:
@@ -36,7 +36,7 @@ def consolidate_shards(source: Positional[Path], target: Positional[Path]) -> No
         source: a checkpoint, its folder of shards, or a run, whose checkpoint.pth is then meant.
         target: the file to write, such as out.pth; it loads, and resumes, on one process.
     """
-    say(f"wrote {consolidate(source, target):,} weights, and all else, to {target}")
+    print(f"wrote {consolidate(source, target):,} weights, and all else, to {target}")
 
 
 def inspect(checkpoint: Positional[Path]) -> None:
@@ -45,7 +45,7 @@ def inspect(checkpoint: Positional[Path]) -> None:
     Args:
         checkpoint: the checkpoint to read; its checksums are verified.
     """
-    say(describe_checkpoint(checkpoint))
+    print(describe_checkpoint(checkpoint))
 
 
 def verify(script: Positional[Path], steps: int = 12) -> None:
@@ -55,7 +55,7 @@ def verify(script: Positional[Path], steps: int = 12) -> None:
         script: the script, such as train.py.
         steps: training steps to run and to compare.
     """
-    say(verify_resume(script, _OF_SCRIPT, steps))
+    print(verify_resume(script, _OF_SCRIPT, steps))
 
 
 # What follows the name of the script that verify-resume is given.
@@ -87,8 +87,3 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     if words[:1] != ["verify-resume"] or not scripts:
         return words, []
     return words[: scripts[0] + 1], words[scripts[0] + 1 :]
-
-
-def say(text: str) -> None:
-    """Answer the person at the console."""
-    print(text)  # noqa: T201  a command's answer

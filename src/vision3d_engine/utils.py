@@ -170,9 +170,8 @@ class CycleLoader:
         for batch in self._batches:
             return batch
         self._epoch += 1
-        sampler = getattr(self.data_loader, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(self._epoch)
+        if announce := getattr(getattr(self.data_loader, "sampler", None), "set_epoch", None):
+            announce(self._epoch)
         self._batches = iter(self.data_loader)
         return next(self._batches)
 

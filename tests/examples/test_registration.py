@@ -83,3 +83,18 @@ def test_the_scripts_train_and_test_in_a_shortened_form(tmp_path):
         assert done.returncode == 0, done.stderr
     assert "median_after_deg" in done.stderr
     assert (tmp_path / "runs" / "registration" / "registration.png").stat().st_size > 0
+
+
+def test_the_quick_maximum_over_neighbours_equals_the_plain_one_with_its_gradient():
+    from model import max_over_neighbours, nearest_neighbours
+
+    points = torch.randn(2, 20, 3, dtype=torch.float64)
+    indices = nearest_neighbours(points, 5)
+    features = torch.randn(2, 20, 4, dtype=torch.float64, requires_grad=True)
+    plain = torch.stack([features[b][indices[b]].amax(dim=1) for b in range(2)])
+    weights = torch.randn_like(plain)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), features)
+    quick = max_over_neighbours(features, indices)
+    (found,) = torch.autograd.grad((quick * weights).sum(), features)
+    assert torch.equal(quick, plain)
+    assert torch.allclose(found, expected, atol=1e-12)

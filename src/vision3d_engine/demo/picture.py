@@ -8,13 +8,10 @@ from numpy import ndarray
 
 from vision3d_engine.core.errors import ConfigError
 
-_INK, _MUTED, _BLUE, _ORANGE, _RED = "#1f2933", "#7b8794", "#2f6fb0", "#e08a2b", "#d03b2f"
-_COLUMNS = 4
-
-Cloud = tuple[ndarray, str, str]
+_INK, _ORANGE, _BLUE, _RED = "#1f2933", "#e08a2b", "#2f6fb0", "#d03b2f"
 
 
-def draw_result(path: Path, rows: Sequence[Mapping[str, Any]], clouds: Sequence[Cloud]) -> None:
+def draw_result(path: Path, rows: Sequence[Mapping[str, Any]], clouds: Sequence[tuple[ndarray, str, str]]) -> None:
     """Draw a run as a PNG.
 
     Args:
@@ -25,36 +22,22 @@ def draw_result(path: Path, rows: Sequence[Mapping[str, Any]], clouds: Sequence[
     Raises:
         ConfigError: when matplotlib is not installed.
     """
-    figure = _new_figure()
-    lines = figure.add_gridspec(2, 1, left=0.055, right=0.33, top=0.86, bottom=0.09, hspace=0.38)
-    _draw_curves(figure.add_subplot(lines[0]), rows, "loss")
-    _draw_curves(figure.add_subplot(lines[1]), rows, "accuracy")
-    count = -(-len(clouds) // _COLUMNS)
-    grid = figure.add_gridspec(count, _COLUMNS, left=0.36, right=0.99, top=0.86, bottom=0.02, wspace=0.02, hspace=0.12)
-    for place, cloud in zip(grid, clouds, strict=False):
-        _draw_cloud(figure.add_subplot(place, projection="3d"), cloud)
-    _draw_title(figure, rows)
-    figure.savefig(path, dpi=100, facecolor="white")
-
-
-def _new_figure() -> Any:
-    """Return a figure of its own, without pyplot's global state."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         message = "the picture needs matplotlib: pip install 'vision3d-engine[plots]', or run with --no-picture"
         raise ConfigError(message) from error
     figure = Figure(figsize=(14, 7.6))
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _draw_title(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    lines = figure.add_gridspec(2, 1, left=0.055, right=0.33, top=0.86, bottom=0.09, hspace=0.38)
+    for number, key in enumerate(("loss", "accuracy")):
+        _draw_curves(figure.add_subplot(lines[number]), rows, key)
+    grid = figure.add_gridspec(3, 4, left=0.36, right=0.99, top=0.86, bottom=0.02, wspace=0.02, hspace=0.12)
+    for number, cloud in enumerate(clouds):
+        _draw_cloud(figure.add_subplot(grid[number], projection="3d"), *cloud)
     best = max(row["values"]["accuracy"] for row in rows if row["phase"] == "val")
     figure.text(0.055, 0.935, "vision3d-engine demo", fontsize=20, weight="bold", color=_INK)
-    note = f"EdgeConv on ten kinds of shapes: {best:.1%} of the validation clouds are right. Mistakes are red."
-    figure.text(0.36, 0.935, note, fontsize=13, color=_MUTED)
+    figure.text(0.36, 0.935, f"{best:.1%} of the validation clouds are right. Mistakes are red.", fontsize=13)
+    figure.savefig(path, dpi=100)
 
 
 def _draw_curves(axes: Any, rows: Sequence[Mapping[str, Any]], key: str) -> None:
@@ -63,20 +46,17 @@ def _draw_curves(axes: Any, rows: Sequence[Mapping[str, Any]], key: str) -> None
         points = [(row["epoch"], row["values"][key]) for row in rows if row["phase"] == phase]
         axes.plot(*zip(*points, strict=True), color=color, label=label, linewidth=2, marker="o", markersize=4)
     axes.set_title(key, loc="left", fontsize=13, color=_INK)
-    axes.set_xlabel("epoch", color=_MUTED)
-    axes.grid(color="#e4e7eb", linewidth=0.8)
-    axes.tick_params(colors=_MUTED)
+    axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    axes.legend(frameon=False, labelcolor=_INK)
+    axes.grid(color="#e4e7eb")
+    axes.spines[:].set_visible(False)
+    axes.legend(frameon=False)
 
 
-def _draw_cloud(axes: Any, cloud: Cloud) -> None:
+def _draw_cloud(axes: Any, points: ndarray, name: str, said: str) -> None:
     """Draw one cloud, shaded by height, with its name; in red with both names when it was mistaken."""
-    points, name, said = cloud
     is_right = name == said
-    color = {"c": points[:, 2], "cmap": "viridis"} if is_right else {"c": _RED}
-    axes.scatter(*points.T, s=9, depthshade=True, linewidths=0, **color)
+    axes.scatter(*points.T, s=9, linewidths=0, **({"c": points[:, 2], "cmap": "viridis"} if is_right else {"c": _RED}))
     axes.set_title(name if is_right else f"{name}, said {said}", fontsize=12, color=_INK if is_right else _RED, y=0.97)
     axes.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), zlim=(-0.75, 0.75), box_aspect=(1, 1, 1))
     axes.view_init(elev=22, azim=-55)

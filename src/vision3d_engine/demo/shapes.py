@@ -1,6 +1,9 @@
-"""Ten kinds of everyday shapes as point clouds: made by rule, with random proportions, seen from a random side."""
+"""Ten kinds of everyday shapes as point clouds: boxes and cones, in random proportions, seen from a random side."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,110 +12,107 @@ from numpy.random import Generator
 from torch.utils.data import Dataset
 
 from vision3d_engine.core.errors import ConfigError, did_you_mean
-from vision3d_engine.demo.parts import Part, box, cone, ellipsoid, ring, sample_parts
-
-Uniform = Callable[[float, float], float]
 
 
-def _legs(x: float, y: float, height: float, width: float) -> list[Part]:
-    """Return four square legs whose upper ends are at height 0."""
-    corners = [(sx * x, sy * y, -height / 2) for sx in (-0.5, 0.5) for sy in (-0.5, 0.5)]
-    return [box((width, width, height), corner) for corner in corners]
+class Part(NamedTuple):
+    """A surface: its area, and a function that samples ``n`` points ``(n, 3)`` on it."""
+
+    area: float
+    sample: Callable[[int, Generator], ndarray]
 
 
-def _airplane(u: Uniform) -> list[Part]:
-    length, radius, span, sweep = u(1.6, 2.2), u(0.1, 0.18), u(1.4, 2.2), u(0.25, 0.4)
-    body = cone(radius, radius * u(0.3, 0.8), length, axis=0)
-    wings = box((sweep, span, 0.04), (u(-0.1, 0.2), 0, 0))
-    tail = box((sweep * 0.6, span * u(0.3, 0.4), 0.03), (-length * 0.45, 0, 0.05))
-    fin = box((sweep * 0.6, 0.03, u(0.25, 0.4)), (-length * 0.45, 0, 0.2))
-    return [body, wings, tail, fin]
+def box(size: Sequence[float], center: Sequence[float] = (0, 0, 0)) -> Part:
+    """Return the surface of a box with the given edge lengths."""
+    a, b, c = size
+    faces = np.array([b * c, a * c, a * b]) * 2
+
+    def sample(n: int, rng: Generator) -> ndarray:
+        points = rng.uniform(-0.5, 0.5, (n, 3))
+        points[np.arange(n), rng.choice(3, n, p=faces / faces.sum())] = rng.choice([-0.5, 0.5], n)
+        return points * size + center
+
+    return Part(float(faces.sum()), sample)
 
 
-def _chair(u: Uniform) -> list[Part]:
-    width, depth, back = u(0.8, 1.1), u(0.8, 1.1), u(0.8, 1.2)
-    seat = box((depth, width, 0.08))
-    rest = box((0.08, width, back), (-depth / 2, 0, back / 2))
-    return [seat, rest, *_legs(depth * 0.9, width * 0.9, u(0.7, 1.0), 0.08)]
+def cone(
+    bottom: float, top: float, height: float, center: Sequence[float] = (0, 0, 0), axis: int = 2, closed: bool = True
+) -> Part:
+    """Return a cone whose ends have these radii (a cylinder when they are equal) along an axis, with its end discs."""
+    areas = np.pi * np.array([(bottom + top) * np.hypot(height, bottom - top), closed * bottom**2, closed * top**2])
+
+    def sample(n: int, rng: Generator) -> ndarray:
+        kind = rng.choice(3, n, p=areas / areas.sum())
+        along = np.where(kind == 0, rng.uniform(0, 1, n), kind - 1.0)
+        inwards = np.where(kind == 0, 1.0, np.sqrt(rng.uniform(0, 1, n)))
+        radius, angle = (bottom + (top - bottom) * along) * inwards, rng.uniform(0, 2 * np.pi, n)
+        points = np.stack([radius * np.cos(angle), radius * np.sin(angle), (along - 0.5) * height], axis=1)
+        return np.roll(points, axis - 2, axis=1) + center
+
+    return Part(float(areas.sum()), sample)
 
 
-def _table(u: Uniform) -> list[Part]:
-    x, y, height = u(1.3, 2.0), u(0.9, 1.3), u(0.7, 1.1)
-    return [box((x, y, 0.08)), *_legs(x * 0.9, y * 0.9, height, 0.1)]
+leg, wheel = partial(box, (0.09, 0.09, 0.85)), partial(cone, 0.21, 0.21, 0.12, axis=1)
 
 
-def _lamp(u: Uniform) -> list[Part]:
-    height, shade = u(1.2, 1.9), u(0.5, 0.7)
-    foot = cone(u(0.3, 0.45), 0.25, 0.06)
-    pole = cone(0.04, 0.04, height, (0, 0, height / 2))
-    screen = cone(u(0.4, 0.6), u(0.15, 0.3), shade, (0, 0, height), closed=False)
-    return [foot, pole, screen]
+def four(part: Callable[..., Part], x: float, y: float, z: float) -> list[Part]:
+    """Return a leg or wheel at each of four corners."""
+    return [part(center=(side_x * x, side_y * y, z)) for side_x in (-1, 1) for side_y in (-1, 1)]
 
 
-def _mug(u: Uniform) -> list[Part]:
-    radius, height = u(0.4, 0.55), u(0.9, 1.2)
-    wall = cone(radius, radius * u(0.95, 1.15), height, closed=False)
-    bottom = cone(radius, radius, 0.02, (0, 0, -height / 2))
-    handle = ring(height * u(0.28, 0.36), 0.06, (radius, 0, 0), arc=np.pi)
-    return [wall, bottom, handle]
-
-
-def _bottle(u: Uniform) -> list[Part]:
-    radius, neck, body, shoulder, top = u(0.25, 0.4), u(0.08, 0.13), u(0.8, 1.2), u(0.25, 0.45), u(0.3, 0.6)
-    return [
-        cone(radius, radius, body),
-        cone(radius, neck, shoulder, (0, 0, (body + shoulder) / 2), closed=False),
-        cone(neck, neck, top, (0, 0, body / 2 + shoulder + top / 2)),
-    ]
-
-
-def _car(u: Uniform) -> list[Part]:
-    length, width, height = u(1.7, 2.2), u(0.75, 0.95), u(0.3, 0.45)
-    cabin = box((length * u(0.4, 0.6), width * 0.9, height), (u(-0.2, 0.1), 0, height * 0.95))
-    radius = u(0.18, 0.24)
-    places = [(sx * length * 0.32, sy * width * 0.5, -height / 2) for sx in (-1, 1) for sy in (-1, 1)]
-    wheels = [cone(radius, radius, 0.12, place, axis=1) for place in places]
-    return [box((length, width, height)), cabin, *wheels]
-
-
-def _bed(u: Uniform) -> list[Part]:
-    length, width, thick = u(1.8, 2.2), u(1.1, 1.6), u(0.2, 0.35)
-    head = box((0.08, width, u(0.6, 0.9)), (-length / 2, 0, 0.15))
-    foot = box((0.08, width, u(0.35, 0.5)), (length / 2, 0, 0.0))
-    pillow = box((0.3, width * 0.7, 0.12), (-length * 0.36, 0, thick / 2 + 0.06))
-    return [box((length, width, thick)), head, foot, pillow]
-
-
-def _guitar(u: Uniform) -> list[Part]:
-    lower, upper, thick, neck = u(0.4, 0.5), u(0.28, 0.36), u(0.08, 0.13), u(0.9, 1.2)
-    belly = ellipsoid((lower, lower, thick))
-    chest = ellipsoid((upper, upper, thick), (lower * 1.1, 0, 0))
-    start = lower * 1.1 + upper
-    stick = box((neck, 0.08, 0.05), (start + neck / 2 - 0.05, 0, 0.03))
-    head = box((0.22, 0.16, 0.05), (start + neck, 0, 0.03))
-    return [belly, chest, stick, head]
-
-
-def _sofa(u: Uniform) -> list[Part]:
-    width, depth, seat = u(1.6, 2.2), u(0.7, 0.9), u(0.3, 0.42)
-    back = box((0.22, width, u(0.75, 0.95)), (-depth / 2, 0, 0.25))
-    arms = [box((depth, 0.2, u(0.5, 0.65)), (0, side * width / 2, 0.1)) for side in (-1, 1)]
-    return [box((depth, width, seat)), back, *arms]
-
-
-_SHAPES: dict[str, Callable[[Uniform], list[Part]]] = {
-    "airplane": _airplane,
-    "chair": _chair,
-    "table": _table,
-    "lamp": _lamp,
-    "mug": _mug,
-    "bottle": _bottle,
-    "car": _car,
-    "bed": _bed,
-    "guitar": _guitar,
-    "sofa": _sofa,
+_SHAPES: dict[str, list[Part]] = {
+    "airplane": [
+        cone(0.14, 0.08, 2.0, axis=0),
+        box((0.35, 1.8, 0.04), (0.1, 0, 0)),
+        box((0.22, 0.6, 0.03), (-0.9, 0, 0.05)),
+        box((0.22, 0.03, 0.35), (-0.9, 0, 0.2)),
+    ],
+    "chair": [box((1, 1, 0.08)), box((0.08, 1, 1), (-0.5, 0, 0.5)), *four(leg, 0.45, 0.45, -0.42)],
+    "table": [box((1.6, 1.1, 0.08)), *four(leg, 0.72, 0.5, -0.42)],
+    "lamp": [
+        cone(0.4, 0.25, 0.06),
+        cone(0.04, 0.04, 1.5, (0, 0, 0.75)),
+        cone(0.5, 0.22, 0.6, (0, 0, 1.5), closed=False),
+    ],
+    "mug": [
+        cone(0.48, 0.52, 1.0, closed=False),
+        cone(0.48, 0.48, 0.02, (0, 0, -0.5)),
+        box((0.08, 0.1, 0.6), (0.82, 0, 0)),
+        box((0.34, 0.1, 0.08), (0.65, 0, 0.3)),
+        box((0.34, 0.1, 0.08), (0.65, 0, -0.3)),
+    ],
+    "bottle": [
+        cone(0.32, 0.32, 1.0),
+        cone(0.32, 0.1, 0.35, (0, 0, 0.67), closed=False),
+        cone(0.1, 0.1, 0.45, (0, 0, 1.07)),
+    ],
+    "car": [box((1.95, 0.85, 0.38)), box((0.95, 0.75, 0.36), (-0.05, 0, 0.37)), *four(wheel, 0.62, 0.43, -0.19)],
+    "bed": [
+        box((2.0, 1.35, 0.28)),
+        box((0.08, 1.35, 0.75), (-1, 0, 0.15)),
+        box((0.08, 1.35, 0.42), (1, 0, 0)),
+        box((0.3, 0.95, 0.12), (-0.72, 0, 0.2)),
+    ],
+    "guitar": [
+        cone(0.45, 0.45, 0.2),
+        cone(0.32, 0.32, 0.2, (0.5, 0, 0)),
+        box((1.05, 0.08, 0.05), (1.3, 0, 0.03)),
+        box((0.22, 0.16, 0.05), (1.85, 0, 0.03)),
+    ],
+    "sofa": [
+        box((0.8, 1.9, 0.36)),
+        box((0.22, 1.9, 0.85), (-0.4, 0, 0.25)),
+        box((0.8, 0.2, 0.58), (0, -0.95, 0.1)),
+        box((0.8, 0.2, 0.58), (0, 0.95, 0.1)),
+    ],
 }
 SHAPE_NAMES = tuple(_SHAPES)
+
+
+def sample_parts(parts: Sequence[Part], num_points: int, rng: Generator) -> ndarray:
+    """Return points ``(num_points, 3)`` on the parts, each getting its share by area."""
+    areas = np.array([part.area for part in parts])
+    counts = rng.multinomial(num_points, areas / areas.sum())
+    return np.concatenate([part.sample(int(count), rng) for part, count in zip(parts, counts, strict=True)])
 
 
 def sample_shape(name: str, num_points: int, rng: Generator, augment: bool = True) -> ndarray:
@@ -130,32 +130,21 @@ def sample_shape(name: str, num_points: int, rng: Generator, augment: bool = Tru
     if name not in _SHAPES:
         message = f"no shape '{name}'{did_you_mean(name, SHAPE_NAMES)} (shapes: {', '.join(SHAPE_NAMES)})"
         raise ConfigError(message)
-    parts = _SHAPES[name](lambda low, high: float(rng.uniform(low, high)))
-    if not augment:
-        return _normalized(sample_parts(parts, num_points, rng))
-    missing = rng.uniform(0.0, 0.15)
-    points = sample_parts(parts, int(np.ceil(num_points / (1 - missing))), rng)
-    points = _cut_away(_turned(points, rng), num_points, rng)
-    return _normalized(points + rng.normal(scale=0.015, size=points.shape))
-
-
-def _turned(points: ndarray, rng: Generator) -> ndarray:
-    """Turn points about the vertical axis by a random angle."""
-    angle = rng.uniform(0, 2 * np.pi)
-    c, s = np.cos(angle), np.sin(angle)
-    return points @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
-
-
-def _cut_away(points: ndarray, keep: int, rng: Generator) -> ndarray:
-    """Keep the points on one side of a plane of random direction, in random order."""
-    depth = points @ rng.normal(size=3)
-    return points[rng.permutation(np.argpartition(depth, keep - 1)[:keep])]
-
-
-def _normalized(points: ndarray) -> ndarray:
-    """Centre points and scale them into the unit sphere, as float32."""
+    missing = rng.uniform(0.0, 0.15) if augment else 0.0
+    points = sample_parts(_SHAPES[name], math.ceil(num_points / (1 - missing)), rng) * rng.uniform(0.75, 1.3, 3)
+    if augment:
+        points = _as_scanned(points, num_points, rng)
     points = points - points.mean(axis=0)
     return (points / np.linalg.norm(points, axis=1).max()).astype(np.float32)
+
+
+def _as_scanned(points: ndarray, keep: int, rng: Generator) -> ndarray:
+    """Turn points about the vertical axis, keep those on one side of a random plane, in random order, and add noise."""
+    angle = rng.uniform(0, 2 * np.pi)
+    c, s = np.cos(angle), np.sin(angle)
+    points = points @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
+    nearest = np.argpartition(points @ rng.normal(size=3), keep - 1)[:keep]
+    return points[rng.permutation(nearest)] + rng.normal(scale=0.015, size=(keep, 3))
 
 
 class ShapeDataset(Dataset):

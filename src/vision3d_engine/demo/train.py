@@ -16,12 +16,10 @@ from vision3d_engine import BatchTester, IterBasedTrainer, build_dataloader, bui
 from vision3d_engine.demo.network import ShapeClassifier
 from vision3d_engine.demo.shapes import SHAPE_NAMES, ShapeDataset
 
-_GREEN, _RED = (60, 160, 90), (220, 50, 40)
-
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Train a DGCNN-like classifier on ten kinds of everyday shapes, on this machine, without any download."""
+    """Train a small point-cloud classifier on ten kinds of everyday shapes, on this machine, without any download."""
 
     output_dir: Path = Path("runs/shapes")
     """Folder of the run."""
@@ -47,18 +45,17 @@ class DemoSettings:
     def as_config(self) -> dict[str, Any]:
         """Return the settings as the engine reads them."""
         iterations = self.max_epoch * -(-self.num_train // self.batch_size)
+        warmup = {"warmup_steps": iterations // 5, "eta_init": 0.05, "eta_min": 1e-3}
         return {
             "exp": {"name": "shapes", "output_dir": str(self.output_dir), "seed": self.seed},
             "trainer": {"max_epoch": self.max_epoch, "resume": self.resume, "overwrite": True},
             "optimizer": {"type": "AdamW", "lr": 4e-3, "weight_decay": 1e-3},
-            "scheduler": {
-                "type": "Cosine",
-                "total_steps": iterations,
-                "warmup_steps": iterations // 5,
-                "eta_init": 0.05,
-                "eta_min": 1e-3,
-            },
+            "scheduler": {"type": "Cosine", "total_steps": iterations, **warmup},
         }
+
+    def val_set(self) -> ShapeDataset:
+        """Return the clouds of validation and test."""
+        return ShapeDataset(self.num_val, self.num_points, seed=self.seed + 1)
 
 
 class DemoTrainer(IterBasedTrainer):
@@ -68,9 +65,8 @@ class DemoTrainer(IterBasedTrainer):
         cfg = settings.as_config()
         super().__init__(cfg)
         train_set = ShapeDataset(settings.num_train, settings.num_points, seed=settings.seed)
-        self.val_set = ShapeDataset(settings.num_val, settings.num_points, seed=settings.seed + 1)
         train_loader = build_dataloader(train_set, settings.batch_size, num_workers=0, shuffle=True)
-        self.register_loader(train_loader, build_dataloader(self.val_set, 100, num_workers=0))
+        self.register_loader(train_loader, build_dataloader(settings.val_set(), 100, num_workers=0))
         model = self.register_model(ShapeClassifier())
         optimizer = build_optimizer(model, cfg)
         self.register_optimizer(optimizer)
@@ -79,26 +75,25 @@ class DemoTrainer(IterBasedTrainer):
 
     def train_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
         """Classify turned and scaled clouds."""
-        logits = self.model(turned_and_scaled(data_dict["points"]))
-        loss = cross_entropy(logits, data_dict["label"], label_smoothing=0.1)
-        return {"logits": logits}, {"loss": loss, "accuracy": accuracy(logits, data_dict["label"])}
+        return self.val_step(epoch, iteration, data_dict | {"points": turned_and_scaled(data_dict["points"])})
 
     def val_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
         """Classify clouds as they are."""
-        logits = self.model(data_dict["points"])
-        loss = cross_entropy(logits, data_dict["label"])
-        return {"logits": logits}, {"loss": loss, "accuracy": accuracy(logits, data_dict["label"])}
+        logits, label = self.model(data_dict["points"]), data_dict["label"]
+        loss = cross_entropy(logits, label, label_smoothing=0.1 * self.model.training)
+        return {"logits": logits}, {"loss": loss, "accuracy": (logits.argmax(dim=1) == label).float().mean()}
 
 
 class DemoTester(BatchTester):
     """Classifies cloud by cloud and remembers what it said."""
 
-    def __init__(self, settings: DemoSettings, val_set: ShapeDataset) -> None:
+    def __init__(self, settings: DemoSettings) -> None:
         super().__init__(settings.as_config(), checkpoint="best_accuracy.pth")
-        self.register_loader(build_dataloader(val_set, 100, num_workers=0))
+        self.val_set = settings.val_set()
+        self.register_loader(build_dataloader(self.val_set, 100, num_workers=0))
         self.register_model(ShapeClassifier())
-        self.predictions: list[torch.Tensor] = []
-        self.summary: dict[str, Any] = {}
+        self.predictions: list[int] = []
+        self.accuracy = 0.0
 
     def test_step(self, iteration: int, data_dict: Any) -> Any:
         """Classify a batch."""
@@ -106,39 +101,30 @@ class DemoTester(BatchTester):
 
     def eval_step(self, iteration: int, data_dict: Any, output_dict: Any) -> dict[str, Any]:
         """Judge one cloud."""
-        self.predictions.append(output_dict["prediction"])
+        self.predictions.append(int(output_dict["prediction"]))
         return {"accuracy": (output_dict["prediction"] == data_dict["label"]).float()}
 
     def after_test_epoch(self, summary_dict: dict[str, Any]) -> None:
         """Show a few clouds in TensorBoard's mesh tab: right ones green, wrong ones red."""
-        self.summary = summary_dict
-        predictions = torch.stack(self.predictions).cpu()
-        clouds, labels = self.test_loader.dataset.points, self.test_loader.dataset.labels
-        shown = chosen_clouds(labels, predictions, count=8)
-        colors = torch.tensor([_RED, _GREEN])[(predictions[shown] == labels[shown]).long()]
-        colors = colors[:, None].expand(-1, clouds.shape[1], -1)
-        self.write_points("clouds", clouds[shown], colors)
+        self.accuracy = summary_dict["accuracy"]
+        shown, points = self.shown(), self.val_set.points
+        is_right = torch.tensor(self.predictions)[shown] == self.val_set.labels[shown]
+        colors = torch.where(is_right[:, None, None], torch.tensor([60, 160, 90]), torch.tensor([220, 50, 40]))
+        self.write_points("clouds", points[shown], colors.expand(-1, points.shape[1], -1))
+
+    def shown(self) -> list[int]:
+        """Return the indices of clouds to show: at most two wrong ones, then one of each kind."""
+        labels = self.val_set.labels.tolist()
+        wrong = [index for index, label in enumerate(labels) if self.predictions[index] != label][:2]
+        return list(dict.fromkeys([*wrong, *range(min(len(SHAPE_NAMES), len(labels)))]))
 
 
 def turned_and_scaled(points: torch.Tensor) -> torch.Tensor:
     """Turn each cloud ``(B, N, 3)`` about the vertical axis and scale it, at random."""
-    angle = torch.rand(len(points), device=points.device) * (2 * torch.pi)
-    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
-    c, s = angle.cos(), angle.sin()
-    turn = torch.stack([c, -s, zero, s, c, zero, zero, zero, one], dim=1).view(-1, 3, 3)
-    return points @ turn * torch.empty(len(points), 1, 1, device=points.device).uniform_(0.85, 1.15)
-
-
-def accuracy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Return the share of right answers, on the device."""
-    return (logits.argmax(dim=1) == label).float().mean()
-
-
-def chosen_clouds(labels: torch.Tensor, predictions: torch.Tensor, count: int) -> list[int]:
-    """Return the indices of clouds to show: a few wrong ones, then one of each kind."""
-    wrong = torch.nonzero(predictions != labels).flatten().tolist()
-    kinds = [int(torch.nonzero(labels == kind)[0]) for kind in range(len(SHAPE_NAMES)) if (labels == kind).any()]
-    return list(dict.fromkeys([*wrong[: max(count - len(kinds), 2)], *kinds]))[:count]
+    angle = torch.rand(len(points), 1, device=points.device) * (2 * torch.pi)
+    (x, y, z), c, s = points.unbind(dim=-1), angle.cos(), angle.sin()
+    turned = torch.stack([c * x - s * y, s * x + c * y, z], dim=-1)
+    return turned * torch.empty(len(points), 1, 1, device=points.device).uniform_(0.85, 1.15)
 
 
 def run_demo(settings: DemoSettings) -> float:
@@ -146,38 +132,32 @@ def run_demo(settings: DemoSettings) -> float:
     torch.set_num_threads(settings.threads)
     started = time.perf_counter()
     trainer = DemoTrainer(settings)
-    say(f"python {platform.python_version()} | torch {torch.__version__} | {settings.threads} thread(s)")
-    say(f"{len(SHAPE_NAMES)} kinds of shapes, {settings.num_train} training and {settings.num_val} validation clouds")
+    print(f"python {platform.python_version()} | torch {torch.__version__} | {settings.threads} thread(s)", flush=True)
+    print(f"{len(SHAPE_NAMES)} kinds of shapes, {settings.num_train} training and {settings.num_val} validation clouds")
     trainer.run()
-    tester = DemoTester(settings, trainer.val_set)
+    tester = DemoTester(settings)
     tester.run()
+    folder, more = settings.output_dir, settings.max_epoch + 4
     if settings.picture:
-        draw(settings.output_dir, trainer.val_set, torch.stack(tester.predictions).cpu())
-    finish(settings, float(tester.summary["accuracy"]), time.perf_counter() - started)
-    return float(tester.summary["accuracy"])
+        draw(folder, tester)
+    seconds = time.perf_counter() - started
+    print(f"\ndone in {seconds:.0f} s: {tester.accuracy:.1%} of the validation clouds are classified rightly")
+    print(f"picture: {folder / 'result.png'}\n" * settings.picture + "what next:")
+    print(f"  {program('tensorboard')} --logdir {folder}     # curves, and clouds in the MESH tab")
+    print(f"  {program('vision3d-engine')} demo --output-dir {folder} --resume --max-epoch {more}")
+    print(f"  {program('vision3d-engine')} demo --help")
+    return float(tester.accuracy)
 
 
-def draw(folder: Path, val_set: ShapeDataset, predictions: torch.Tensor) -> None:
+def draw(folder: Path, tester: DemoTester) -> None:
     """Draw curves and clouds into the run folder."""
     from vision3d_engine.demo.picture import draw_result
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = [SHAPE_NAMES[label] for label in val_set.labels.tolist()], [SHAPE_NAMES[p] for p in predictions.tolist()]
-    shown = chosen_clouds(val_set.labels, predictions, count=12)
-    clouds = [(val_set.points[i].numpy(), names[0][i], names[1][i]) for i in shown]
+    labels, said = tester.val_set.labels.tolist(), tester.predictions
+    points = tester.val_set.points.numpy()
+    clouds = [(points[index], SHAPE_NAMES[labels[index]], SHAPE_NAMES[said[index]]) for index in tester.shown()]
     draw_result(folder / "result.png", rows, clouds)
-
-
-def finish(settings: DemoSettings, result: float, seconds: float) -> None:
-    """Say how it went, where things are, and three next commands."""
-    folder, more = settings.output_dir, settings.max_epoch + 4
-    say(f"\ndone in {seconds:.0f} s: {result:.1%} of the validation clouds are classified rightly")
-    if settings.picture:
-        say(f"picture: {folder / 'result.png'}")
-    say("what next:")
-    say(f"  {program('tensorboard')} --logdir {folder}     # curves, and clouds in the MESH tab")
-    say(f"  {program('vision3d-engine')} demo --output-dir {folder} --resume --max-epoch {more}")
-    say(f"  {program('vision3d-engine')} demo --help")
 
 
 def program(name: str) -> str:
@@ -186,8 +166,3 @@ def program(name: str) -> str:
         return name
     path = Path(sys.executable).with_name(name)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def say(text: str) -> None:
-    """Speak to the person at the console."""
-    print(text, flush=True)  # noqa: T201  a demo talks
