@@ -14,8 +14,17 @@ from vision3d_engine.loop.progress import Progress
 
 
 def setting(name: str, doc: str) -> Any:
-    """Return a property that shows a setting ``trainer.*`` of ``self._context``."""
+    """Return a property that shows a setting ``trainer.*`` of a trainer or tester."""
     return property(lambda owner: getattr(owner._context.settings, name), doc=doc)  # noqa: SLF001  the engine's own
+
+
+def counter(name: str, doc: str) -> Any:
+    """Return a property that shows a counter of the run, which a script may set."""
+
+    def put(owner: Any, value: int) -> None:
+        setattr(owner._context.progress, name, value)  # noqa: SLF001  the engine's own
+
+    return property(lambda owner: getattr(owner._context.progress, name), put, doc=doc)  # noqa: SLF001
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,6 @@ from typing import Any
 from vision3d_engine.data.resumable_loader import StreamPosition
 
 
-def counter(name: str, doc: str) -> Any:
-    """Return a property that shows a counter of ``self._progress``."""
-
-    def get(owner: Any) -> Any:
-        return getattr(owner._progress, name)  # noqa: SLF001  the engine's own
-
-    def put(owner: Any, value: Any) -> None:
-        setattr(owner._progress, name, value)  # noqa: SLF001
-
-    return property(get, put, doc=doc)
-
-
 @dataclass
 class Progress:
     """Counters of a training run. ``epoch`` and ``iteration`` are counted from 1; 0 means that none has started.

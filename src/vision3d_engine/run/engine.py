@@ -11,9 +11,8 @@ from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import LoaderCache
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
-from vision3d_engine.loop.context import setting
+from vision3d_engine.loop.context import counter, setting
 from vision3d_engine.loop.hooks import Hooks
-from vision3d_engine.loop.progress import counter
 from vision3d_engine.loop.records import SampleRecords
 from vision3d_engine.run.session import Session
 from vision3d_engine.writers.protocol import MetricWriter

@@ -12,10 +12,9 @@ from vision3d_engine.core.errors import RegistrationError, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import ResumableLoader, refuse_shared_iterator
 from vision3d_engine.distributed.parallel.choose import choose_parallel
-from vision3d_engine.loop.context import setting
+from vision3d_engine.loop.context import counter, setting
 from vision3d_engine.loop.eval_pass import EvalPass
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
-from vision3d_engine.loop.progress import counter
 from vision3d_engine.loop.train_pass import Batches, TrainPass
 from vision3d_engine.run.engine import Engine
 from vision3d_engine.run.resume_state import has_state
