@@ -120,7 +120,7 @@ class ShardedStateFiles(StateFiles):
             return None
         try:
             self._write_file(filename, state, keep_old_as)
-        except Exception as error:  # noqa: BLE001  the test decides
+        except Exception as error:  # noqa: BLE001  to be raised on all processes
             shutil.rmtree(self._folder / state["shards"]["folder"], ignore_errors=True)
             return error
         remove_unused(self._folder, filename, filter(None, (filename, keep_old_as)))

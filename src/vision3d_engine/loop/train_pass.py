@@ -34,7 +34,7 @@ class TrainPass:
 
     phase = "train"
 
-    def __init__(  # noqa: PLR0913  what to keep, how to write and whom to tell
+    def __init__(  # noqa: PLR0913  what a pass is made of
         self,
         trainer: Any,
         context: PassContext,
@@ -171,12 +171,11 @@ class TrainPass:
             self._autosave.act(request)
 
     def _follow_schedule(self, iteration: int) -> None:
-        self._trainer.scheduler_step()
         self._scheduled_at = iteration
+        self._trainer.scheduler_step()
 
     def _roll_back(self) -> None:
         """Let the counters and the schedule stand at the last update, from which another `run` goes on."""
         self._progress.total_steps = self._steps_at_update
-        is_behind = self._scheduled_at < self._progress.trained
-        if self._schedules_updates and is_behind and self._update.is_complete:
+        if self._schedules_updates and self._scheduled_at < self._progress.trained:
             self._trainer.scheduler_step()
