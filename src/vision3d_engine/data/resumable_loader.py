@@ -273,6 +273,12 @@ class LoaderCache:
             found = self._loaders[purpose] = loader.copied() if is_shared else loader
         return found
 
+    def clear(self) -> None:
+        """Forget all; workers of loaders that nobody else holds end now, and not whenever garbage is collected."""
+        for loader in self._loaders.values():
+            loader.loader, loader._stream = loader.registered, None  # noqa: SLF001  of this module
+        self._loaders.clear()
+
 
 def refuse_shared_iterator(train_loader: Any, val_loader: Any) -> None:
     """Refuse one loader for training and validation when it has a single iterator that both would move.

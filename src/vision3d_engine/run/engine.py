@@ -126,6 +126,11 @@ class Engine:
         """
         return self._records.gather()
 
+    def _let_go(self) -> None:
+        """Drop the last pass and what reads its loader, at the end of a run."""
+        self._pass = None
+        self._loaders.clear()
+
     def _require(self, **parts: Any) -> None:
         """Refuse to run without a registered part."""
         for name, part in parts.items():

@@ -103,12 +103,15 @@ class BaseTester(Engine, abc.ABC):
             EngineError: for a missing part or checkpoint, an empty loader, a wrong result dict, ...
         """
         self._require(test_loader=self.test_loader, model=self.model)
-        with self._session.running(), self._session.detecting_failures(self._where):
-            self._session.check_arguments()
-            self.load(self._checkpoint_name())
-            self.model.eval()
-            self._hooks.bind()
-            self.test_epoch()
+        try:
+            with self._session.running(), self._session.detecting_failures(self._where):
+                self._session.check_arguments()
+                self.load(self._checkpoint_name())
+                self.model.eval()
+                self._hooks.bind()
+                self.test_epoch()
+        finally:
+            self._let_go()
 
     def _where(self) -> str:
         """Say where in the run this process is."""

@@ -222,7 +222,10 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         """
         self._require(train_loader=self.train_loader, val_loader=self.val_loader, model=self.model)
         self._require(optimizer=self.optimizer)
-        self._run.run(only_validation)
+        try:
+            self._run.run(only_validation)
+        finally:
+            self._let_go()
 
     def _where(self) -> str:
         """Say where in the run this process is."""

@@ -24,7 +24,7 @@ class IterBasedTrainer(BaseTrainer):
 
     def __init__(self, cfg: Any = None) -> None:
         super().__init__(cfg)
-        self._streamed: ResumableLoader | None = None
+        self._streamed: Any = None
 
     @property
     def num_iters_per_epoch(self) -> int:
@@ -40,9 +40,9 @@ class IterBasedTrainer(BaseTrainer):
         return number
 
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
-        if self._streamed is not None and self._streamed is not loader:
+        if self._streamed is not None and self._streamed is not loader.registered:
             self._progress.restart_stream()
-        self._streamed = loader
+        self._streamed = loader.registered
         numbers = self._context.world.gather(self.num_iters_per_epoch)
         return [max(numbers)] * len(numbers), partial(self._stream, loader, max(numbers))
 
