@@ -15,7 +15,7 @@ from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.checkpoint.loading import load_model, load_part, model_state, parameter_names
 from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdated
 from vision3d_engine.checkpoint.snapshot import Buffers
-from vision3d_engine.checkpoint.state_files import StateFiles, state_files
+from vision3d_engine.checkpoint.state_files import StateFiles
 from vision3d_engine.checkpoint.writer import BackgroundWriter
 from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError
 from vision3d_engine.distributed.parallel.base import Parallel
@@ -76,7 +76,7 @@ class CheckpointManager:
     @property
     def _files(self) -> StateFiles:
         """What copies and writes states; that these are spread is known once the model is registered."""
-        return state_files(self._folder, self._buffers, self._parallel.store)
+        return StateFiles(self._folder, self._buffers, self._parallel.store)
 
     @property
     def metrics(self) -> list[str]:
