@@ -166,8 +166,12 @@ def _older_file(path: Path) -> str:
     """Say what can be done when the last save of a file has failed."""
     if not path.is_file():
         return "There is no older file of this name; save again"
-    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
-    return f"The file there is an older one, of {written}; load it once more to take it, or save again before"
+    return f"The file there is an older one, of {written_at(path)}; load it once more to take it, or save again before"
+
+
+def written_at(path: Path) -> str:
+    """Return when a file was written, as people read it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
 
 
 def available(folder: Path) -> list[str]:

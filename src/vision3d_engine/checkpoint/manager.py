@@ -25,10 +25,6 @@ from vision3d_engine.distributed.world import World
 NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
 
 
-def _nothing() -> None:
-    pass
-
-
 class CheckpointManager:
     """Saves, loads, selects and removes the checkpoints in one folder.
 
@@ -111,7 +107,7 @@ class CheckpointManager:
         save_ckpt_manager: bool = False,
         clean_checkpoints: bool = True,
         extra: Mapping[str, Any] | None = None,
-        on_saved: Callable[[], None] = _nothing,
+        on_saved: Callable[[], object] = lambda: None,
     ) -> None:
         """Save one file with the model, the other parts that are given and extra data; then remove outdated files.
 

@@ -17,7 +17,7 @@ from vision3d_engine.core.files import sync_folder
 from vision3d_engine.distributed.parallel.shards import Shard
 
 _CHUNK = 1 << 24
-_METADATA = ".metadata"
+METADATA = ".metadata"
 # What torch.distributed.checkpoint pickles into its metadata: descriptions of tensors and their places.
 _PLAIN_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -96,7 +96,7 @@ class ShardStore:
 
     def _checksums(self, folder: Path) -> dict[str, int]:
         """Return the checksums of all files, each computed by the process that wrote it."""
-        names = [path.name for path in folder.glob(f"__{self._rank}_*")] + [_METADATA] * (self._rank == 0)
+        names = [path.name for path in folder.glob(f"__{self._rank}_*")] + [METADATA] * (self._rank == 0)
         found = self.gather({name: _checksum(folder / name) for name in names})
         sync_folder(folder)
         return {name: checksum for sums in found for name, checksum in sums.items()}
@@ -183,7 +183,7 @@ def _load(tensors: dict[str, Any], folder: Path, **how: Any) -> None:
         """Reads the metadata as data: a pickle that may name harmless classes only (pytorch#189308)."""
 
         def read_metadata(self, *args: Any, **options: Any) -> Any:
-            with (folder / _METADATA).open("rb") as file:
+            with (folder / METADATA).open("rb") as file:
                 metadata = _PlainUnpickler(file).load()
             metadata.storage_meta.load_id = self.load_id
             return metadata
