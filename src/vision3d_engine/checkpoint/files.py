@@ -16,7 +16,6 @@ from vision3d_engine.checkpoint.shard_folders import with_tensors
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.tree import is_container, map_with_paths
-from vision3d_engine.distributed.parallel.shard_store import ShardStore
 
 _PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 # What python's zipfile raises on damaged archives, depending on which byte is wrong.
@@ -88,7 +87,7 @@ def _plain(path: str, part: Any) -> Any:
     raise CheckpointError(message)
 
 
-def read_checkpoint(path: Path, store: ShardStore | None = None, only: Iterable[str] = ()) -> dict[str, Any]:
+def read_checkpoint(path: Path, store: Any = None, only: Iterable[str] = ()) -> dict[str, Any]:
     """Read a checkpoint onto the host, as data only (``weights_only``), with numpy scalars turned into numbers.
 
     Files of the 2022 engine, which hold numpy scalars, are read too; so are those of sharded runs, with the folders
@@ -96,7 +95,7 @@ def read_checkpoint(path: Path, store: ShardStore | None = None, only: Iterable[
 
     Args:
         path: the file.
-        store: of a sharded run, whose tensors are then spread over its processes, which all call this.
+        store: the `ShardStore` of a sharded run, whose tensors are then spread over its processes, which all call this.
         only: parts to read of a sharded run's file, such as ``"model"``; of other tensors only the shape is returned.
 
     Raises:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from vision3d_engine.core.errors import CheckpointError
-from vision3d_engine.distributed.parallel.shard_store import METADATA, ShardStore, read_whole
 from vision3d_engine.distributed.parallel.shards import descriptions, put_in
 
 _FOLDER = re.compile(r"(?P<stem>.+)@\d+(\.\d+)?\.dcp")
@@ -58,7 +57,7 @@ def remove_unused(folder: Path, filename: str, pointing: Iterable[str]) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove folders whose writing was cut short."""
     for path in folder.glob("*.dcp"):
-        if is_shard_folder(path.name) and not (path / METADATA).exists():
+        if is_shard_folder(path.name) and not (path / ".metadata").exists():
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -70,9 +69,7 @@ def pointer_of(path: Path) -> str | None:
     return state.get("shards", {}).get("folder")
 
 
-def with_tensors(
-    state: Mapping[str, Any], path: Path, store: ShardStore | None, only: Iterable[str] = ()
-) -> dict[str, Any]:
+def with_tensors(state: Mapping[str, Any], path: Path, store: Any, only: Iterable[str] = ()) -> dict[str, Any]:
     """Return the state of a file with the tensors of its folder; see `read_checkpoint` for ``store`` and ``only``.
 
     Raises:
@@ -86,6 +83,8 @@ def with_tensors(
         raise CheckpointError(message)
     folder, wanted = path.parent / shards["folder"], descriptions(chosen)
     if store is None:
+        from vision3d_engine.distributed.parallel.shard_store import read_whole
+
         tensors = read_whole(folder, wanted, shards["checksums"])
     else:
         tensors = store.read(folder, wanted, shards["dims"], shards["checksums"])

@@ -11,7 +11,6 @@ from vision3d_engine.checkpoint.files import write_checkpoint
 from vision3d_engine.checkpoint.shard_folders import folders_of, free_folder, remove_unused
 from vision3d_engine.checkpoint.snapshot import Buffers, Snapshot
 from vision3d_engine.core.errors import NonFiniteError, shortened
-from vision3d_engine.distributed.parallel.shard_store import ShardStore
 from vision3d_engine.distributed.parallel.shards import Shard, take_out
 from vision3d_engine.distributed.processes import is_master
 
@@ -27,13 +26,13 @@ class StateFiles:
     Args:
         folder: the checkpoint folder.
         buffers: memory for copies.
-        store: what writes shards; None when nothing is spread.
+        store: the `ShardStore`; None when nothing is spread.
 
     Attributes:
         writes_here: whether this process takes part.
     """
 
-    def __init__(self, folder: Path, buffers: Buffers, store: ShardStore | None) -> None:
+    def __init__(self, folder: Path, buffers: Buffers, store: Any) -> None:
         self._folder, self._buffers, self._store = folder, buffers, store
         self.writes_here = is_master() or store is not None
 
