@@ -154,8 +154,7 @@ def find_checkpoint(name: str | Path, folder: Path, failed: MutableMapping[str, 
     path = Path(name) if Path(name).is_file() else folder / name
     if failed and path.name in failed and path.parent.resolve() == folder.resolve():
         error = failed.pop(path.name)
-        message = f"the last save of '{path}' has failed: {error}. {_older_file(path)}"
-        raise CheckpointError(message) from error
+        raise CheckpointError(f"the last save of '{path}' has failed: {error}. {_older_file(path)}") from error
     if path.is_file():
         return path
     raise CheckpointError(f"no checkpoint '{name}' here or in '{folder}' (there: {listed(available(folder))})")

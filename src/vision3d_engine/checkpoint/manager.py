@@ -216,8 +216,7 @@ class CheckpointManager:
         path = self.find(filename)
         state = read_checkpoint(path, self._parallel.store)
         if "model" not in state:
-            message = f"'{path}' has no key 'model' (its keys: {', '.join(map(str, state))})"
-            raise CheckpointError(message)
+            raise CheckpointError(f"'{path}' has no key 'model' (its keys: {', '.join(map(str, state))})")
         return path, state
 
     def find(self, filename: str | Path) -> Path:

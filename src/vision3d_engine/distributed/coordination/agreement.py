@@ -77,17 +77,12 @@ class StoreAgreement(Agreement):
         with self._changed:
             while self._is_agreeing:
                 self._changed.wait()
-            request = self._take_agreed() if self._due is not None and self._due <= self._next else None
+            is_due = self._due is not None and self._due <= self._next
             self._next += 1
-            return request
-
-    def _take_agreed(self) -> str:
-        """Return the request that was agreed on, and let the next one be heard."""
-        if self._pending == self._agreed:
-            self._pending = None
-        self._due = None
-        self._changed.notify_all()
-        return self._agreed
+            if is_due:
+                self._due = None
+                self._pending = None if self._pending == self._agreed else self._pending
+            return self._agreed if is_due else None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

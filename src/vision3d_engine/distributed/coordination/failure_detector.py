@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal, NoReturn
 
 from vision3d_engine.core.errors import ProcessError
-from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, gone_text, late_text
+from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, described
 from vision3d_engine.distributed.coordination.stack_location import line_of
 from vision3d_engine.distributed.coordination.store import own_connection
 from vision3d_engine.distributed.coordination.transport_errors import is_lost_connection, lost_text
@@ -89,10 +89,9 @@ class StoreFailureDetector(FailureDetector):
         try:
             yield
         except Exception as error:
-            cause = self._cause_of(error)
-            if cause is error:
-                raise
-            raise cause from None
+            if (cause := self._cause_of(error)) is not error:
+                raise cause from None
+            raise
         finally:
             self._ended.set()
             self._store_thread.join(2 * _INTERVAL_S)
@@ -108,8 +107,9 @@ class StoreFailureDetector(FailureDetector):
         patience = time.monotonic() + _SILENCE_S + _GRACE_S
         while self._failure is None and self._store_thread.is_alive() and time.monotonic() < patience:
             time.sleep(_INTERVAL_S / 10)
-        text = self._failure or f"{lost_text(error)}, and the store of the processes is gone. {_WHAT_TO_DO}"
-        return ProcessError(text)
+        return ProcessError(
+            self._failure or f"{lost_text(error)}, and the store of the processes is gone. {_WHAT_TO_DO}"
+        )
 
     def _post(self, error: Exception) -> None:
         """Tell the other processes, and torchrun, what has failed here; waits until they had time to look.
@@ -199,7 +199,7 @@ class StoreFailureDetector(FailureDetector):
         if suspicion == "late":
             return self._waits_for(gone, now)
         if gone:
-            return gone_text(sorted(gone), now)
+            return described(sorted(gone), now, are_gone=True)
         return "the connection to another process is lost, though all give signs of life" if suspicion == "lost" else ""
 
     def _waits_for(self, gone: list[int], now: list[Heartbeat | None]) -> str:
@@ -211,8 +211,8 @@ class StoreFailureDetector(FailureDetector):
         text = f"{self._name()} has waited {waited_s:.0f} s in {position}"
         late = [rank for rank, beat in enumerate(now) if rank in gone or beat is None or not beat.is_waiting]
         if late:
-            return f"{text} for {late_text(late, now)}"
-        return f"{text}, as all processes wait, for different things: {late_text(range(len(now)), now)}"
+            return f"{text} for {described(late, now)}"
+        return f"{text}, as all processes wait, for different things: {described(range(len(now)), now)}"
 
 
 def _in_short(error: Exception) -> str:
