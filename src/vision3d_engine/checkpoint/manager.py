@@ -14,7 +14,6 @@ from vision3d_engine.checkpoint.best_models import BestModels
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.checkpoint.loading import load_model, load_part, model_state, parameter_names
 from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdated
-from vision3d_engine.checkpoint.snapshot import Buffers
 from vision3d_engine.checkpoint.state_files import StateFiles
 from vision3d_engine.checkpoint.writer import BackgroundWriter
 from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError
@@ -67,23 +66,16 @@ class CheckpointManager:
         self._warn = warn or warnings.warn
         self._tolerated = tolerated
         self._parallel = parallel or Parallel(World(torch.device("cpu")))
-        self._buffers = Buffers()
-
-    @property
-    def _files(self) -> StateFiles:
-        """What copies and writes states; that these are spread is known once the model is registered."""
-        return StateFiles(self._folder, self._buffers, self._parallel.store)
+        self._files = StateFiles(self._folder, self._parallel)
 
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics that select best models."""
         return list(self._best.largest)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the epoch files and the best scores, as far as they are on the disk, and the scores of all epochs."""
-        return self._state(self._best.epoch_scores())
-
-    def _state(self, scores: Mapping[str, Any]) -> dict[str, Any]:
+        scores = self._best.epoch_scores() if scores is None else scores
         return {"saved_checkpoints": list(self._saved), "best_scores": self._best.state_dict(), "scores": scores}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -142,7 +134,7 @@ class CheckpointManager:
 
         def job() -> None:
             try:
-                write(lambda: {"ckpt_manager": self._state(scores)} if with_manager else {})
+                write(lambda: {"ckpt_manager": self.state_dict(scores)} if with_manager else {})
             except BaseException as error:
                 self._failed[filename] = error
                 report(False)

@@ -11,6 +11,7 @@ from vision3d_engine.checkpoint.files import write_checkpoint
 from vision3d_engine.checkpoint.shard_folders import folders_of, free_folder, remove_unused
 from vision3d_engine.checkpoint.snapshot import Buffers, Snapshot
 from vision3d_engine.core.errors import NonFiniteError, shortened
+from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.shards import Shard, take_out
 from vision3d_engine.distributed.processes import is_master
 
@@ -25,16 +26,16 @@ class StateFiles:
 
     Args:
         folder: the checkpoint folder.
-        buffers: memory for copies.
-        store: the `ShardStore`; None when nothing is spread.
-
-    Attributes:
-        writes_here: whether this process takes part.
+        parallel: how processes share the model; its `ShardStore` is there once the model is registered, or never.
     """
 
-    def __init__(self, folder: Path, buffers: Buffers, store: Any) -> None:
-        self._folder, self._buffers, self._store = folder, buffers, store
-        self.writes_here = is_master() or store is not None
+    def __init__(self, folder: Path, parallel: Parallel) -> None:
+        self._folder, self._parallel, self._buffers = folder, parallel, Buffers()
+
+    @property
+    def writes_here(self) -> bool:
+        """Whether this process takes part."""
+        return is_master() or self._parallel.store is not None
 
     def prepare(
         self, filename: str, state: Mapping[str, Any], parameters: set[str], keep_old_as: str | None
@@ -53,7 +54,7 @@ class StateFiles:
             CheckpointError: for a value that a checkpoint cannot hold, named by its key path.
         """
         shards: dict[str, Shard] = {}
-        if self._store is not None:
+        if self._parallel.store is not None:
             state, shards = take_out(state)
             state = state if is_master() else {"metadata": state["metadata"], "model": {}}
         copy = Snapshot({**state, "shards": {path: shard.part for path, shard in shards.items()}}, self._buffers)
@@ -71,7 +72,7 @@ class StateFiles:
         return write
 
     def _gather(self, value: Any) -> list[Any]:
-        return [value] if self._store is None else self._store.gather(value)
+        return [value] if self._parallel.store is None else self._parallel.store.gather(value)
 
     def _refuse_non_finite(
         self, filename: str, model: Mapping[str, Any], shards: Mapping[str, Shard], parameters: set[str]
@@ -85,10 +86,10 @@ class StateFiles:
 
     def _write_shards(self, filename: str, metadata: Mapping[str, Any], shards: Mapping[str, Shard]) -> dict[str, Any]:
         """Write the shards, and return what the file says of them."""
-        if self._store is None:
+        if self._parallel.store is None:
             return {}
         folder = self._gather(free_folder(self._folder, filename, int(metadata.get("total_steps", 0))))[0]
-        checksums = self._store.write(self._folder / folder, shards)
+        checksums = self._parallel.store.write(self._folder / folder, shards)
         dims = {path: shard.dim for path, shard in shards.items()}
         return {"shards": {"folder": folder, "checksums": checksums, "dims": dims}}
 

@@ -124,11 +124,10 @@ class StoreAgreement(Agreement):
             self._store.compare_set(self._due_key, "", str(max(map(int, posted))))
         due = self._await_due()
         with self._changed:
-            if due != _NEVER:
-                self._due, self._agreed = int(due), request
-                self._round += 1
-            else:
+            if due == _NEVER:
                 self._stopped.set()
+            else:
+                self._due, self._agreed, self._round = int(due), request, self._round + 1
             self._is_agreeing = False
             self._changed.notify_all()
 
@@ -142,6 +141,5 @@ class StoreAgreement(Agreement):
         return self._store.get(self._due_key).decode()
 
     @property
-    def _due_key(self) -> str:
-        """Key of this round's sync point; the first value counts, so that all read the same."""
+    def _due_key(self) -> str:  # the first value that is set counts, so that all read the same
         return f"{self._round}/due"

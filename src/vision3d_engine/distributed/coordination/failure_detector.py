@@ -107,9 +107,8 @@ class StoreFailureDetector(FailureDetector):
         patience = time.monotonic() + _SILENCE_S + _GRACE_S
         while self._failure is None and self._store_thread.is_alive() and time.monotonic() < patience:
             time.sleep(_INTERVAL_S / 10)
-        return ProcessError(
-            self._failure or f"{lost_text(error)}, and the store of the processes is gone. {_WHAT_TO_DO}"
-        )
+        alone = f"{lost_text(error)}, and the store of the processes is gone. {_WHAT_TO_DO}"
+        return ProcessError(self._failure or alone)
 
     def _post(self, error: Exception) -> None:
         """Tell the other processes, and torchrun, what has failed here; waits until they had time to look.
@@ -166,18 +165,14 @@ class StoreFailureDetector(FailureDetector):
         if self._own_failure is not None and not self._is_posted.is_set():
             self._store.compare_set("failure", "", self._own_failure)
             self._is_posted.set()
-        self._read_failure()
+        if self._own_failure is None and self._store.check(["failure"]):
+            self._failure = self._store.get("failure").decode()
         if self._heartbeats.neighbour_silent_s() > self._heartbeat_s:
             self._suspicion = self._suspicion or "silent"
         if position.waiting_s() > self._patience_s:
             self._suspicion = self._suspicion or "late"
         if self._suspicion is not None and self._failure is None:
             self._investigate(self._suspicion)
-
-    def _read_failure(self) -> None:
-        """Read the failure that ends all, unless this process has failed itself and so knows."""
-        if self._own_failure is None and self._store.check(["failure"]):
-            self._failure = self._store.get("failure").decode()
 
     def _investigate(self, suspicion: Suspicion) -> None:
         """Look at all processes twice, some seconds apart, and post a failure if one of them is to blame."""
@@ -189,7 +184,6 @@ class StoreFailureDetector(FailureDetector):
             self._suspicion = self._earlier = None
             if text:
                 self._store.compare_set("failure", "", f"{text}. {_WHAT_TO_DO}")
-                self._read_failure()
 
     def _explain(self, suspicion: Suspicion, before: list[Heartbeat | None], now: list[Heartbeat | None]) -> str:
         """Say who is to blame; an empty text when nobody is."""

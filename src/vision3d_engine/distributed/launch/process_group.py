@@ -24,16 +24,10 @@ _MARGIN_S = 60.0
 
 
 class OpenedGroup(NamedTuple):
-    """What was found out when the engine opened the process group.
-
-    Attributes:
-        restarts: how often the processes of this launch have been started again.
-        name: the launch's name.
-        notes: warnings for people.
-    """
+    """What was found out when the engine opened the process group; see `World`."""
 
     restarts: int
-    name: str
+    launch: str
     notes: Sequence[str]
 
 
@@ -123,9 +117,7 @@ def _answer_all(store: Any, attempt: int, size: int, patience_s: float) -> None:
 
 def _cores() -> frozenset[int]:
     """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def thread_warnings(processes: Sequence[Sequence[Any]]) -> list[str]:

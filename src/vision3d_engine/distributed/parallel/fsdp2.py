@@ -52,9 +52,7 @@ class FullyShardedParallel(Parallel):
 
     def _exact_norms(self, model: nn.Module) -> list[nn.Module]:
         """Return the batch norms that must keep their precision while the rest computes in 16 bits."""
-        if self._trainer.fsdp_param_dtype == "none":
-            return []
-        inner = list(model.modules())[1:]
+        inner = list(model.modules())[1:] if self._trainer.fsdp_param_dtype != "none" else []
         return [module for module in inner if isinstance(module, _BatchNorm) and module.affine]
 
     def _policy(self, block: nn.Module, is_root: bool = False) -> MixedPrecisionPolicy:
@@ -153,10 +151,6 @@ def _large_entries(model: nn.Module, min_params: int) -> list[nn.Module]:
 
 
 def _refuse_scalars(model: nn.Module) -> None:
-    scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
-    if scalars:
-        message = (
-            f"trainer.parallel 'fsdp2' cannot spread parameters without a dimension: {listed(scalars)}. "
-            "Give them one: nn.Parameter(torch.zeros(1))"
-        )
-        raise RegistrationError(message)
+    if scalars := [name for name, parameter in model.named_parameters() if parameter.dim() == 0]:
+        message = f"trainer.parallel 'fsdp2' cannot spread parameters without a dimension: {listed(scalars)}. "
+        raise RegistrationError(message + "Give them one: nn.Parameter(torch.zeros(1))")
