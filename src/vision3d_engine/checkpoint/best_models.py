@@ -26,11 +26,7 @@ class BestModels:
         return dict(self._largest)
 
     def add(self, metric: str, largest: bool) -> None:
-        """Select by one more metric.
-
-        Raises:
-            RegistrationError: when there is one of this name.
-        """
+        """Select by one more metric; raise `RegistrationError` when there is one of this name."""
         if metric in self._largest:
             raise RegistrationError(f"best models are already selected on '{metric}'; name each metric once")
         self._largest[metric] = largest

@@ -32,12 +32,11 @@ def _own_name(key: str) -> str:
 
 
 def load_model(model: nn.Module, state: Mapping[str, Any], source: str, strict: bool = True) -> list[str]:
-    """Load a model's weights and return what did not fit; nothing is loaded when strict and something does not fit.
-
-    Prefixes of wrappers (``module.``, ``_orig_mod.``) in the file are ignored when the model does not have them.
+    """Load a model's weights and return what did not fit; prefixes of wrappers that the model lacks are ignored.
 
     Raises:
-        CheckpointError: when strict, with missing and unexpected keys and differing shapes in one report.
+        CheckpointError: when strict, with missing and unexpected keys and differing shapes in one report; then nothing
+            is loaded.
     """
     own = unwrap_model(model)
     found, names = _stripped(state, own), {_own_name(key): key for key in own.state_dict()}

@@ -202,8 +202,7 @@ class CheckpointManager:
         """Return the path and the state of a checkpoint with a model, on the host; nothing is changed.
 
         Raises:
-            CheckpointError: when there is no such file, or its last save has failed (once); it cannot be read, or has
-                no model.
+            CheckpointError: as `find_checkpoint` and `read_checkpoint`, or when it has no model.
         """
         path = self.find(filename)
         state = read_checkpoint(path, self._parallel.store)
@@ -212,22 +211,14 @@ class CheckpointManager:
         return path, state
 
     def find(self, filename: str | Path) -> Path:
-        """Return the path of a file that is to be read, once all that was saved is written.
-
-        Raises:
-            CheckpointError: when there is none; once, when the last save under its name has failed.
-        """
+        """Return the path of a file that is to be read, once all that was saved is written; see `find_checkpoint`."""
         self._writer.wait()
         return find_checkpoint(filename, self._folder, self._failed)
 
     def restore(
         self, state: Mapping[str, Any], source: str, model: nn.Module, optimizer: Any = None, scheduler: Any = None
     ) -> None:
-        """Put a state that was read into the parts.
-
-        Raises:
-            CheckpointError: when one does not fit.
-        """
+        """Put a state that was read into the parts; raise `CheckpointError` when one does not fit."""
         load_model(model, state["model"], source)
         for name, part in (("optimizer", optimizer), ("scheduler", scheduler), ("ckpt_manager", self)):
             if part is not None and name in state:

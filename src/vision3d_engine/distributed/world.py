@@ -88,8 +88,8 @@ class ProcessGroupWorld(World):
     def failure_detector(self, heartbeat_s: float, patience_s: float) -> FailureDetector:
         """Return a failure detector for one run; to be called by all processes."""
         times = {"heartbeat_s": heartbeat_s, "patience_s": patience_s}
-        name, ends_process = str(next(_DETECTORS)), self._opened is not None
-        return StoreFailureDetector(self.rank, self.size, name, **times, ends_process=ends_process)
+        is_ours = self._opened is not None
+        return StoreFailureDetector(self.rank, self.size, str(next(_DETECTORS)), **times, ends_process=is_ours)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the picklable values of all processes in rank order; waits for them.

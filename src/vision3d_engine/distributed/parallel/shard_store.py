@@ -102,24 +102,14 @@ class ShardStore:
         return {name: checksum for sums in found for name, checksum in sums.items()}
 
     def _on_host(self, shard: Shard) -> torch.Tensor:
-        return dtensor.DTensor.from_local(
-            shard.part,
-            self._host_mesh,
-            [_placement(shard.dim)],
-            shape=torch.Size(shard.shape),
-            stride=shard.stride,
-        )
+        placements = [_placement(shard.dim)]
+        part, shape = shard.part, torch.Size(shard.shape)
+        return dtensor.DTensor.from_local(part, self._host_mesh, placements, shape=shape, stride=shard.stride)
 
     def read(
         self, folder: Path, wanted: Mapping[str, torch.Tensor], dims: Mapping[str, int | None], sums: Mapping[str, int]
     ) -> dict[str, torch.Tensor]:
-        """Return tensors spread over the processes, however many there are now, by key path.
-
-        Args:
-            folder: where they lie.
-            wanted: their descriptions.
-            dims: along which dimension each is spread.
-            sums: checksums of the files.
+        """Return the tensors that are described, spread along ``dims`` over the processes that are there now, by path.
 
         Raises:
             DamagedCheckpointError: on all processes, when a file is missing or its checksum is wrong.
