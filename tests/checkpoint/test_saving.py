@@ -105,18 +105,17 @@ def test_jobs_run_in_order_and_one_at_a_time():
 
 def test_memory_of_a_snapshot_is_used_again():
     buffers, state = Buffers(), {"a": torch.ones(5), "b": [torch.zeros(5), np.float32(1)]}
-    first = Snapshot(state, buffers)
-    places = sorted(tensor.data_ptr() for tensor in (first.state()["a"], first.state()["b"][0]))
-    assert first.state()["b"][1] == 1.0
-    first.release()
-    second = Snapshot(state, buffers).state()
-    assert sorted(tensor.data_ptr() for tensor in (second["a"], second["b"][0])) == places
+    with Snapshot(state, buffers) as first:
+        places = sorted(tensor.data_ptr() for tensor in (first["a"], first["b"][0]))
+        assert first["b"][1] == 1.0
+    with Snapshot(state, buffers) as second:
+        assert sorted(tensor.data_ptr() for tensor in (second["a"], second["b"][0])) == places
 
 
 def test_a_tensor_that_is_there_twice_is_copied_once():
     weight = torch.ones(3)
-    copied = Snapshot({"a": weight, "b": weight}, Buffers()).state()
-    assert copied["a"] is copied["b"] is not weight
+    with Snapshot({"a": weight, "b": weight}, Buffers()) as copied:
+        assert copied["a"] is copied["b"] is not weight
 
 
 @given(

@@ -1,7 +1,7 @@
 """Which models are the best by a metric, judged by the files that hold them: written, or on their way to the disk."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vision3d_engine.core.errors import RegistrationError
@@ -26,17 +26,10 @@ class BestModels:
         return dict(self._largest)
 
     def add(self, metric: str, largest: bool) -> None:
-        """Select by one more metric.
-
-        Raises:
-            RegistrationError: when there is one of this name.
-        """
+        """Select by one more metric; raise `RegistrationError` when there is one of this name."""
         if metric in self._largest:
-            message = f"best models are already selected on '{metric}'; name each metric once"
-            raise RegistrationError(message)
+            raise RegistrationError(f"best models are already selected on '{metric}'; name each metric once")
         self._largest[metric] = largest
-
-    # ------------------------------------------------------------------------------------------- scores
 
     def known(self, summary: Mapping[str, Any]) -> dict[str, float]:
         """Return the scores in a summary."""
@@ -61,21 +54,15 @@ class BestModels:
         return {metric: score for metric, score in scores.items() if self._improves(metric, score, wait)}
 
     def _improves(self, metric: str, score: float, wait: Callable[[], None]) -> bool:
-        if self._beats(metric, score, self._on_disk(metric)) and not self._beats(metric, score, self._underway(metric)):
+        written = list(self._written.items())
+        if self._beats(metric, score, written) and not self._beats(metric, score, list(self._in_flight)):
             wait()
-        return self._beats(metric, score, [*self._underway(metric), *self._on_disk(metric)])
+        return self._beats(metric, score, [*self._in_flight, *self._written.items()])
 
-    def _on_disk(self, metric: str) -> list[float]:
-        return [self._written[metric]] if metric in self._written else []
-
-    def _underway(self, metric: str) -> list[float]:
-        return [score for name, score in list(self._in_flight) if name == metric]
-
-    def _beats(self, metric: str, score: float, others: list[float]) -> bool:
+    def _beats(self, metric: str, score: float, others: Iterable[tuple[str, float]]) -> bool:
         sign = 1 if self._largest[metric] else -1
-        return not math.isnan(score) and all(sign * score > sign * other for other in others)
-
-    # ------------------------------------------------------------------------------------------- files
+        rivals = [other for name, other in others if name == metric]
+        return not math.isnan(score) and all(sign * score > sign * other for other in rivals)
 
     def submitted(self, metric: str, score: float) -> None:
         """Let a score count whose file is on its way."""
@@ -87,14 +74,9 @@ class BestModels:
             self._written[metric] = score
         self._in_flight.remove((metric, score))
 
-    # ------------------------------------------------------------------------------------------- state
-
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the scores of the files that are written."""
-        return {
-            metric: {"score": self._written.get(metric), "largest": largest}
-            for metric, largest in self._largest.items()
-        }
+        return {name: {"score": self._written.get(name), "largest": more} for name, more in self._largest.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], epoch_scores: Mapping[str, Any]) -> None:
         """Take scores over; those of a metric that is not registered are left out."""

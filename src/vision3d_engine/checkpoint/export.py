@@ -1,12 +1,11 @@
 """What a checkpoint holds, its weights as a safetensors file for other programs, and a sharded one as one file."""
 
 import hashlib
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vision3d_engine.checkpoint.files import read_checkpoint, write_checkpoint
+from vision3d_engine.checkpoint.files import read_checkpoint, write_checkpoint, written_at
 from vision3d_engine.checkpoint.loading import read_weights_file, weights_of
 from vision3d_engine.checkpoint.shard_folders import is_shard_folder, pointer_of
 from vision3d_engine.core.errors import CheckpointError
@@ -19,11 +18,9 @@ def export_weights(source: Path, target: Path) -> int:
     """
     from safetensors.torch import save_file
 
-    weights = {
-        key: value.clone().contiguous() for key, value in weights_of(read_weights_file(source), str(source)).items()
-    }
+    weights = weights_of(read_weights_file(source), str(source))
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target)
+    save_file({key: value.clone().contiguous() for key, value in weights.items()}, target)
     return len(weights)
 
 
@@ -51,9 +48,8 @@ def _checkpoint_of(source: Path) -> Path:
     candidates = [source, source / "checkpoint.pth", source / "checkpoints" / "checkpoint.pth"]
     if is_shard_folder(source.name):
         candidates += [path for path in source.parent.glob("*.pth") if pointer_of(path) == source.name]
-    for path in candidates:
-        if path.is_file():
-            return path
+    if path := next((path for path in candidates if path.is_file()), None):
+        return path
     message = f"'{source}' has nothing to consolidate: it is no checkpoint, no folder of one, and no run with one"
     raise CheckpointError(message)
 
@@ -65,31 +61,21 @@ def describe_checkpoint(path: Path) -> str:
     """
     state = read_weights_file(path)
     weights = weights_of(state, str(path))
-    stat = path.stat()
-    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stat.st_mtime))
-    lines = [f"{path}, {stat.st_size:,} bytes, written {written}, checksums of all records are right"]
-    lines += [f"sha256: {_sha256(path)}"]
+    size, written = path.stat().st_size, written_at(path)
+    lines = [f"{path}, {size:,} bytes, written {written}, checksums of all records are right"]
+    with path.open("rb") as file:
+        lines += [f"sha256: {hashlib.file_digest(file, 'sha256').hexdigest()}"]
     lines += [f"{key}: {value}" for section in ("metadata", "about") for key, value in _section(state, section).items()]
-    lines += [f"data: {_joined(state['fingerprint'])}"] if _section(state, "fingerprint") else []
+    data = [f"{key} {value}" for key, value in _section(state, "fingerprint").items() if value is not None]
+    lines += [f"data: {', '.join(data)}"] if data else []
     lines += [f"parts: {', '.join(map(str, state))}"] if "model" in state else []
     lines += [f"states: {', '.join(state['states'])}"] if _section(state, "states") else []
     lines += [f"weights: {len(weights)} tensors, {sum(value.numel() for value in weights.values()):,} numbers"]
-    lines += [f"  {key} {tuple(value.shape)} {_dtype(value)}" for key, value in weights.items()]
+    lines += [
+        f"  {key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in weights.items()
+    ]
     return "\n".join(lines)
 
 
 def _section(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return state[name] if isinstance(state.get(name), Mapping) else {}
-
-
-def _joined(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
-
-
-def _dtype(value: Any) -> str:
-    return str(value.dtype).removeprefix("torch.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from vision3d_engine.checkpoint.shard_folders import with_tensors
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.tree import is_container, map_with_paths
-from vision3d_engine.distributed.parallel.shard_store import ShardStore
 
 _PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 # What python's zipfile raises on damaged archives, depending on which byte is wrong.
@@ -36,53 +35,23 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], keep_old_as: Path | N
     make_folder(path.parent)
     try:
         with atomic_write(path, keep_old_as) as file:
-            _save(plain, file)
+            torch.save(plain, file)
             file.flush()
             _check_loadable(Path(file.name))
             _check_records(Path(file.name))
-    except OSError as error:
-        message = f"cannot write '{path}': {error.strerror or error}; the file that was there before stays as it was"
-        raise FolderError(message) from error
-
-
-def _save(plain: Any, file: IO[bytes]) -> None:
-    """Write a state; torch hides an error of the file (a full disk) behind one of its own, so the first one counts."""
-    watched = _WatchedFile(file)
-    try:
-        torch.save(plain, watched)  # pyright: ignore[reportArgumentType]  torch asks for write and flush only
-    except RuntimeError:
-        if watched.error is None:
+    except (OSError, RuntimeError) as error:
+        cause = (
+            error.__context__ if isinstance(error, RuntimeError) else error
+        )  # torch hides a full disk behind its own
+        if not isinstance(cause, OSError):
             raise
-    if watched.error is not None:
-        raise watched.error
-
-
-class _WatchedFile:
-    """A file that remembers the first error of a write."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write; after an error, do nothing."""
-        if self.error is None:
-            try:
-                return self._file.write(data)
-            except OSError as error:
-                self.error = error
-                raise
-        return len(data)
-
-    def flush(self) -> None:
-        """Flush the file."""
-        self._file.flush()
+        message = f"cannot write '{path}': {cause.strerror or cause}; the file that was there before stays as it was"
+        raise FolderError(message) from cause
 
 
 def _check_loadable(path: Path) -> None:
     """Make sure that a file that was just written will load under ``weights_only``, before it counts."""
-    strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    if strange:
+    if strange := torch.serialization.get_unsafe_globals_in_checkpoint(path):
         message = f"the state holds {listed(strange)}, which would not load under weights_only; the old file stays"
         raise CheckpointError(message)
 
@@ -118,7 +87,7 @@ def _plain(path: str, part: Any) -> Any:
     raise CheckpointError(message)
 
 
-def read_checkpoint(path: Path, store: ShardStore | None = None, only: Iterable[str] = ()) -> dict[str, Any]:
+def read_checkpoint(path: Path, store: Any = None, only: Iterable[str] = ()) -> dict[str, Any]:
     """Read a checkpoint onto the host, as data only (``weights_only``), with numpy scalars turned into numbers.
 
     Files of the 2022 engine, which hold numpy scalars, are read too; so are those of sharded runs, with the folders
@@ -126,7 +95,7 @@ def read_checkpoint(path: Path, store: ShardStore | None = None, only: Iterable[
 
     Args:
         path: the file.
-        store: of a sharded run, whose tensors are then spread over its processes, which all call this.
+        store: the `ShardStore` of a sharded run, whose tensors are then spread over its processes, which all call this.
         only: parts to read of a sharded run's file, such as ``"model"``; of other tensors only the shape is returned.
 
     Raises:
@@ -138,17 +107,14 @@ def read_checkpoint(path: Path, store: ShardStore | None = None, only: Iterable[
         with torch.serialization.safe_globals(_numpy_scalar_types()):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        message = (
-            f"'{path}' holds python objects whose loading would run code, so it is refused. Save plain weights "
-            f"(model.state_dict()) instead. torch says: {str(error).splitlines()[0]}"
-        )
+        message = f"'{path}' holds python objects whose loading would run code, so it is refused. Save plain weights "
+        message += f"(model.state_dict()) instead. torch says: {str(error).splitlines()[0]}"
         raise CheckpointError(message) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         message = f"'{path}' cannot be read: {error}. It is damaged or not a torch checkpoint; use another one"
         raise DamagedCheckpointError(message) from error
     if not isinstance(state, dict):
-        message = f"'{path}' holds a {type(state).__name__}; expected a dict with the key 'model'"
-        raise CheckpointError(message)
+        raise CheckpointError(f"'{path}' holds a {type(state).__name__}; expected a dict with the key 'model'")
     state = plain_state(state)
     return with_tensors(state, path, store, only) if "shards" in state else state
 
@@ -158,11 +124,11 @@ def _check_records(path: Path) -> None:
 
     Files in torch's format from before 1.6, which have no checksums, are left to ``torch.load``.
     """
+    wrong = None
     try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as records:
-            wrong = records.testzip()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as records:
+                wrong = records.testzip()
     except _DAMAGE as error:
         wrong = str(error)
     if wrong is not None:
@@ -174,42 +140,36 @@ def _numpy_scalar_types() -> list[Any]:
     """Return what a pickled numpy scalar names: harmless constructors, under numpy's old and new module names."""
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u4", "u8", "?")]
-    return [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *dtypes,
-    ]
+    return [*((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype, *dtypes]
 
 
 def find_checkpoint(name: str | Path, folder: Path, failed: MutableMapping[str, BaseException] | None = None) -> Path:
     """Return the file that a user means: an absolute path, one from where the command runs, or a name in the folder.
 
-    Args:
-        name: path or name.
-        folder: the checkpoint folder.
-        failed: what went wrong in the last save of files in the folder, by name; told once, then taken out.
+    What went wrong in the last save of a file in the folder is told once, and then taken out of ``failed``.
 
     Raises:
         CheckpointError: when there is none (it lists those in the folder), or its last save has failed.
     """
-    path = next((path for path in (Path(name), folder / name) if path.is_file()), folder / name)
+    path = Path(name) if Path(name).is_file() else folder / name
     if failed and path.name in failed and path.parent.resolve() == folder.resolve():
         error = failed.pop(path.name)
-        message = f"the last save of '{path}' has failed: {error}. {_older_file(path)}"
-        raise CheckpointError(message) from error
+        raise CheckpointError(f"the last save of '{path}' has failed: {error}. {_older_file(path)}") from error
     if path.is_file():
         return path
-    message = f"no checkpoint '{name}' here or in '{folder}' (there: {listed(available(folder))})"
-    raise CheckpointError(message)
+    raise CheckpointError(f"no checkpoint '{name}' here or in '{folder}' (there: {listed(available(folder))})")
 
 
 def _older_file(path: Path) -> str:
     """Say what can be done when the last save of a file has failed."""
     if not path.is_file():
         return "There is no older file of this name; save again"
-    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
-    return f"The file there is an older one, of {written}; load it once more to take it, or save again before"
+    return f"The file there is an older one, of {written_at(path)}; load it once more to take it, or save again before"
+
+
+def written_at(path: Path) -> str:
+    """Return when a file was written, as people read it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
 
 
 def available(folder: Path) -> list[str]:

@@ -32,18 +32,14 @@ def _own_name(key: str) -> str:
 
 
 def load_model(model: nn.Module, state: Mapping[str, Any], source: str, strict: bool = True) -> list[str]:
-    """Load a model's weights and return what did not fit; nothing is loaded when strict and something does not fit.
-
-    Prefixes of wrappers (``module.``, ``_orig_mod.``) in the file are ignored when the model does not have them.
+    """Load a model's weights and return what did not fit; prefixes of wrappers that the model lacks are ignored.
 
     Raises:
-        CheckpointError: when strict, with missing and unexpected keys and differing shapes in one report.
+        CheckpointError: when strict, with missing and unexpected keys and differing shapes in one report; then nothing
+            is loaded.
     """
     own = unwrap_model(model)
-    names = {_own_name(key): key for key in own.state_dict()}
-    found = {_own_name(key): value for key, value in state.items()}
-    if not found.keys() & names.keys():
-        found = {clean_key(key): value for key, value in found.items()}
+    found, names = _stripped(state, own), {_own_name(key): key for key in own.state_dict()}
     wanted = model_state(own)
     report = _misfits(found, wanted)
     if report and strict:
@@ -63,7 +59,7 @@ def load_weights(
     rename: Mapping[str, str] | None = None,
     strict: bool = True,
 ) -> tuple[Path, dict[str, Any], list[str]]:
-    """Load the weights of a file: ours, a bare state dict, ``{"state_dict": ...}``, ``{"model": ...}``, safetensors.
+    """Load the weights of a file, whatever `weights_of` knows; return its path, metadata and what did not fit.
 
     Args:
         model: what to load into.
@@ -74,9 +70,6 @@ def load_weights(
         rename: beginnings of names in the file and what they are in the model (``{"backbone.": "encoder."}``), applied
             after include and exclude.
         strict: refuse when a weight is missing, unexpected or of another shape.
-
-    Returns:
-        The file's path, its metadata, and a report of what did not fit.
 
     Raises:
         CheckpointError: when there is no such file, it cannot be read, it does not fit, or nothing of it does.
@@ -117,8 +110,7 @@ def weights_of(state: Mapping[str, Any], source: str) -> dict[str, torch.Tensor]
     for nest in (*nests, state):
         if weights := {key: value for key, value in nest.items() if isinstance(value, torch.Tensor)}:
             return weights
-    message = f"'{source}' holds no weights (its keys: {', '.join(map(str, state))})"
-    raise CheckpointError(message)
+    raise CheckpointError(f"'{source}' holds no weights (its keys: {', '.join(map(str, state))})")
 
 
 def _stripped(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -134,9 +126,8 @@ def _matches(name: str, patterns: Patterns) -> bool:
 
 def _renamed(name: str, rename: Mapping[str, str]) -> str:
     """Replace the beginning of a name; the longest one that fits counts."""
-    fitting = [old for old in rename if name.startswith(old)]
-    old = max(fitting, key=len, default="")
-    return rename[old] + name[len(old) :] if fitting else name
+    old = max((old for old in rename if name.startswith(old)), key=len, default="")
+    return rename.get(old, "") + name[len(old) :]
 
 
 def _misfits(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -162,10 +153,8 @@ def load_part(part: Any, state: Any, name: str, source: str) -> None:
     try:
         part.load_state_dict(_spread(part, state))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        message = (
-            f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote it, "
-            "or start from the weights alone with --checkpoint instead of --resume"
-        )
+        message = f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote "
+        message += "it, or start from the weights alone with --checkpoint instead of --resume"
         raise CheckpointError(message) from error
 
 

@@ -14,8 +14,7 @@ from vision3d_engine.checkpoint.best_models import BestModels
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.checkpoint.loading import load_model, load_part, model_state, parameter_names
 from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdated
-from vision3d_engine.checkpoint.snapshot import Buffers
-from vision3d_engine.checkpoint.state_files import StateFiles, state_files
+from vision3d_engine.checkpoint.state_files import StateFiles
 from vision3d_engine.checkpoint.writer import BackgroundWriter
 from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError
 from vision3d_engine.distributed.parallel.base import Parallel
@@ -23,10 +22,6 @@ from vision3d_engine.distributed.world import World
 
 # The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
 NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
-
-
-def _nothing() -> None:
-    pass
 
 
 class CheckpointManager:
@@ -71,23 +66,16 @@ class CheckpointManager:
         self._warn = warn or warnings.warn
         self._tolerated = tolerated
         self._parallel = parallel or Parallel(World(torch.device("cpu")))
-        self._buffers = Buffers()
-
-    @property
-    def _files(self) -> StateFiles:
-        """What copies and writes states; that these are spread is known once the model is registered."""
-        return state_files(self._folder, self._buffers, self._parallel.store)
+        self._files = StateFiles(self._folder, self._parallel)
 
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics that select best models."""
         return list(self._best.largest)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the epoch files and the best scores, as far as they are on the disk, and the scores of all epochs."""
-        return self._state(self._best.epoch_scores())
-
-    def _state(self, scores: Mapping[str, Any]) -> dict[str, Any]:
+        scores = self._best.epoch_scores() if scores is None else scores
         return {"saved_checkpoints": list(self._saved), "best_scores": self._best.state_dict(), "scores": scores}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -111,7 +99,7 @@ class CheckpointManager:
         save_ckpt_manager: bool = False,
         clean_checkpoints: bool = True,
         extra: Mapping[str, Any] | None = None,
-        on_saved: Callable[[], None] = _nothing,
+        on_saved: Callable[[], object] = lambda: None,
     ) -> None:
         """Save one file with the model, the other parts that are given and extra data; then remove outdated files.
 
@@ -146,7 +134,7 @@ class CheckpointManager:
 
         def job() -> None:
             try:
-                write(lambda: {"ckpt_manager": self._state(scores)} if with_manager else {})
+                write(lambda: {"ckpt_manager": self.state_dict(scores)} if with_manager else {})
             except BaseException as error:
                 self._failed[filename] = error
                 report(False)
@@ -214,33 +202,23 @@ class CheckpointManager:
         """Return the path and the state of a checkpoint with a model, on the host; nothing is changed.
 
         Raises:
-            CheckpointError: when there is no such file, or its last save has failed (once); it cannot be read, or has
-                no model.
+            CheckpointError: as `find_checkpoint` and `read_checkpoint`, or when it has no model.
         """
         path = self.find(filename)
         state = read_checkpoint(path, self._parallel.store)
         if "model" not in state:
-            message = f"'{path}' has no key 'model' (its keys: {', '.join(map(str, state))})"
-            raise CheckpointError(message)
+            raise CheckpointError(f"'{path}' has no key 'model' (its keys: {', '.join(map(str, state))})")
         return path, state
 
     def find(self, filename: str | Path) -> Path:
-        """Return the path of a file that is to be read, once all that was saved is written.
-
-        Raises:
-            CheckpointError: when there is none; once, when the last save under its name has failed.
-        """
+        """Return the path of a file that is to be read, once all that was saved is written; see `find_checkpoint`."""
         self._writer.wait()
         return find_checkpoint(filename, self._folder, self._failed)
 
     def restore(
         self, state: Mapping[str, Any], source: str, model: nn.Module, optimizer: Any = None, scheduler: Any = None
     ) -> None:
-        """Put a state that was read into the parts.
-
-        Raises:
-            CheckpointError: when one does not fit.
-        """
+        """Put a state that was read into the parts; raise `CheckpointError` when one does not fit."""
         load_model(model, state["model"], source)
         for name, part in (("optimizer", optimizer), ("scheduler", scheduler), ("ckpt_manager", self)):
             if part is not None and name in state:

@@ -43,24 +43,15 @@ def outdated(
     if keep_latest <= 0:
         return []
     files = epoch_files(names)
-    epochs = {epoch_of(name) for name in files}
-    best: set[int] = set()
+    epochs = {name: epoch_of(name) or 0 for name in files}
+    stays = {epoch for epoch in epochs.values() if keep_every > 0 and epoch % keep_every == 0}
     for metric, found in (scores or {}).items():
-        there = {epoch: score for epoch, score in found.items() if epoch in epochs}
-        best.update(_best(there, keep_best, (largest or {}).get(metric, True)))
-    older = files[:-keep_latest]
-    return [name for name in older if not _stays(epoch_of(name) or 0, keep_every, best)]
-
-
-def _stays(epoch: int, keep_every: int, best: set[int]) -> bool:
-    return epoch in best or (keep_every > 0 and epoch % keep_every == 0)
-
-
-def _best(scores: Mapping[int, float], count: int, largest: bool) -> list[int]:
-    """Return the epochs with the best scores; of equal ones the earlier."""
-    numbers = {epoch: score for epoch, score in scores.items() if not math.isnan(score)}
-    ranked = sorted(numbers, key=lambda epoch: (-numbers[epoch] if largest else numbers[epoch], epoch))
-    return ranked[:count]
+        sign = -1 if (largest or {}).get(metric, True) else 1
+        there = [
+            (sign * found[epoch], epoch) for epoch in epochs.values() if not math.isnan(found.get(epoch, math.nan))
+        ]
+        stays.update(epoch for _, epoch in sorted(there)[:keep_best])
+    return [name for name in files[:-keep_latest] if epochs[name] not in stays]
 
 
 def best_name(metric: str) -> str:
@@ -70,6 +61,4 @@ def best_name(metric: str) -> str:
 
 def is_run_file(name: str) -> bool:
     """Tell whether a file of a checkpoint folder is one that a run writes by itself."""
-    return epoch_of(name) is not None or bool(
-        re.fullmatch(r"(checkpoint(\.prev)?|best_.+|crash)\.pth(\.damaged)?", name)
-    )
+    return re.fullmatch(r"epoch-\d+\.pth|(checkpoint(\.prev)?|best_.+|crash)\.pth(\.damaged)?", name) is not None

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 
 from vision3d_engine.core.errors import CheckpointError
-from vision3d_engine.distributed.parallel.shard_store import ShardStore, read_whole
 from vision3d_engine.distributed.parallel.shards import descriptions, put_in
 
 _FOLDER = re.compile(r"(?P<stem>.+)@\d+(\.\d+)?\.dcp")
-_COMPLETE = ".metadata"
 
 
 def is_shard_folder(name: str) -> bool:
@@ -41,20 +39,14 @@ def folders_of(folder: Path, filename: str) -> list[Path]:
 
 
 def remove_unused(folder: Path, filename: str, pointing: Iterable[str]) -> None:
-    """Remove the folders of a file to which none of the files that are named points.
+    """Remove the folders of a file to which none of the files that are named in ``pointing`` points.
 
     All stay when one of these is unreadable, or none of them points anywhere.
-
-    Args:
-        folder: the checkpoint folder.
-        filename: whose folders are looked at.
-        pointing: names of the files that may point to them.
     """
-    found = folders_of(folder, filename)
-    if not found:
+    if not (found := folders_of(folder, filename)):
         return
     try:
-        used = {name for file in pointing if (name := pointer_of(folder / file)) is not None}
+        used = {pointer_of(folder / file) for file in pointing} - {None}
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
         return
     for path in found if used else ():
@@ -65,7 +57,7 @@ def remove_unused(folder: Path, filename: str, pointing: Iterable[str]) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove folders whose writing was cut short."""
     for path in folder.glob("*.dcp"):
-        if is_shard_folder(path.name) and not (path / _COMPLETE).exists():
+        if is_shard_folder(path.name) and not (path / ".metadata").exists():
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -77,16 +69,8 @@ def pointer_of(path: Path) -> str | None:
     return state.get("shards", {}).get("folder")
 
 
-def with_tensors(
-    state: Mapping[str, Any], path: Path, store: ShardStore | None, only: Iterable[str] = ()
-) -> dict[str, Any]:
-    """Return the state of a file with the tensors of its folder: whole ones on the host, or spread by a store.
-
-    Args:
-        state: what the file holds.
-        path: of the file.
-        store: of a sharded run, whose processes all call this; None reads whole tensors, on one process alone.
-        only: parts to read, such as ``"model"``; empty reads all.
+def with_tensors(state: Mapping[str, Any], path: Path, store: Any, only: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the state of a file with the tensors of its folder; see `read_checkpoint` for ``store`` and ``only``.
 
     Raises:
         CheckpointError: when the folder's name leads elsewhere.
@@ -99,6 +83,8 @@ def with_tensors(
         raise CheckpointError(message)
     folder, wanted = path.parent / shards["folder"], descriptions(chosen)
     if store is None:
+        from vision3d_engine.distributed.parallel.shard_store import read_whole
+
         tensors = read_whole(folder, wanted, shards["checksums"])
     else:
         tensors = store.read(folder, wanted, shards["dims"], shards["checksums"])

@@ -1,13 +1,13 @@
 """A copy of a state on the host, taken at one moment, so that training may go on while it is written."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from vision3d_engine.checkpoint.files import plain_state
 from vision3d_engine.core.tree import map_leaves
-
-_Key = tuple[torch.Size, torch.dtype]
 
 
 class Snapshot:
@@ -20,29 +20,21 @@ class Snapshot:
 
     def __init__(self, state: Any, buffers: "Buffers") -> None:
         self._buffers = buffers
-        self._taken: list[torch.Tensor] = []
         self._copies: dict[tuple, torch.Tensor] = {}
         self._copied: Any = None
         self._state = map_leaves(self._copy, plain_state(state))
 
-    def state(self) -> Any:
+    def __enter__(self) -> Any:
         """Return the copied state, once the accelerator has finished copying; other threads may wait here."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._state
 
-    def release(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Let later snapshots use the memory."""
         self._state = None
+        self._buffers.give_back(self._copies.values())
         self._copies = {}
-        self._buffers.give_back(self._taken)
-        self._taken = []
-
-    def __enter__(self) -> Any:
-        return self.state()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
     def _copy(self, tensor: Any) -> Any:
         """Copy a tensor; one that appears twice is copied once, so that it is written once."""
@@ -51,16 +43,12 @@ class Snapshot:
         if tensor.layout is not torch.strided or tensor.is_quantized:
             return tensor.detach().cpu().clone()
         key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if key in self._copies:
-            return self._copies[key]
-        buffer = self._buffers.take(tensor)
-        buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-        self._taken.append(buffer)
-        self._copies[key] = buffer
-        if tensor.is_cuda:
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        return buffer
+        if key not in self._copies:
+            self._copies[key] = self._buffers.take(tensor).copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            if tensor.is_cuda:
+                self._copied = torch.cuda.Event()
+                self._copied.record()
+        return self._copies[key]
 
 
 class Buffers:
@@ -70,16 +58,14 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._free: dict[_Key, list[torch.Tensor]] = {}
+        self._free: defaultdict[tuple[torch.Size, torch.dtype], list[torch.Tensor]] = defaultdict(list)
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a host tensor of this shape and type."""
-        free = self._free.get((tensor.shape, tensor.dtype))
-        if free:
-            return free.pop()
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        free = self._free[tensor.shape, tensor.dtype]
+        return free.pop() if free else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
-    def give_back(self, tensors: list[torch.Tensor]) -> None:
+    def give_back(self, tensors: Iterable[torch.Tensor]) -> None:
         """Take memory back."""
         for tensor in tensors:
-            self._free.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
+            self._free[tensor.shape, tensor.dtype].append(tensor)

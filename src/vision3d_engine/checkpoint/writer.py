@@ -17,20 +17,17 @@ class BackgroundWriter:
     """
 
     def __init__(self, in_background: bool = False) -> None:
-        self._in_background = in_background
-        self._executor: ThreadPoolExecutor | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer") if in_background else None
         self._jobs: deque[Future] = deque()
         self._failed: list[BaseException] = []
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run a job, or queue it; without a thread its exception is raised here."""
-        if not self._in_background:
+        if self._executor is None:
             job()
             return
         while len(self._jobs) >= _MAX_WAITING:
             self._collect(self._jobs.popleft())
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._jobs.append(self._executor.submit(job))
 
     def failures(self, in_lockstep: bool = False) -> list[BaseException]:
@@ -51,10 +48,9 @@ class BackgroundWriter:
 
     def join(self) -> BaseException | None:
         """Wait for all jobs and return what went wrong in the last one."""
-        last = self._jobs[-1] if self._jobs else None
+        error = self._jobs[-1].exception() if self._jobs else None
         while self._jobs:
             self._collect(self._jobs.popleft())
-        error = last.exception() if last is not None else None
         if error is not None:
             self._failed.remove(error)
         return error

@@ -1,7 +1,6 @@
 """Print how long a block of code takes."""
 
 import time
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -18,9 +17,7 @@ class CpuRuntimeProfiler:
         self.last_time = self._now()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         print(f"{self.description}: {self._now() - self.last_time:.3f}s")  # noqa: T201  printing is its purpose
 
     def _now(self) -> float:

@@ -11,17 +11,14 @@ from vision3d_engine.core.tree import map_leaves
 from vision3d_engine.distributed.launch.device import choose_device
 from vision3d_engine.distributed.launch.launcher import find_local_rank
 from vision3d_engine.distributed.launch.process_group import is_distributed
-from vision3d_engine.distributed.world import World, join_world
+from vision3d_engine.distributed.world import join_world
+
+setup_distributed = join_world
 
 
 def current_device() -> torch.device:
     """Return this process's accelerator, or the CPU when the machine has none."""
     return choose_device(None, find_local_rank())
-
-
-def setup_distributed(device: str | None = None) -> World:
-    """Join the process group that torchrun asks for; kept for scripts that do so without a trainer."""
-    return join_world(device)
 
 
 def get_world_size() -> int:

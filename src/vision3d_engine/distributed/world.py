@@ -51,12 +51,7 @@ class World:
         return Agreement()
 
     def failure_detector(self, heartbeat_s: float, patience_s: float) -> FailureDetector:
-        """Return a failure detector for one run; to be called by all processes.
-
-        Args:
-            heartbeat_s: how long a process may give no sign of life.
-            patience_s: how long a process may wait for another.
-        """
+        """Return a failure detector for one run; to be called by all processes. See `StoreFailureDetector`."""
         return FailureDetector()
 
     def gather(self, value: Any) -> list[Any]:
@@ -82,10 +77,9 @@ class ProcessGroupWorld(World):
         super().__init__(device, local_rank)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        opened = opened_group()
-        self._has_opened_group = opened is not None
-        if opened is not None:
-            self.restarts, self.launch, self.notes = opened.restarts, opened.name, opened.notes
+        self._opened = opened_group()
+        if self._opened is not None:
+            self.restarts, self.launch, self.notes = self._opened
 
     def agreement(self) -> Agreement:
         """Return a way for the processes to act at the same sync point; to be called by all of them."""
@@ -93,14 +87,9 @@ class ProcessGroupWorld(World):
 
     def failure_detector(self, heartbeat_s: float, patience_s: float) -> FailureDetector:
         """Return a failure detector for one run; to be called by all processes."""
-        return StoreFailureDetector(
-            self.rank,
-            self.size,
-            str(next(_DETECTORS)),
-            heartbeat_s=heartbeat_s,
-            patience_s=patience_s,
-            ends_process=self._has_opened_group,
-        )
+        times = {"heartbeat_s": heartbeat_s, "patience_s": patience_s}
+        is_ours = self._opened is not None
+        return StoreFailureDetector(self.rank, self.size, str(next(_DETECTORS)), **times, ends_process=is_ours)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the picklable values of all processes in rank order; waits for them.
@@ -117,19 +106,16 @@ class ProcessGroupWorld(World):
         """Return a function that adds up named triples of all processes; one all-reduce while the names are known."""
         return NamedSums(self._sum, self.gather)
 
-    def _sum(self, vector: torch.Tensor) -> torch.Tensor:
-        """Return the sum of a vector of the host over all processes."""
-        total = vector.to(self.device)
+    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all processes, on the device."""
+        total = value.to(self.device, copy=True)
         with exchange("adding up numbers"):
             dist.all_reduce(total)
         return total
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a tensor over all processes, on the device; one all-reduce."""
-        total = value.clone()
-        with exchange("averaging"):
-            dist.all_reduce(total)
-        return total / self.size
+        return self._sum(value) / self.size
 
     def broadcast(self, value: torch.Tensor) -> None:
         """Overwrite a tensor, in place, with that of the main process; one broadcast."""

@@ -1,7 +1,6 @@
 """Named intermediate tensors, grouped by scope; the trainers and testers clear them before every step."""
 
 import warnings
-from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
@@ -82,9 +81,7 @@ class ContextManager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.exit_scope()
 
     def __repr__(self) -> str:

@@ -77,17 +77,12 @@ class StoreAgreement(Agreement):
         with self._changed:
             while self._is_agreeing:
                 self._changed.wait()
-            request = self._take_agreed() if self._due is not None and self._due <= self._next else None
+            is_due = self._due is not None and self._due <= self._next
             self._next += 1
-            return request
-
-    def _take_agreed(self) -> str:
-        """Return the request that was agreed on, and let the next one be heard."""
-        if self._pending == self._agreed:
-            self._pending = None
-        self._due = None
-        self._changed.notify_all()
-        return self._agreed
+            if is_due:
+                self._due = None
+                self._pending = None if self._pending == self._agreed else self._pending
+            return self._agreed if is_due else None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -129,11 +124,10 @@ class StoreAgreement(Agreement):
             self._store.compare_set(self._due_key, "", str(max(map(int, posted))))
         due = self._await_due()
         with self._changed:
-            if due != _NEVER:
-                self._due, self._agreed = int(due), request
-                self._round += 1
-            else:
+            if due == _NEVER:
                 self._stopped.set()
+            else:
+                self._due, self._agreed, self._round = int(due), request, self._round + 1
             self._is_agreeing = False
             self._changed.notify_all()
 
@@ -147,6 +141,5 @@ class StoreAgreement(Agreement):
         return self._store.get(self._due_key).decode()
 
     @property
-    def _due_key(self) -> str:
-        """Key of this round's sync point; the first value counts, so that all read the same."""
+    def _due_key(self) -> str:  # the first value that is set counts, so that all read the same
         return f"{self._round}/due"

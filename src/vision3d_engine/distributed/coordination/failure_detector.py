@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal, NoReturn
 
 from vision3d_engine.core.errors import ProcessError
-from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, gone_text, late_text
+from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, described
 from vision3d_engine.distributed.coordination.stack_location import line_of
 from vision3d_engine.distributed.coordination.store import own_connection
 from vision3d_engine.distributed.coordination.transport_errors import is_lost_connection, lost_text
@@ -89,10 +89,9 @@ class StoreFailureDetector(FailureDetector):
         try:
             yield
         except Exception as error:
-            cause = self._cause_of(error)
-            if cause is error:
-                raise
-            raise cause from None
+            if (cause := self._cause_of(error)) is not error:
+                raise cause from None
+            raise
         finally:
             self._ended.set()
             self._store_thread.join(2 * _INTERVAL_S)
@@ -108,8 +107,8 @@ class StoreFailureDetector(FailureDetector):
         patience = time.monotonic() + _SILENCE_S + _GRACE_S
         while self._failure is None and self._store_thread.is_alive() and time.monotonic() < patience:
             time.sleep(_INTERVAL_S / 10)
-        text = self._failure or f"{lost_text(error)}, and the store of the processes is gone. {_WHAT_TO_DO}"
-        return ProcessError(text)
+        alone = f"{lost_text(error)}, and the store of the processes is gone. {_WHAT_TO_DO}"
+        return ProcessError(self._failure or alone)
 
     def _post(self, error: Exception) -> None:
         """Tell the other processes, and torchrun, what has failed here; waits until they had time to look.
@@ -166,18 +165,14 @@ class StoreFailureDetector(FailureDetector):
         if self._own_failure is not None and not self._is_posted.is_set():
             self._store.compare_set("failure", "", self._own_failure)
             self._is_posted.set()
-        self._read_failure()
+        if self._own_failure is None and self._store.check(["failure"]):
+            self._failure = self._store.get("failure").decode()
         if self._heartbeats.neighbour_silent_s() > self._heartbeat_s:
             self._suspicion = self._suspicion or "silent"
         if position.waiting_s() > self._patience_s:
             self._suspicion = self._suspicion or "late"
         if self._suspicion is not None and self._failure is None:
             self._investigate(self._suspicion)
-
-    def _read_failure(self) -> None:
-        """Read the failure that ends all, unless this process has failed itself and so knows."""
-        if self._own_failure is None and self._store.check(["failure"]):
-            self._failure = self._store.get("failure").decode()
 
     def _investigate(self, suspicion: Suspicion) -> None:
         """Look at all processes twice, some seconds apart, and post a failure if one of them is to blame."""
@@ -189,7 +184,6 @@ class StoreFailureDetector(FailureDetector):
             self._suspicion = self._earlier = None
             if text:
                 self._store.compare_set("failure", "", f"{text}. {_WHAT_TO_DO}")
-                self._read_failure()
 
     def _explain(self, suspicion: Suspicion, before: list[Heartbeat | None], now: list[Heartbeat | None]) -> str:
         """Say who is to blame; an empty text when nobody is."""
@@ -199,7 +193,7 @@ class StoreFailureDetector(FailureDetector):
         if suspicion == "late":
             return self._waits_for(gone, now)
         if gone:
-            return gone_text(sorted(gone), now)
+            return described(sorted(gone), now, are_gone=True)
         return "the connection to another process is lost, though all give signs of life" if suspicion == "lost" else ""
 
     def _waits_for(self, gone: list[int], now: list[Heartbeat | None]) -> str:
@@ -211,8 +205,8 @@ class StoreFailureDetector(FailureDetector):
         text = f"{self._name()} has waited {waited_s:.0f} s in {position}"
         late = [rank for rank, beat in enumerate(now) if rank in gone or beat is None or not beat.is_waiting]
         if late:
-            return f"{text} for {late_text(late, now)}"
-        return f"{text}, as all processes wait, for different things: {late_text(range(len(now)), now)}"
+            return f"{text} for {described(late, now)}"
+        return f"{text}, as all processes wait, for different things: {described(range(len(now)), now)}"
 
 
 def _in_short(error: Exception) -> str:

@@ -104,9 +104,10 @@ class Heartbeats:
         return Heartbeat(*json.loads(self._store.get(key))) if self._store.check([key]) else None
 
 
-def gone_text(ranks: Sequence[int], beats: Sequence[Heartbeat | None]) -> str:
-    """Say of processes that they are gone, and where they were."""
-    return _joined([_gone(rank, beats[rank]) for rank in ranks])
+def described(ranks: Sequence[int], beats: Sequence[Heartbeat | None], *, are_gone: bool = False) -> str:
+    """Say of processes where they are, or that they are gone; of many, of the first ones."""
+    texts = [(_gone if are_gone else _late)(rank, beats[rank]) for rank in ranks[:_MAX_NAMES]]
+    return "; ".join(texts + [f"and {len(ranks) - _MAX_NAMES} more"] * (len(ranks) > _MAX_NAMES))
 
 
 def _gone(rank: int, beat: Heartbeat | None) -> str:
@@ -115,20 +116,9 @@ def _gone(rank: int, beat: Heartbeat | None) -> str:
     return f"process {rank} on {beat.host} is gone: its last sign of life was in {beat.position}"
 
 
-def late_text(ranks: Sequence[int], beats: Sequence[Heartbeat | None]) -> str:
-    """Say of processes that are waited for where they are."""
-    return _joined([_late(rank, beats[rank]) for rank in ranks])
-
-
 def _late(rank: int, beat: Heartbeat | None) -> str:
     if beat is None:
         return f"process {rank}, which has not started its run"
     if beat.has_ended:
         return f"process {rank}, which has ended its run"
     return f"process {rank} on {beat.host}, which is in {beat.position}"
-
-
-def _joined(texts: list[str]) -> str:
-    """Join some of many texts."""
-    more = len(texts) - _MAX_NAMES
-    return "; ".join(texts[:_MAX_NAMES]) + (f"; and {more} more" if more > 0 else "")

@@ -10,16 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-# Code that waits for other processes, or for a device that waits for them, when it does not go on for long.
-_WAITS = tuple(
-    str(Path(folder) / part)
-    for folder, parts in (
-        (torch.__path__[0], ("distributed", "autograd", "_tensor.py", "nn/parallel")),
-        (Path(__file__).parents[2], ("distributed", "metrics", "update")),
-    )
-    for part in parts
-)
 _TORCH, _INSTALLED = str(torch.__path__[0]), sysconfig.get_path("purelib")
+# Code that waits for other processes, or for a device that waits for them, when it does not go on for long.
+_WAITS = (
+    *(f"{_TORCH}/{part}" for part in ("distributed", "autograd", "_tensor.py", "nn/parallel")),
+    *(str(Path(__file__).parents[2] / part) for part in ("distributed", "metrics", "update")),
+)
 _LIBRARIES = (_TORCH, sysconfig.get_path("stdlib"), "<")
 _LINE = re.compile(r'  File "(.*)", line (\d+) in (.*)')
 

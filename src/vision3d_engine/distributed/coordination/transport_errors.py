@@ -8,16 +8,13 @@ import torch.distributed as dist
 
 from vision3d_engine.core.errors import ProcessError
 
-_LOST = re.compile(
-    r"gloo/.*(closed|reset|timed? ?out|broken pipe|refused|unreachable|no route)", re.IGNORECASE | re.DOTALL
-)
+_LOST = re.compile(r"(?is)gloo/.*(closed|reset|timed? ?out|broken pipe|refused|unreachable|no route)")
 
 
 def is_lost_connection(error: BaseException) -> bool:
     """Tell whether an error says that another process is lost, or late, and nothing of this process's own."""
-    if isinstance(error, ProcessError | dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and bool(_LOST.search(str(error)))
+    is_lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+    return is_lost or isinstance(error, ProcessError | dist.DistError)
 
 
 @contextmanager

@@ -6,9 +6,8 @@ import platform
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,18 +23,11 @@ _PAUSE_S = 0.02
 _MARGIN_S = 60.0
 
 
-@dataclass(frozen=True)
-class OpenedGroup:
-    """What was found out when the engine opened the process group.
-
-    Attributes:
-        restarts: how often the processes of this launch have been started again.
-        name: the launch's name.
-        notes: warnings for people.
-    """
+class OpenedGroup(NamedTuple):
+    """What was found out when the engine opened the process group; see `World`."""
 
     restarts: int
-    name: str
+    launch: str
     notes: Sequence[str]
 
 
@@ -63,33 +55,25 @@ def open_process_group(launch: Launch, device: torch.device, timeout_s: float) -
     Raises:
         ProcessError: when some never come.
     """
-    timeout_s += _MARGIN_S
-    timeout = timedelta(seconds=timeout_s)
-    attempt, store = _shared_store(launch, timeout_s)
+    timeout = timedelta(seconds=timeout_s + _MARGIN_S)
+    attempt, store = _shared_store(launch, timeout)
     backend = {"cuda": "nccl", "xpu": "xccl"}.get(device.type, "gloo")
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
     found: list[Any] = [None] * launch.size
     dist.all_gather_object(found, (launch.restarts, platform.node(), _cores(), torch.get_num_threads()))
     restarts = max(attempt - 1, *(restarts for restarts, *_ in found))
     _OPENED[:] = [OpenedGroup(restarts, launch.name, thread_warnings([process for _, *process in found]))]
-    atexit.register(_close_process_group)
+    atexit.register(lambda: dist.destroy_process_group() if is_distributed() else None)
 
 
-def _close_process_group() -> None:
-    if is_distributed():
-        dist.destroy_process_group()
-
-
-def _shared_store(launch: Launch, timeout_s: float) -> tuple[int, Any]:
+def _shared_store(launch: Launch, timeout: timedelta) -> tuple[int, Any]:
     """Return the number of this attempt, from 1, and the store that its processes share."""
     is_host = launch.rank == 0 and not launch.is_store_open
-    timeout = timedelta(seconds=timeout_s)
-    store = _STORES.TCPStore(
-        launch.host, launch.port, launch.size, is_master=is_host, timeout=timeout, multi_tenant=True
-    )
+    store = _STORES.TCPStore(launch.host, launch.port, launch.size, is_host, timeout, multi_tenant=True)
     if not launch.is_store_open:
         return 1, store
-    attempt = meet(PrefixStore("vision3d_engine/attempts", store), launch.rank, launch.size, timeout_s)
+    prefixed = PrefixStore("vision3d_engine/attempts", store)
+    attempt = meet(prefixed, launch.rank, launch.size, timeout.total_seconds())
     return attempt, PrefixStore(f"vision3d_engine/attempt{attempt}", store)
 
 
@@ -133,9 +117,7 @@ def _answer_all(store: Any, attempt: int, size: int, patience_s: float) -> None:
 
 def _cores() -> frozenset[int]:
     """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def thread_warnings(processes: Sequence[Sequence[Any]]) -> list[str]:
@@ -147,15 +129,12 @@ def thread_warnings(processes: Sequence[Sequence[Any]]) -> list[str]:
     machines: dict[str, list[Any]] = {}
     for machine, cores, threads in processes:
         machines.setdefault(machine, []).append((cores, threads))
-    loads = [_load(machine, members) for machine, members in machines.items()]
+    loads = []
+    for machine, members in machines.items():
+        cores, threads = zip(*members, strict=True)
+        loads.append((sum(threads), len(frozenset[int]().union(*cores)), len(members), machine))
     threads, cores, count, machine = max(loads, key=lambda load: load[0] / load[1])
     if threads <= max(cores, count):
         return []
     note = f"{count} processes on {machine} have {threads} torch threads on {cores} cores and wait for each other"
     return [f"{note}; set OMP_NUM_THREADS={max(cores // count, 1)}"]
-
-
-def _load(machine: str, processes: Sequence[tuple[frozenset[int], int]]) -> tuple[int, int, int, str]:
-    """Return threads, cores and processes of a machine, and its name."""
-    cores = frozenset[int]().union(*(cores for cores, _ in processes))
-    return sum(threads for _, threads in processes), len(cores), len(processes), machine

@@ -17,17 +17,10 @@ def choose_parallel(trainer: Any, world: World) -> Parallel:
     if world.size == 1:
         return Parallel(world)
     if trainer.parallel == "none":
-        message = (
-            f"trainer.parallel is 'none', but {world.size} processes were started, which would train {world.size} "
-            "models. Set it to 'ddp' or 'fsdp2', or start one process"
-        )
-        raise ConfigError(message)
+        message = f"trainer.parallel is 'none', but {world.size} processes were started, which would train "
+        raise ConfigError(f"{message}{world.size} models. Set it to 'ddp' or 'fsdp2', or start one process")
     if trainer.parallel == "ddp":
         return DataParallel(world, trainer)
-    return _sharded(trainer, world)
-
-
-def _sharded(trainer: Any, world: World) -> Parallel:
     from vision3d_engine.distributed.parallel.fsdp2 import FullyShardedParallel
 
     foreign = [name for name in DDP_ONLY if getattr(trainer, name)]

@@ -70,9 +70,7 @@ class DataParallel(Parallel):
 
     def check_gradients(self, model: nn.Module) -> None:
         """Name the parameters without a gradient, which DistributedDataParallel would miss only a step later."""
-        if self._trainer.find_unused_parameters or self._trainer.static_graph:
-            return
-        if isinstance(model, DistributedDataParallel):
+        if isinstance(model, _NamingDataParallel) and not (model.find_unused_parameters or model.static_graph):
             parameters = model.module.named_parameters()
             unused = [name for name, parameter in parameters if parameter.requires_grad and parameter.grad is None]
             if unused:

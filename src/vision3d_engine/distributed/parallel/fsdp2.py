@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -53,9 +52,7 @@ class FullyShardedParallel(Parallel):
 
     def _exact_norms(self, model: nn.Module) -> list[nn.Module]:
         """Return the batch norms that must keep their precision while the rest computes in 16 bits."""
-        if self._trainer.fsdp_param_dtype == "none":
-            return []
-        inner = list(model.modules())[1:]
+        inner = list(model.modules())[1:] if self._trainer.fsdp_param_dtype != "none" else []
         return [module for module in inner if isinstance(module, _BatchNorm) and module.affine]
 
     def _policy(self, block: nn.Module, is_root: bool = False) -> MixedPrecisionPolicy:
@@ -83,13 +80,25 @@ class FullyShardedParallel(Parallel):
         finally:
             own.set_requires_gradient_sync(True)
 
-    def local_forward(self, model: nn.Module, batches: int | None) -> AbstractContextManager:
-        """Take the main one's buffers; hold the whole model for a while when the processes' shares are unequal."""
+    @contextlib.contextmanager
+    def local_forward(self, model: nn.Module, batches: int | None) -> Iterator[None]:
+        """Take the main one's buffers; hold the whole model meanwhile when the processes' shares are unequal.
+
+        Parameters are given back at the end, which a backward pass does otherwise.
+        """
         own = unwrap_model(model)
         broadcast_buffers(own, self.world)
         counts = set(self.world.gather(batches))
-        is_equal = len(counts) == 1 and None not in counts
-        return _forward_only(own, keeps_all=not is_equal)
+        blocks = [module for module in own.modules() if isinstance(module, FSDPModule)]
+        for block in blocks if len(counts) > 1 or None in counts else ():
+            block.set_reshard_after_forward(False, recurse=False)
+            block.unshard()
+        try:
+            yield
+        finally:
+            for block in blocks:
+                block.set_reshard_after_forward(block is not own, recurse=False)
+                block.reshard()
 
     def local_parts(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """Return the shard of each tensor, sharing its memory."""
@@ -102,26 +111,6 @@ class FullyShardedParallel(Parallel):
     def gathered(self, names: Sequence[str]) -> list[str]:
         """Return the names that any process has found; one gather."""
         return sorted({name for found in self.world.gather(list(names)) for name in found})
-
-
-@contextlib.contextmanager
-def _forward_only(model: nn.Module, keeps_all: bool) -> Iterator[None]:
-    """Give parameters back at the end, which a backward pass does otherwise.
-
-    Args:
-        model: a sharded one.
-        keeps_all: hold all parameters on every process meanwhile, so that forward passes exchange nothing.
-    """
-    blocks = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for block in blocks if keeps_all else ():
-        block.set_reshard_after_forward(False, recurse=False)
-        block.unshard()
-    try:
-        yield
-    finally:
-        for block in blocks:
-            block.set_reshard_after_forward(block is not model, recurse=False)
-            block.reshard()
 
 
 def blocks_of(model: nn.Module, names: Sequence[str], min_params: int) -> list[nn.Module]:
@@ -162,10 +151,6 @@ def _large_entries(model: nn.Module, min_params: int) -> list[nn.Module]:
 
 
 def _refuse_scalars(model: nn.Module) -> None:
-    scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
-    if scalars:
-        message = (
-            f"trainer.parallel 'fsdp2' cannot spread parameters without a dimension: {listed(scalars)}. "
-            "Give them one: nn.Parameter(torch.zeros(1))"
-        )
-        raise RegistrationError(message)
+    if scalars := [name for name, parameter in model.named_parameters() if parameter.dim() == 0]:
+        message = f"trainer.parallel 'fsdp2' cannot spread parameters without a dimension: {listed(scalars)}. "
+        raise RegistrationError(message + "Give them one: nn.Parameter(torch.zeros(1))")

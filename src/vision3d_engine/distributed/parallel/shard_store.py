@@ -1,4 +1,7 @@
-"""Spread tensors in a folder: every process writes its part, and any number of processes reads them back."""
+"""Spread tensors in a folder: every process writes its part, and any number of processes reads them back.
+
+Loads slowly: imported where it is needed.
+"""
 
 import contextlib
 import pickle
@@ -11,6 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import tensor as dtensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh
 
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError
 from vision3d_engine.core.files import sync_folder
@@ -47,8 +56,6 @@ class ShardStore:
     """
 
     def __init__(self, mesh: Any) -> None:
-        from torch.distributed.device_mesh import DeviceMesh
-
         self._mesh = mesh
         self._group: Any = dist.new_group(backend="gloo")
         self._host_mesh = DeviceMesh.from_group(self._group, "cpu")
@@ -73,10 +80,12 @@ class ShardStore:
             FolderError: on all processes, when one of them cannot write; nothing is left.
             CheckpointError: when one of them has gone.
         """
-        from torch.distributed.checkpoint.api import CheckpointException
-
         try:
-            self._save(folder, {path: self._on_host(shard) for path, shard in shards.items()})
+            # Several writer threads may lose an error, and with it a tensor (pytorch#191391).
+            writer = FileSystemWriter(folder, thread_count=1, sync_files=True)
+            with _noticing_the_gone():
+                tensors: dict[str, Any] = {path: self._on_host(shard) for path, shard in shards.items()}
+                save(tensors, storage_writer=writer, process_group=self._group)
         except CheckpointException as error:
             if self._rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -84,15 +93,6 @@ class ShardStore:
             message = f"cannot write '{folder}': {'; '.join(sorted(reasons))}; the files before it stay as they were"
             raise FolderError(message) from error
         return self._checksums(folder)
-
-    def _save(self, folder: Path, tensors: dict[str, Any]) -> None:
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
-        from torch.distributed.checkpoint.state_dict_saver import save
-
-        # Several writer threads may lose an error, and with it a tensor (pytorch#191391).
-        writer = FileSystemWriter(folder, thread_count=1, sync_files=True)
-        with _noticing_the_gone():
-            save(tensors, storage_writer=writer, process_group=self._group)
 
     def _checksums(self, folder: Path) -> dict[str, int]:
         """Return the checksums of all files, each computed by the process that wrote it."""
@@ -102,41 +102,24 @@ class ShardStore:
         return {name: checksum for sums in found for name, checksum in sums.items()}
 
     def _on_host(self, shard: Shard) -> torch.Tensor:
-        from torch.distributed.tensor import DTensor
-
-        return DTensor.from_local(
-            shard.part,
-            self._host_mesh,
-            [_placement(shard.dim)],
-            run_check=False,
-            shape=torch.Size(shard.shape),
-            stride=shard.stride,
-        )
+        placements = [_placement(shard.dim)]
+        part, shape = shard.part, torch.Size(shard.shape)
+        return dtensor.DTensor.from_local(part, self._host_mesh, placements, shape=shape, stride=shard.stride)
 
     def read(
         self, folder: Path, wanted: Mapping[str, torch.Tensor], dims: Mapping[str, int | None], sums: Mapping[str, int]
     ) -> dict[str, torch.Tensor]:
-        """Return tensors spread over the processes, however many there are now, by key path.
-
-        Args:
-            folder: where they lie.
-            wanted: their descriptions.
-            dims: along which dimension each is spread.
-            sums: checksums of the files.
+        """Return the tensors that are described, spread along ``dims`` over the processes that are there now, by path.
 
         Raises:
             DamagedCheckpointError: on all processes, when a file is missing or its checksum is wrong.
         """
-        from torch.distributed import tensor as dtensor
-
-        found = self.gather(damaged(folder, list(sums)[self._rank :: self._size], sums))
+        found = self.gather(_damaged(folder, list(sums)[self._rank :: self._size], sums))
         _refuse_damage(folder, [name for names in found for name in names])
-        tensors: dict[str, Any] = {
-            path: dtensor.zeros(
-                tuple(each.shape), dtype=each.dtype, device_mesh=self._mesh, placements=[_placement(dims.get(path))]
-            )
-            for path, each in wanted.items()
-        }
+        tensors: dict[str, Any] = {}
+        for path, each in wanted.items():
+            placements = [_placement(dims.get(path))]
+            tensors[path] = dtensor.zeros(each.shape, dtype=each.dtype, device_mesh=self._mesh, placements=placements)
         _load(tensors, folder, process_group=self._group)
         return tensors
 
@@ -152,46 +135,32 @@ def _noticing_the_gone() -> Iterator[None]:
 
 
 def read_whole(folder: Path, wanted: Mapping[str, torch.Tensor], sums: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Return whole tensors on the host by key path; needs no process group.
-
-    Args:
-        folder: where they lie.
-        wanted: their descriptions.
-        sums: checksums of the files.
-
-    Raises:
-        DamagedCheckpointError: when a file is missing or its checksum is wrong.
-    """
-    _refuse_damage(folder, damaged(folder, list(sums), sums))
+    """Return whole tensors on the host by key path, as `ShardStore.read`; needs no process group."""
+    _refuse_damage(folder, _damaged(folder, list(sums), sums))
     tensors = {path: torch.empty(each.shape, dtype=each.dtype) for path, each in wanted.items()}
     _load(tensors, folder, no_dist=True)
     return tensors
 
 
-def _placement(dim: int | None) -> Any:
-    from torch.distributed import tensor as dtensor
+class _PlainReader(FileSystemReader):
+    """Reads the metadata as data: a pickle that may name harmless classes only (pytorch#189308)."""
 
+    def read_metadata(self, *args: Any, **options: Any) -> Any:
+        with (Path(self.path) / _METADATA).open("rb") as file:
+            metadata = _PlainUnpickler(file).load()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def _placement(dim: int | None) -> Any:
     return dtensor.Replicate() if dim is None else dtensor.Shard(dim)
 
 
 def _load(tensors: dict[str, Any], folder: Path, **how: Any) -> None:
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    class PlainReader(FileSystemReader):
-        """Reads the metadata as data: a pickle that may name harmless classes only (pytorch#189308)."""
-
-        def read_metadata(self, *args: Any, **options: Any) -> Any:
-            with (folder / _METADATA).open("rb") as file:
-                metadata = _PlainUnpickler(file).load()
-            metadata.storage_meta.load_id = self.load_id
-            return metadata
-
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on one process, as is meant
-            load(tensors, storage_reader=PlainReader(folder), **how)
+            load(tensors, storage_reader=_PlainReader(folder), **how)
     except (CheckpointException, RuntimeError, pickle.UnpicklingError, OSError) as error:
         message = f"'{folder}' cannot be read: {error}. It is damaged or of another file; use another checkpoint"
         raise DamagedCheckpointError(message) from error
@@ -207,7 +176,7 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def damaged(folder: Path, names: list[str], sums: Mapping[str, int]) -> list[str]:
+def _damaged(folder: Path, names: list[str], sums: Mapping[str, int]) -> list[str]:
     """Return the files that are missing or whose checksum is wrong."""
     return [name for name in names if not (folder / name).is_file() or _checksum(folder / name) != sums[name]]
 
