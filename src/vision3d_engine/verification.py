@@ -73,8 +73,9 @@ def _run(script: Path, arguments: Sequence[str], folder: Path, plan: dict[str, A
 
 def act() -> None:
     """Run a script as told by the first word of the command line; this is the child's side."""
-    plan = json.loads(cli.take_first_word())
-    cli.pretend(plan["script"])
+    order, *arguments = cli.own_words()
+    plan = json.loads(order)
+    cli.pretend(plan["script"], arguments)
     cli.force(
         exp={"output_dir": plan["folder"], "checkpoint_dir": None, "log_dir": None, "event_dir": None},
         trainer={

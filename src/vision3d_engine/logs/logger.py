@@ -10,8 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
-from logging.handlers import QueueHandler
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -83,41 +82,24 @@ class _LogFile:
 
     def __init__(self, path: str | Path, level: str) -> None:
         self.level = _LEVELS[level]
-        self._path = path
-        self._file: GrowingFile | None = None
+        self._file = GrowingFile(path)
         self._failed = False
 
     def write(self, records: Sequence[_Record]) -> None:
         """Write many lines at once."""
         try:
-            if self._file is None:
-                self._file = GrowingFile(self._path)
             self._file.add("".join(one.line for one in records).encode(errors="backslashreplace"))
         except OSError as error:
             if not self._failed:
                 reason = error.strerror or error
-                tqdm.write(f"cannot write messages to '{self._path}': {reason}; they are lost there", file=sys.stderr)
+                tqdm.write(
+                    f"cannot write messages to '{self._file.path}': {reason}; they are lost there", file=sys.stderr
+                )
             self._failed = True
 
     def close(self) -> None:
         """Close the file; a later message opens it again."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-
-
-class _Later(QueueHandler):
-    """Hands records to the listening thread as they are: nothing is formatted here."""
-
-    def __init__(self, listener: BackgroundListener) -> None:
-        super().__init__(listener.queue)
-        self._listener = listener
-
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self._listener.put(record)
+        self._file.close()
 
 
 class Logger:
@@ -147,7 +129,6 @@ class Logger:
         if error_file is not None:
             self._places.append(_LogFile(error_file, "WARNING"))
         self._listener = BackgroundListener(partial(_write, self._places))
-        self._later = _Later(self._listener)
         self._events: list[Any] = []
         weakref.finalize(self, _close, self._listener, self._places, self._events)  # for a logger that nobody closes
 
@@ -177,33 +158,14 @@ class Logger:
         `flush`.
         """
         if self.is_main:
-            self._later.emit(_Record(make, "INFO"))
+            self._listener.put(_Record(make, "INFO"))
 
-    def debug(self, message: Any) -> None:
-        """Write a message for developers."""
-        self.log(message, "DEBUG")
-
-    def info(self, message: Any) -> None:
-        """Write an ordinary message."""
-        self.log(message, "INFO")
-
-    def success(self, message: Any) -> None:
-        """Write a result."""
-        self.log(message, "SUCCESS")
-
-    def warn(self, message: Any) -> None:
-        """Write a warning."""
-        self.log(message, "WARNING")
-
-    warning = warn
-
-    def error(self, message: Any) -> None:
-        """Write an error."""
-        self.log(message, "ERROR")
-
-    def critical(self, message: Any) -> None:
-        """Write an error that ends the program."""
-        self.log(message, "CRITICAL")
+    debug = partialmethod(log, level="DEBUG")
+    info = partialmethod(log, level="INFO")
+    success = partialmethod(log, level="SUCCESS")
+    warn = warning = partialmethod(log, level="WARNING")
+    error = partialmethod(log, level="ERROR")
+    critical = partialmethod(log, level="CRITICAL")
 
     def write_event(self, name: str, value: Any, index: int) -> None:
         """Write one number to TensorBoard; does nothing without an event folder, or in a forked process."""
