@@ -85,7 +85,7 @@ def build_scheduler(optimizer: Optimizer, cfg: Any) -> LRScheduler | None:
 
 
 def build_warmup_lr_scheduler(optimizer: Optimizer, cfg: Any, annealing: str = "cosine") -> LRScheduler:
-    """Build the schedule of an annealing: ``cosine``, ``linear`` or ``exponential``, whatever ``cfg.scheduler.type`` is.
+    """Build the schedule of an annealing, cosine, linear or exponential, whatever ``cfg.scheduler.type`` is.
 
     Raises:
         ConfigError: for another annealing, or when a value that it needs is missing.
