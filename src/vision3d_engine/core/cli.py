@@ -71,8 +71,9 @@ def parse_args() -> argparse.Namespace:
 
 def own_argv() -> list[str]:
     """Return the words after the script's name, or nothing in a notebook, under pytest and the like."""
-    is_ours = "parsed elsewhere" not in _SHARED and not _is_foreign(sys.argv)
-    return sys.argv[1:] if is_ours else []
+    program = Path(sys.argv[0] if sys.argv else "")
+    is_foreign = not program.name or {program.stem, program.name, program.parent.name} & _FOREIGN_PROGRAMS
+    return [] if is_foreign or "parsed elsewhere" in _SHARED else sys.argv[1:]
 
 
 def without_script_flags() -> None:
@@ -103,14 +104,6 @@ def forced(section: str) -> dict[str, Any]:
 def command_line() -> str:
     """Return the command that started this process, quoted for a shell."""
     return shlex.join([Path(sys.executable).name, *sys.argv])
-
-
-def _is_foreign(argv: Sequence[str]) -> bool:
-    """Tell whether the command line belongs to a program that merely runs this code."""
-    if not argv or not argv[0]:
-        return True
-    program = Path(argv[0])
-    return bool({program.stem, program.name, program.parent.name} & _FOREIGN_PROGRAMS)
 
 
 class _Switch(argparse.Action):

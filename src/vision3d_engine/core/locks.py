@@ -34,10 +34,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     if folder in _HELD:
         raise FolderInUseError(_refusal(folder, "a run of this process"))
     with (folder / _NAME).open("a+", encoding="utf-8") as file:
-        try:
-            _lock(file)
-        except BlockingIOError as error:
-            raise FolderInUseError(_refusal(folder, _owner(file))) from error
+        if not _lock(file):
+            raise FolderInUseError(_refusal(folder, _owner(file)))
         _HELD.add(folder)
         try:
             _sign(file)
@@ -59,16 +57,14 @@ def _refusal(folder: Path, owner: str) -> str:
     return f"the folder '{folder}' is in use by {owner}. Wait for it, stop it, or choose another folder"
 
 
-def _lock(file: IO[str]) -> None:
-    """Lock a file, or do nothing where there are no locks; raise BlockingIOError when another process has it."""
-    if fcntl is None:
-        return
+def _lock(file: IO[str]) -> bool:
+    """Lock a file, or do nothing where there are no locks; return False when another process has it."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise BlockingIOError from error
-    except OSError:  # a network file system without locks
-        return
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # others than these come from network file systems without locks
+        return not isinstance(error, BlockingIOError | PermissionError)
+    return True
 
 
 def _owner(file: IO[str]) -> str:
