@@ -42,17 +42,15 @@ def verify_resume(script: Path, arguments: Sequence[str], steps: int) -> str:
         EngineError: naming the first step, and what differs there: batch and sample, generator, loss or weights.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         plan = {"steps": steps, "save_every": max(steps // 3, 1), "kill_at": None, "resume": False}
-        straight = _run(script, arguments, folder / "straight", plan)
+        straight = _run(script, arguments, Path(name) / "straight", plan)
         kill_at = max(2 * len(straight) // 3, 1)
         plan |= {"save_every": max(kill_at // 2, 1)}
-        _run(script, arguments, folder / "killed", plan | {"kill_at": kill_at})
-        resumed = _run(script, arguments, folder / "killed", plan | {"resume": True})
-    first = min(resumed, default=0)
+        _run(script, arguments, Path(name) / "killed", plan | {"kill_at": kill_at})
+        resumed = _run(script, arguments, Path(name) / "killed", plan | {"resume": True})
     _compare(straight, resumed)
     return (
-        f"the same bits: steps {first} to {max(resumed, default=0)} of {script.name}, resumed after a kill at step "
+        f"the same bits: steps {min(resumed)} to {max(resumed)} of {script.name}, resumed after a kill at step "
         f"{kill_at}, have the batches, random numbers, losses and weights of the run that was not interrupted"
     )
 
@@ -73,16 +71,13 @@ def _run(script: Path, arguments: Sequence[str], folder: Path, plan: dict[str, A
 
 def act() -> None:
     """Run a script as told by the first word of the command line; this is the child's side."""
-    plan = json.loads(cli.take_first_word())
-    cli.pretend(plan["script"])
+    order, *arguments = cli.own_words()
+    plan = json.loads(order)
+    cli.pretend(plan["script"], arguments)
+    trainer = {"save_every": f"{plan['save_every']} iterations", "async_save": False, "overwrite": True}
     cli.force(
         exp={"output_dir": plan["folder"], "checkpoint_dir": None, "log_dir": None, "event_dir": None},
-        trainer={
-            "resume": plan["resume"],
-            "save_every": f"{plan['save_every']} iterations",
-            "async_save": False,
-            "overwrite": True,
-        },
+        trainer=trainer | {"resume": plan["resume"]},
     )
     PROBES.append(lambda: _Probe(plan))
     sys.path.insert(0, str(Path(plan["script"]).absolute().parent))
@@ -98,8 +93,8 @@ class _Probe(Hook):
 
     def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Note the batch, and the state of the generators."""
-        generators = {name: _digest(state) for name, state in host_states().items()}
-        self._note = {"epoch": epoch, "iteration": iteration, "batch": dict(_digests(data_dict)), "random": generators}
+        self._note = {"place": f"epoch {epoch}, iteration {iteration}", "batch": dict(_digests(data_dict))}
+        self._note["random"] = {name: _digest(state) for name, state in host_states().items()}
 
     def after_train_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Note loss and weights."""
@@ -130,18 +125,14 @@ def _digests(batch: Any) -> Iterator[tuple[str, Any]]:
 def _compare(straight: dict[int, dict[str, Any]], resumed: dict[int, dict[str, Any]]) -> None:
     """Raise for the first step, and in it for the first thing, that differs; causes come before effects."""
     for step in sorted(resumed):
-        expected, found = straight.get(step), resumed[step]
-        if expected is None or expected["epoch"] != found["epoch"] or expected["iteration"] != found["iteration"]:
-            message = f"step {step} is another one: {_place(expected)} straight, {_place(found)} resumed"
+        expected, found = straight.get(step, {"place": "never reached"}), resumed[step]
+        if expected["place"] != found["place"]:
+            message = f"step {step} is another one: {expected['place']} straight, {found['place']} resumed"
             raise EngineError(message)
         for what in ("batch", "random", "loss", "weights"):
             if expected[what] != found[what]:
-                message = f"not the same bits at step {step} ({_place(found)}): {_named(what, expected, found)}"
+                message = f"not the same bits at step {step} ({found['place']}): {_named(what, expected, found)}"
                 raise EngineError(message)
-
-
-def _place(note: dict[str, Any] | None) -> str:
-    return f"epoch {note['epoch']}, iteration {note['iteration']}" if note else "never reached"
 
 
 def _named(what: str, expected: dict[str, Any], found: dict[str, Any]) -> str:

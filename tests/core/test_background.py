@@ -97,13 +97,14 @@ def test_items_from_several_threads_meet_flushes_from_others_and_each_is_written
 def test_first_items_of_several_threads_begin_one_thread(monkeypatch):
     started, found = [], []
 
-    class Counted(BackgroundListener):
+    class Counted(threading.Thread):
         def start(self):
             started.append(1)
             time.sleep(0.05)  # while one thread begins, the others come
             super().start()
 
-    listener = Counted(found.extend)
+    monkeypatch.setattr(background, "Thread", Counted)
+    listener = BackgroundListener(found.extend)
     writers = [threading.Thread(target=listener.put, args=(name,)) for name in range(4)]
     for writer in writers:
         writer.start()
@@ -127,8 +128,8 @@ def test_an_item_put_while_a_flush_ends_the_thread_is_written_without_another_fl
     found = []
 
     class Interrupted(BackgroundListener):
-        def stop(self):
-            super().stop()
+        def _stop(self):
+            super()._stop()
             self.put("late")  # as another thread may do it, which saw that the thread was there
 
     listener = Interrupted(found.extend)
@@ -138,7 +139,7 @@ def test_an_item_put_while_a_flush_ends_the_thread_is_written_without_another_fl
     assert found == ["first", "late"]
     listener.put("third")
     eventually(lambda: found == ["first", "late", "third"])
-    BackgroundListener.stop(listener)
+    BackgroundListener._stop(listener)
 
 
 def test_an_item_put_while_items_are_written_comes_after_them():

@@ -276,9 +276,9 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path):
 
 
 def _hold(folder, ready, done):
-    from vision3d_engine.core.locks import FolderLock
+    from vision3d_engine.core.locks import locked_folder
 
-    with FolderLock(Path(folder)):
+    with locked_folder(Path(folder)):
         ready.set()
         done.wait(60)
 

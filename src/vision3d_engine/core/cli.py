@@ -27,8 +27,7 @@ class Flags(argparse.ArgumentParser):
         """Add a flag of the engine unless the script has already defined one of its names."""
         if any(name in self._option_string_actions for name in names):
             return
-        action = self.add_argument(*names, default=None, **options)
-        self.engine_keys.add(action.dest)
+        self.engine_keys.add(self.add_argument(*names, default=None, **options).dest)
 
     def known_flags(self) -> list[str]:
         """Return every flag that can be given."""
@@ -72,8 +71,9 @@ def parse_args() -> argparse.Namespace:
 
 def own_argv() -> list[str]:
     """Return the words after the script's name, or nothing in a notebook, under pytest and the like."""
-    is_ours = "parsed elsewhere" not in _SHARED and not _is_foreign(sys.argv)
-    return sys.argv[1:] if is_ours else []
+    program = Path(sys.argv[0] if sys.argv else "")
+    is_foreign = not program.name or {program.stem, program.name, program.parent.name} & _FOREIGN_PROGRAMS
+    return [] if is_foreign or "parsed elsewhere" in _SHARED else sys.argv[1:]
 
 
 def without_script_flags() -> None:
@@ -86,14 +86,9 @@ def own_words() -> list[str]:
     return sys.argv[1:]
 
 
-def take_first_word() -> str:
-    """Remove and return the first word of this process's command line."""
-    return sys.argv.pop(1)
-
-
-def pretend(script: str) -> None:
+def pretend(script: str, words: Sequence[str]) -> None:
     """Let this process's command line be that of a script."""
-    sys.argv[0] = script
+    sys.argv[:] = [script, *words]
 
 
 def force(**sections: dict[str, Any]) -> None:
@@ -111,14 +106,6 @@ def command_line() -> str:
     return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
-def _is_foreign(argv: Sequence[str]) -> bool:
-    """Tell whether the command line belongs to a program that merely runs this code."""
-    if not argv or not argv[0]:
-        return True
-    program = Path(argv[0])
-    return bool({program.stem, program.name, program.parent.name} & _FOREIGN_PROGRAMS)
-
-
 class _Switch(argparse.Action):
     """``--name``, ``--name False`` and ``--no-name``: a switch that also takes a word, as old scripts pass one."""
 
@@ -127,12 +114,10 @@ class _Switch(argparse.Action):
         super().__init__([*option_strings, *opposites], dest, nargs="?", metavar="True|False", **options)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        words: dict[str, bool] = dict.fromkeys(("true", "1", "yes", "on"), True)
-        words |= dict.fromkeys(("false", "0", "no", "off"), False)
-        value = words.get(str(values).lower()) if values is not None else True
-        if value is None:
+        word = "true" if values is None else str(values).lower()
+        if word not in (true := {"true", "1", "yes", "on"}) | {"false", "0", "no", "off"}:
             parser.error(f"argument {option_string}: got {values!r}, expected True or False")
-        setattr(namespace, self.dest, value != (option_string or "").startswith("--no-"))
+        setattr(namespace, self.dest, (word in true) != (option_string or "").startswith("--no-"))
 
 
 def add_engine_flags(parser: Flags) -> None:
@@ -165,8 +150,7 @@ class Arguments:
     def namespace(self) -> argparse.Namespace:
         """All arguments, the engine's and the script's."""
         if self._parser.count() != self._parsed:
-            self._parser.parse_known_args(self._argv, self._namespace)
-            self._unknown = self._parser.parse_known_args(self._argv)[1]
+            self._unknown = self._parser.parse_known_args(self._argv, self._namespace)[1]
             self._parsed = self._parser.count()
         return self._namespace
 
@@ -188,8 +172,8 @@ class Arguments:
                 a new run.
         """
         _ = self.namespace
-        strange = [word for word in self._unknown if word.startswith("--")]
-        strange = [word for word in strange if word not in self._parser.override_words]
+        overrides = self._parser.override_words
+        strange = [word for word in self._unknown if word.startswith("--") and word not in overrides]
         for word in strange:
             if hint := did_you_mean(word.split("=")[0], self._parser.known_flags(), similarity=0.85):
                 message = f"unknown argument {word}{hint}"
@@ -197,18 +181,14 @@ class Arguments:
         return strange
 
 
-def dotted_overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield ``(key, text)`` for ``--a.b text``, ``--a.b=text`` and ``--a.b`` (true) among words of a command line."""
-    for index, word in enumerate(argv):
+def take_overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield ``(key, text)`` for ``--a.b text``, ``--a.b=text`` and ``--a.b`` (true); the shared parser knows them then.
+
+    Args:
+        argv: words of a command line.
+    """
+    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
         name, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or "." not in name:
-            continue
-        following = argv[index + 1] if index + 1 < len(argv) else "--"
-        yield name, text if equals else "true" if following.startswith("--") else following
-
-
-def claim_overrides(argv: Sequence[str], help_lines: Sequence[str]) -> None:
-    """Tell the shared parser which words `dotted_overrides` has taken, and show the settings in its help."""
-    parser = get_parser()
-    parser.override_words += [word for word in argv if word.startswith("--") and "." in word.partition("=")[0]]
-    parser.epilog = "settings:\n" + "\n".join(help_lines)
+        if word.startswith("--") and "." in name:
+            get_parser().override_words.append(word)
+            yield name, text if equals else "true" if following.startswith("--") else following

@@ -14,31 +14,22 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
 
     Tensors and arrays must agree in type, shape and every bit; all else by ``==`` and type.
     """
-    left, right = entries(a), entries(b)
+    left, right, place = entries(a), entries(b), path or "value"
     if type(a) is not type(b):
-        yield f"{path or 'value'}: {describe(a)} and {describe(b)}"
+        yield f"{place}: {describe(a)} and {describe(b)}"
     elif left is not None and right is not None:
-        yield from _of_entries(left, right, path)
+        for key in left | right:
+            if key in left and key in right:
+                yield from differences(left[key], right[key], f"{path}[{key!r}]")
+            else:
+                yield f"{path}[{key!r}]: only in the {'first' if key in left else 'second'}"
     elif isinstance(a, torch.Tensor | np.ndarray):
-        yield from _of_arrays(a, b, path)
+        if a.shape != b.shape or a.dtype != b.dtype:
+            yield f"{place}: {describe(a)} and {describe(b)}"
+        elif as_bytes(a) != as_bytes(b):
+            yield f"{place}: {describe(a)} with other contents"
     elif a != b and not (a != a and b != b):  # noqa: PLR0124  only a nan is not itself
-        yield f"{path or 'value'}: {a!r} and {b!r}"
-
-
-def _of_entries(a: dict, b: dict, path: str) -> Iterator[str]:
-    for key in a | b:
-        place = f"{path}[{key!r}]"
-        if key in a and key in b:
-            yield from differences(a[key], b[key], place)
-        else:
-            yield f"{place}: only in the {'first' if key in a else 'second'}"
-
-
-def _of_arrays(a: Any, b: Any, path: str) -> Iterator[str]:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        yield f"{path or 'value'}: {describe(a)} and {describe(b)}"
-    elif as_bytes(a) != as_bytes(b):
-        yield f"{path or 'value'}: {describe(a)} with other contents"
+        yield f"{place}: {a!r} and {b!r}"
 
 
 def as_bytes(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from vision3d_engine.core.errors import ConfigError, did_you_mean, listed
 from vision3d_engine.core.plain import to_plain
 
 if TYPE_CHECKING:
-    from vision3d_engine.core.settings import Settings, _Section
+    from vision3d_engine.core.settings import Settings
 
 _STRICT_SECTIONS = ("exp", "trainer", "scheduler")
 
@@ -61,12 +61,10 @@ def read_settings(
     sections = _sections(cfg)
     unknown = [line for name in ("exp", "trainer") for line in _unknown_keys(name, sections[name])]
     strict = cfg is None or type(cfg) in {dict, Config}
-    sections["trainer"] = {**sections["trainer"], **(overrides or {})}
-    sections["exp"] = {**sections["exp"], **(exp_overrides or {})}
-    wrong = unknown if strict else []
-    values, mistakes = _validate(Settings, {name: sections[name] for name in ("exp", "trainer")}, prefix=())
-    _raise_if_any([*wrong, *mistakes])
-    return values, [] if strict else [line for line in unknown if "did you mean" in line]
+    exp, wrong_exp = _validate("exp", {**sections["exp"], **(exp_overrides or {})})
+    trainer, wrong_trainer = _validate("trainer", {**sections["trainer"], **(overrides or {})})
+    _raise_if_any([*(unknown if strict else []), *wrong_exp, *wrong_trainer])
+    return Settings(exp=exp, trainer=trainer), [] if strict else [line for line in unknown if "did you mean" in line]
 
 
 def read_section(cfg: Any, name: str) -> Any:
@@ -75,11 +73,16 @@ def read_section(cfg: Any, name: str) -> Any:
     Raises:
         ConfigError: when a value is missing or not allowed.
     """
-    from vision3d_engine.core.settings import SECTIONS
-
-    values, mistakes = _validate(SECTIONS[name], _sections(cfg)[name], prefix=(name,))
+    values, mistakes = _validate(name, _sections(cfg)[name])
     _raise_if_any(mistakes)
     return values
+
+
+def _known() -> dict[str, Any]:
+    """Return the models of all sections by name; loaded on use, as pydantic is slow to load."""
+    from vision3d_engine.core.settings import SECTIONS
+
+    return SECTIONS
 
 
 def _sections(cfg: Any) -> dict[str, dict[str, Any]]:
@@ -88,46 +91,36 @@ def _sections(cfg: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(plain, dict):
         message = f"cfg is a {type(cfg).__name__}; expected a dict, EasyDict, OmegaConf, dataclass, Namespace or None"
         raise ConfigError(message)
-    sections = {name: plain.get(name) or {} for name in ("exp", "trainer", "optimizer", "scheduler")}
+    sections = {name: plain.get(name) or {} for name in _known()}
     wrong = [name for name, section in sections.items() if not isinstance(section, dict)]
     _raise_if_any([f"cfg.{name} is {sections[name]!r}; expected a group of settings" for name in wrong])
     return sections
 
 
 def _unknown_keys(name: str, section: Mapping[str, Any]) -> list[str]:
-    from vision3d_engine.core.settings import SECTIONS
-
-    known = SECTIONS[name].model_fields
+    known = _known()[name].model_fields
     strange = [key for key in section if key not in known]
     return [f"cfg.{name}.{key} is unknown{did_you_mean(key, known, similarity=0.75)}" for key in strange]
 
 
-def _validate(model: type["_Section"], values: Mapping[str, Any], prefix: tuple[str, ...]) -> tuple[Any, list[str]]:
-    """Return the validated model, or None and one line per mistake."""
+def _validate(name: str, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Return the settings of a section, or None and one line per mistake."""
     from pydantic import ValidationError
 
     try:
-        return model.model_validate(values), []
+        return _known()[name].model_validate(values), []
     except ValidationError as error:
-        return None, [_mistake(model, (*prefix, *details["loc"]), dict(details)) for details in error.errors()]
+        return None, [_mistake(name, details) for details in error.errors()]
 
 
-def _mistake(model: Any, location: tuple, details: dict[str, Any]) -> str:
+def _mistake(name: str, details: Mapping[str, Any]) -> str:
     """Say what is wrong with one value: dotted key, what was got, what is allowed, what the key means."""
-    key = ".".join(str(part) for part in location[:2])
+    key = details["loc"][0]
+    meaning = _known()[name].model_fields[key].description
     if details["type"] == "missing":
-        return f"cfg.{key} is missing: {_help_of(model, location)}"
+        return f"cfg.{name}.{key} is missing: {meaning}"
     allowed = details["msg"].replace("Input should be", "it must be")
-    return f"cfg.{key} is {details['input']!r}; {allowed}. {_help_of(model, location)}"
-
-
-def _help_of(model: Any, location: tuple) -> str:
-    """Return the docstring of the field at a location of a section or of the whole settings."""
-    from vision3d_engine.core.settings import SECTIONS
-
-    section: Any = SECTIONS.get(str(location[0]), model)
-    field = section.model_fields.get(str(location[1])) if len(location) > 1 else None
-    return (field.description or "") if field else ""
+    return f"cfg.{name}.{key} is {details['input']!r}; {allowed}. {meaning}"
 
 
 def _raise_if_any(mistakes: Sequence[str]) -> None:
@@ -143,7 +136,7 @@ def _raise_if_any(mistakes: Sequence[str]) -> None:
 def load_config(path: str | Path | None = None, argv: Sequence[str] | None = None) -> Config:
     """Read a YAML file, apply dotted overrides such as ``--trainer.max_epoch 3`` and check all known sections.
 
-    Numbers follow YAML 1.2: ``1e-3`` is a number. Tokens of ``argv`` that are not dotted (``--resume``) are left to
+    Numbers follow YAML 1.2: ``1e-3`` is a number. Words of ``argv`` that are not dotted (``--resume``) are left to
     the trainer's own flags.
 
     Args:
@@ -154,10 +147,10 @@ def load_config(path: str | Path | None = None, argv: Sequence[str] | None = Non
         ConfigError: with every mistake at once, and the line of the file for an unknown key.
     """
     values, lines = _read_yaml(Path(path)) if path is not None else ({}, {})
-    words = cli.own_argv() if argv is None else list(argv)
-    mistakes = [line for dotted, text in cli.dotted_overrides(words) if (line := _override(values, dotted, text))]
-    _check_all(values, lines, str(path), mistakes)
-    cli.claim_overrides(words, _help_lines(values))
+    words = cli.own_argv() if argv is None else argv
+    mistakes = [line for dotted, text in cli.take_overrides(words) if (line := _override(values, dotted, text))]
+    _raise_if_any([_with_line(line, lines, path) for line in [*mistakes, *_mistakes_in(values)]])
+    cli.get_parser().epilog = "settings:\n" + "\n".join(_help_lines(values))
     return Config(values)
 
 
@@ -193,7 +186,7 @@ def _yaml_loader() -> Any:
     return Loader
 
 
-def parse_value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     """Read one value as YAML 1.2 does: number, true/false, null, list or text."""
     import yaml
 
@@ -205,9 +198,7 @@ def parse_value(text: str) -> Any:
 
 def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
     """Yield every dotted key of a YAML document with its line, counted from 1."""
-    if node is None or not hasattr(node, "value") or not isinstance(node.value, list):
-        return
-    for pair in node.value:
+    for pair in getattr(node, "value", None) or ():
         if isinstance(pair, tuple):
             dotted = f"{prefix}{pair[0].value}"
             yield dotted, pair[0].start_mark.line + 1
@@ -216,15 +207,13 @@ def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
 
 def _override(values: dict[str, Any], dotted: str, text: str) -> str | None:
     """Set one dotted key; return what is wrong with it, if anything."""
-    *path, last = dotted.replace("-", "_").split(".")
-    group = values
+    section, *path, last = dotted.replace("-", "_").split(".")
+    group = values.setdefault(section, {}) if section in _known() else values.get(section)
     for part in path:
-        group = group.setdefault(part, {}) if part in values or part in _sections({}) else group.get(part)
-        if not isinstance(group, dict):
-            return f"--{dotted} is unknown{did_you_mean(dotted, _dotted_keys(values))}"
-    if path and path[0] not in _sections({}) and last not in group:
+        group = group.get(part) if isinstance(group, dict) else None
+    if not isinstance(group, dict) or not (section in _known() or last in group):
         return f"--{dotted} is unknown{did_you_mean(dotted, _dotted_keys(values))}"
-    group[last] = parse_value(text)
+    group[last] = _parse_value(text)
     return None
 
 
@@ -236,33 +225,25 @@ def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _check_all(values: Mapping[str, Any], lines: Mapping[str, int], path: str, mistakes: list[str]) -> None:
-    """Check every section that is there, and raise all mistakes together."""
-    from vision3d_engine.core.settings import SECTIONS
-
+def _mistakes_in(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the sections that are there."""
     sections = _sections(values)
-    for name, model in SECTIONS.items():
-        if name in values:
-            unknown = _unknown_keys(name, sections[name]) if name in _STRICT_SECTIONS else []
-            mistakes += [*unknown, *_validate(model, sections[name], prefix=(name,))[1]]
-    _raise_if_any([_with_line(mistake, lines, path) for mistake in mistakes])
+    for name in [name for name in sections if name in values]:
+        yield from _unknown_keys(name, sections[name]) if name in _STRICT_SECTIONS else ()
+        yield from _validate(name, sections[name])[1]
 
 
-def _with_line(mistake: str, lines: Mapping[str, int], path: str) -> str:
+def _with_line(mistake: str, lines: Mapping[str, int], path: str | Path | None) -> str:
     """Add file and line to a mistake that came from the file."""
     found = re.match(r"cfg\.([\w.]+)", mistake)
     line = lines.get(found.group(1)) if found else None
     return f"{mistake} ({path}, line {line})" if line else mistake
 
 
-def _help_lines(values: Mapping[str, Any]) -> list[str]:
-    """Return one help line for every setting that can be overridden, with its present value."""
-    from vision3d_engine.core.settings import SECTIONS
-
+def _help_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a help line for every setting that can be overridden, with its present value."""
     sections = _sections(values)
-    help_lines = []
-    for name in ("exp", "trainer", "scheduler"):
-        for key, field in SECTIONS[name].model_fields.items():
-            value = sections[name].get(key, field.default)
-            help_lines.append(f"  --{name}.{key} {value}\n        {field.description}")
-    return help_lines + [f"  --{key}" for key in _dotted_keys(values) if key.split(".")[0] not in SECTIONS]
+    for name in _STRICT_SECTIONS:
+        for key, field in _known()[name].model_fields.items():
+            yield f"  --{name}.{key} {sections[name].get(key, field.default)}\n        {field.description}"
+    yield from (f"  --{key}" for key in _dotted_keys(values) if key.split(".")[0] not in sections)

@@ -26,7 +26,7 @@ def parse_duration(text: str) -> float:
         days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
     count, unit = _number_and_unit(text)
-    if count is None or unit not in _SECONDS or count <= 0:
+    if unit not in _SECONDS or count <= 0:
         message = f"it must be a duration {_TIMES}"
         raise ValueError(message)
     return count * _SECONDS[unit]
@@ -39,7 +39,7 @@ def parse_cadence(text: str) -> Cadence:
         ValueError: when the text is no cadence; it says what is.
     """
     count, unit = _number_and_unit(text)
-    if unit in _COUNTED and count is not None and count >= 1 and count == int(count):
+    if unit in _COUNTED and count >= 1 and count == int(count):
         return Cadence(int(count), _COUNTED[unit])
     if unit in _SECONDS and count:
         return Cadence(count * _SECONDS[unit], "second")
@@ -47,12 +47,10 @@ def parse_cadence(text: str) -> Cadence:
     raise ValueError(message)
 
 
-def _number_and_unit(text: str) -> tuple[float | None, str]:
-    """Split ``"500 iterations"`` into 500 and ``"iteration"``."""
+def _number_and_unit(text: str) -> tuple[float, str]:
+    """Split ``"500 iterations"`` into 500 and ``"iteration"``; 0 and no unit when it is of another form."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)?\s*([A-Za-z]+)\s*", text)
     if match is None:
-        return None, ""
+        return 0.0, ""
     unit = match.group(2).lower()
-    known = _SECONDS.keys() | _COUNTED.keys()
-    unit = unit if unit in known else unit.removesuffix("s")
-    return float(match.group(1) or 1), unit
+    return float(match.group(1) or 1), unit if unit in _SECONDS else unit.removesuffix("s")

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -35,19 +36,17 @@ def atomic_write(path: str | Path, keep_old_as: Path | None = None) -> Iterator[
     synced, since a rename may otherwise reach the disk before the data does.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        os.close(handle)
-        with Path(name).open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
         if keep_old_as is not None and path.exists():
             _second_name(path, keep_old_as)
-        Path(name).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
@@ -56,11 +55,17 @@ class GrowingFile:
     """A file that grows by whole pieces: what is added is with the operating system, not in a buffer of ours.
 
     Args:
-        path: the file; made when missing.
+        path: the file; made, and opened for the whole run, with the first piece.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115  open for the whole run
+        self.path = Path(path)
+        self._file: IO[bytes] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something was added since the file was made or closed."""
+        return self._file is not None
 
     def add(self, piece: bytes) -> None:
         """Add a piece.
@@ -68,6 +73,8 @@ class GrowingFile:
         Raises:
             OSError: when the disk is full; then the file is as it was before.
         """
+        if self._file is None:
+            self._file = self.path.open("ab", buffering=0)
         end, rest = self._file.seek(0, os.SEEK_END), memoryview(piece)
         try:
             while rest:
@@ -77,8 +84,10 @@ class GrowingFile:
             raise
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; a later piece opens it again."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def _second_name(path: Path, other: Path) -> None:
@@ -90,13 +99,6 @@ def _second_name(path: Path, other: Path) -> None:
     except OSError:
         shutil.copy2(path, temporary)
     temporary.replace(other)
-
-
-def _umask() -> int:
-    """Return the process's umask; it can be read only by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def sync_folder(folder: Path) -> None:

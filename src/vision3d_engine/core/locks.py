@@ -1,11 +1,13 @@
 """One run, one folder: a lock that the operating system drops when its process dies."""
 
+import contextlib
 import json
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 from vision3d_engine.core.errors import FolderInUseError
 
@@ -18,63 +20,51 @@ _NAME = ".lock"
 _HELD: set[Path] = set()
 
 
-class FolderLock:
-    """Keeps other runs out of a folder while it is held.
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs, also those of this process, out of a folder while a block runs.
 
     ``lockf`` is used, not ``flock``: data workers inherit the latter, and would keep the folder after a ``kill -9`` of
-    the run. Within this process a second lock on the folder is refused too.
+    the run.
 
-    Args:
-        folder: the folder; it exists.
+    Raises:
+        FolderInUseError: naming who works there.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.absolute()
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> Self:
-        if self._folder in _HELD:
-            raise FolderInUseError(self._refusal("a run of this process"))
-        path = self._folder / _NAME
-        self._file = path.open("a+", encoding="utf-8")
+    folder = folder.absolute()
+    if folder in _HELD:
+        raise FolderInUseError(_refusal(folder, "a run of this process"))
+    with (folder / _NAME).open("a+", encoding="utf-8") as file:
+        if not _lock(file):
+            raise FolderInUseError(_refusal(folder, _owner(file)))
+        _HELD.add(folder)
         try:
-            _lock(self._file)
-        except BlockingIOError as error:
-            owner = _owner(self._file)
-            self._file.close()
-            raise FolderInUseError(self._refusal(owner)) from error
-        _HELD.add(self._folder)
-        self._sign()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        _HELD.discard(self._folder)
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-
-    def _sign(self) -> None:
-        """Write down who holds the lock."""
-        if self._file is not None:
-            owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            self._file.truncate(0)
-            self._file.write(json.dumps(owner))
-            self._file.flush()
-
-    def _refusal(self, owner: str) -> str:
-        return f"the folder '{self._folder}' is in use by {owner}. Wait for it, stop it, or choose another folder"
+            _sign(file)
+            yield
+        finally:
+            _HELD.discard(folder)
+            file.truncate(0)
 
 
-def _lock(file: IO[str]) -> None:
-    """Lock a file, or do nothing where there are no locks; raise BlockingIOError when another process has it."""
-    if fcntl is None:
-        return
+def _sign(file: IO[str]) -> None:
+    """Write down who holds the lock."""
+    owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    file.truncate(0)
+    file.write(json.dumps(owner))
+    file.flush()
+
+
+def _refusal(folder: Path, owner: str) -> str:
+    return f"the folder '{folder}' is in use by {owner}. Wait for it, stop it, or choose another folder"
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a file, or do nothing where there are no locks; return False when another process has it."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise BlockingIOError from error
-    except OSError:  # a network file system without locks
-        return
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # others than these come from network file systems without locks
+        return not isinstance(error, BlockingIOError | PermissionError)
+    return True
 
 
 def _owner(file: IO[str]) -> str:

@@ -18,20 +18,20 @@ def to_plain(value: Any) -> Any:
     Known kinds: dict and its subclasses (EasyDict, ml_collections, yacs), OmegaConf, dataclasses, pydantic models,
     ``Namespace``, ``SimpleNamespace``, numpy scalars and arrays, paths. Anything else is returned as it is.
     """
-    return map_with_paths(lambda _, part: _plain(part), value)
+    return map_with_paths(_plain, value)
 
 
 def printable(value: Any) -> Any:
     """Return plain data with text in place of what YAML cannot hold (functions, tensors)."""
-    return map_leaves(
-        lambda leaf: leaf if leaf is None or isinstance(leaf, bool | int | float | str) else repr(leaf), value
-    )
+    return map_leaves(lambda leaf: leaf if isinstance(leaf, bool | int | float | str | None) else repr(leaf), value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(_path: str, value: Any) -> Any:
     """Make one value, or the outside of a container, plain."""
-    if _is_omegaconf(value):
-        value = _resolve_omegaconf(value)
+    if type(value).__module__.startswith("omegaconf."):
+        from omegaconf import OmegaConf  # pyright: ignore[reportMissingImports]  the user's object has loaded it
+
+        value = OmegaConf.to_container(value, resolve=True)
     fields = _fields_of(value)
     if fields is not None:
         return {str(key): item for key, item in fields.items()}
@@ -44,23 +44,12 @@ def _plain(value: Any) -> Any:
 
 def _fields_of(value: Any) -> Mapping | None:
     """Return what a config object holds by name, or None when it is not one."""
+    if isinstance(value, type):
+        return None
     if isinstance(value, Mapping):
         return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Namespace | SimpleNamespace):
         return vars(value)
-    if hasattr(type(value), "model_fields") and not isinstance(value, type):
-        return value.model_dump()  # pyright: ignore[reportAttributeAccessIssue]  a pydantic model
-    return None
-
-
-def _is_omegaconf(value: Any) -> bool:
-    return type(value).__module__.startswith("omegaconf.")
-
-
-def _resolve_omegaconf(value: Any) -> Any:
-    """Resolve interpolations; the import is free, since the user's object has already loaded the library."""
-    from omegaconf import OmegaConf  # pyright: ignore[reportMissingImports]
-
-    return OmegaConf.to_container(value, resolve=True)
+    return value.model_dump() if hasattr(type(value), "model_fields") else None  # a pydantic model

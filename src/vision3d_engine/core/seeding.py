@@ -19,8 +19,7 @@ _NUMPY = np.random.mtrand._rand  # type: ignore[attr-defined]  # noqa: SLF001
 
 def seed_everything(seed: int) -> None:
     """Seed torch (CPU and every accelerator), numpy and python."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  user data sets draw from numpy's global stream
+    seed_host(seed)
     torch.manual_seed(seed)
 
 

@@ -1,68 +1,48 @@
 """Nests of dicts, lists, tuples and named tuples, as loaders yield them, steps return them and files hold them."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 
-class _Kind(NamedTuple):
-    """How a kind of container is opened and put together again.
-
-    Attributes:
-        keys: returns the keys of a container.
-        values: returns its values in the same order.
-        same: returns a container like the first argument with other values.
-        plain: the type that stands for it in a file.
-    """
-
-    keys: Callable[[Any], Iterable[Any]]
-    values: Callable[[Any], Iterable[Any]]
-    same: Callable[[Any, list[Any]], Any]
-    plain: Callable[..., Any]
-
-
-def _same_mapping(original: Mapping, values: list[Any]) -> Mapping:
-    """Put values into a shallow copy of other kinds of dict, whose constructors may take anything."""
-    pairs = zip(original, values, strict=True)
-    if type(original) is dict or not isinstance(original, MutableMapping):
-        return dict(pairs)
-    twin = copy.copy(original)
-    for key, value in list(pairs):
-        twin[key] = value
-    return twin
-
-
-_MAPPING = _Kind(iter, lambda nest: nest.values(), _same_mapping, dict)
-_LIST = _Kind(lambda nest: range(len(nest)), iter, lambda nest, values: type(nest)(values), list)
-_TUPLE = _LIST._replace(plain=tuple)
-_NAMED_TUPLE = _TUPLE._replace(same=lambda nest, values: type(nest)(*values))
-
-
 @lru_cache(maxsize=1024)
-def _kind_of(kind: type) -> _Kind | None:
-    """Return how containers of a class are opened, None for a leaf; every walk asks here."""
+def _plain_kind(kind: type) -> type | None:
+    """Return what stands for containers of a class: dict, list or tuple; None for a leaf. Every walk asks here."""
     if issubclass(kind, Mapping):
-        return _MAPPING
+        return dict
     if issubclass(kind, tuple) and kind is not torch.Size:
-        return _NAMED_TUPLE if hasattr(kind, "_fields") else _TUPLE
-    return _LIST if issubclass(kind, list) else None
+        return tuple
+    return list if issubclass(kind, list) else None
 
 
 def is_container(value: Any) -> bool:
     """Tell whether a walk opens a value; all else is a leaf."""
-    return _kind_of(type(value)) is not None
+    return _plain_kind(type(value)) is not None
 
 
 def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
     """Return the same nest with ``function`` applied to every leaf; the containers are new, their types are kept."""
-    kind = _kind_of(type(nest))
+    kind = _plain_kind(type(nest))
     if kind is None:
         return function(nest)
-    return kind.same(nest, [map_leaves(function, value) for value in kind.values(nest)])
+    if kind is dict:
+        return _same_mapping(nest, {key: map_leaves(function, value) for key, value in nest.items()})
+    values = [map_leaves(function, value) for value in nest]
+    return type(nest)(*values) if hasattr(nest, "_fields") else type(nest)(values)
+
+
+def _same_mapping(original: Mapping, entries: dict[Any, Any]) -> Mapping:
+    """Put entries into a shallow copy of other kinds of dict, whose constructors may take anything."""
+    if type(original) is dict or not isinstance(original, MutableMapping):
+        return entries
+    twin = copy.copy(original)
+    for key, value in entries.items():
+        twin[key] = value
+    return twin
 
 
 def map_with_paths(function: Callable[[str, Any], Any], nest: Any, path: str = "") -> Any:
@@ -72,12 +52,11 @@ def map_with_paths(function: Callable[[str, Any], Any], nest: Any, path: str = "
     as python does: ``['model']['weight']``, ``['lengths'][0]``.
     """
     part = function(path, nest)
-    kind = _kind_of(type(part))
-    if kind is None:
+    kind, found = _plain_kind(type(part)), entries(part)
+    if kind is None or found is None:
         return part
-    pairs = zip(kind.keys(part), kind.values(part), strict=True)
-    mapped = {key: map_with_paths(function, value, f"{path}[{key!r}]") for key, value in pairs}
-    return mapped if kind.plain is dict else kind.plain(mapped.values())
+    mapped = {key: map_with_paths(function, value, f"{path}[{key!r}]") for key, value in found.items()}
+    return mapped if kind is dict else kind(mapped.values())
 
 
 def leaves(nest: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -92,8 +71,10 @@ def leaves(nest: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def entries(nest: Any) -> dict[Any, Any] | None:
     """Return what a container holds, by key or index; None for a leaf."""
-    kind = _kind_of(type(nest))
-    return None if kind is None else dict(zip(kind.keys(nest), kind.values(nest), strict=True))
+    kind = _plain_kind(type(nest))
+    if kind is None:
+        return None
+    return dict(nest.items()) if kind is dict else dict(enumerate(nest))
 
 
 def to_device(nest: Any, device: torch.device | str, *, non_blocking: bool = True) -> Any:

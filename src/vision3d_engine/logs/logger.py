@@ -10,8 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
-from logging.handlers import QueueHandler
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Record(logging.LogRecord):
-    """A message of now. Its level has a name of its own, since `logging` knows neither TRACE nor SUCCESS.
-
-    Args:
-        message: the text, or a function that returns it later.
-        level: one of `_LEVELS`.
-    """
+    """A message of now, as text or as a function that returns it later. `logging` knows neither TRACE nor SUCCESS."""
 
     def __init__(self, message: str | Callable[[], str], level: str) -> None:
         super().__init__("vision3d_engine", _LEVELS[level], "", 0, message, None, None)
@@ -83,41 +77,22 @@ class _LogFile:
 
     def __init__(self, path: str | Path, level: str) -> None:
         self.level = _LEVELS[level]
-        self._path = path
-        self._file: GrowingFile | None = None
+        self._file = GrowingFile(path)
         self._failed = False
 
     def write(self, records: Sequence[_Record]) -> None:
         """Write many lines at once."""
         try:
-            if self._file is None:
-                self._file = GrowingFile(self._path)
             self._file.add("".join(one.line for one in records).encode(errors="backslashreplace"))
         except OSError as error:
             if not self._failed:
-                reason = error.strerror or error
-                tqdm.write(f"cannot write messages to '{self._path}': {reason}; they are lost there", file=sys.stderr)
+                lost = f"{error.strerror or error}; they are lost there"
+                tqdm.write(f"cannot write messages to '{self._file.path}': {lost}", file=sys.stderr)
             self._failed = True
 
     def close(self) -> None:
         """Close the file; a later message opens it again."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-
-
-class _Later(QueueHandler):
-    """Hands records to the listening thread as they are: nothing is formatted here."""
-
-    def __init__(self, listener: BackgroundListener) -> None:
-        super().__init__(listener.queue)
-        self._listener = listener
-
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self._listener.put(record)
+        self._file.close()
 
 
 class Logger:
@@ -138,28 +113,17 @@ class Logger:
         error_file: str | Path | None = None,
     ) -> None:
         self.is_main = is_main
-        self._log_file = str(log_file) if log_file is not None and is_main else None
-        self._event_dir = str(event_dir) if event_dir is not None and is_main else None
+        self.log_file = str(log_file) if log_file is not None and is_main else None
+        self.event_dir = str(event_dir) if event_dir is not None and is_main else None
         self._places: list[_Console | _LogFile] = [_Console("INFO" if is_main else "ERROR")]
-        if self._log_file is not None:
-            make_folder(Path(self._log_file).parent)
-            self._places.append(_LogFile(self._log_file, "DEBUG"))
+        if self.log_file is not None:
+            make_folder(Path(self.log_file).parent)
+            self._places.append(_LogFile(self.log_file, "DEBUG"))
         if error_file is not None:
             self._places.append(_LogFile(error_file, "WARNING"))
         self._listener = BackgroundListener(partial(_write, self._places))
-        self._later = _Later(self._listener)
         self._events: list[Any] = []
         weakref.finalize(self, _close, self._listener, self._places, self._events)  # for a logger that nobody closes
-
-    @property
-    def log_file(self) -> str | None:
-        """Path of the text file."""
-        return self._log_file
-
-    @property
-    def event_dir(self) -> str | None:
-        """Folder of the TensorBoard events."""
-        return self._event_dir
 
     def log(self, message: Any, level: str = "INFO") -> None:
         """Write a message, after all lines before it; an unknown level is written as INFO, and said."""
@@ -177,42 +141,23 @@ class Logger:
         `flush`.
         """
         if self.is_main:
-            self._later.emit(_Record(make, "INFO"))
+            self._listener.put(_Record(make, "INFO"))
 
-    def debug(self, message: Any) -> None:
-        """Write a message for developers."""
-        self.log(message, "DEBUG")
-
-    def info(self, message: Any) -> None:
-        """Write an ordinary message."""
-        self.log(message, "INFO")
-
-    def success(self, message: Any) -> None:
-        """Write a result."""
-        self.log(message, "SUCCESS")
-
-    def warn(self, message: Any) -> None:
-        """Write a warning."""
-        self.log(message, "WARNING")
-
-    warning = warn
-
-    def error(self, message: Any) -> None:
-        """Write an error."""
-        self.log(message, "ERROR")
-
-    def critical(self, message: Any) -> None:
-        """Write an error that ends the program."""
-        self.log(message, "CRITICAL")
+    debug = partialmethod(log, level="DEBUG")
+    info = partialmethod(log, level="INFO")
+    success = partialmethod(log, level="SUCCESS")
+    warn = warning = partialmethod(log, level="WARNING")
+    error = partialmethod(log, level="ERROR")
+    critical = partialmethod(log, level="CRITICAL")
 
     def write_event(self, name: str, value: Any, index: int) -> None:
         """Write one number to TensorBoard; does nothing without an event folder, or in a forked process."""
-        if self._event_dir is None or self._listener.is_inherited:
+        if self.event_dir is None or self._listener.is_inherited:
             return
         if not self._events:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._events.append(SummaryWriter(self._event_dir, flush_secs=5))
+            self._events.append(SummaryWriter(self.event_dir, flush_secs=5))
         self._events[0].add_scalar(name, float(value), index)
 
     def flush(self) -> None:
@@ -251,13 +196,11 @@ def get_logger(log_file: str | Path | None = None, event_dir: str | Path | None 
     for stays as it was. Processes other than the main one write no such files, and keep their logger.
     """
     current = _CURRENT.get("logger")
-    if current is None:
-        set_logger(Logger(log_file, event_dir))
-    elif current.is_main:
+    if current is not None and current.is_main:
         log_file = current.log_file if log_file is None else str(log_file)
         event_dir = current.event_dir if event_dir is None else str(event_dir)
-        if (log_file, event_dir) != (current.log_file, current.event_dir):
-            set_logger(Logger(log_file, event_dir))
+    if current is None or (current.is_main and (log_file, event_dir) != (current.log_file, current.event_dir)):
+        set_logger(Logger(log_file, event_dir))
     return _CURRENT["logger"]
 
 

@@ -1,7 +1,7 @@
 """Count, sum and sum of squares of named numbers over a pass, and over the interval since the last log line.
 
-The engine's own meters. Numbers of a step are copied into one small vector on their device; nothing is read back until
-a log line asks, and then all of them in one copy. What is kept does not grow with the number of steps.
+Numbers of a step are copied into one small vector on their device; nothing is read back until a log line asks, and then
+all of them in one copy. What is kept does not grow with the number of steps.
 """
 
 import math
@@ -49,15 +49,11 @@ class RunningMeans:
         if len(tensors) < len(results):
             self._add_numbers({key: value for key, value in results.items() if key not in tensors})
         if tensors:
-            rows = self._waiting.get(keys := tuple(tensors)) or self._new_rows(keys)
+            if (rows := self._waiting.get(keys := tuple(tensors))) is None:
+                rows = self._waiting[keys] = _Rows(keys)
             rows.append([value.detach() if value.requires_grad else value for value in tensors.values()], self._count)
         if len(results) != len(self._keys) or results.keys() != self._keys.keys():
             self._keys |= dict.fromkeys(results)
-
-    def _new_rows(self, keys: tuple[str, ...]) -> "_Rows":
-        """Return a place for the rows of steps that have just these tensors."""
-        rows = self._waiting[keys] = _Rows(keys)
-        return rows
 
     def _add_numbers(self, values: Mapping[str, Any]) -> None:
         """Add numbers of the host straight to the interval."""
@@ -95,8 +91,10 @@ class RunningMeans:
         """Go on from a saved state."""
         self._keys = dict.fromkeys(state["keys"])
         self._count = state["count"]
-        self._total = {key: _as_sums(value) for key, value in state["total"].items()}
-        self._interval = {key: _as_sums(value) for key, value in state["window"].items()}
+        self._total, self._interval = (
+            {key: (count, total, squares) for key, (count, total, squares) in state[name].items()}
+            for name in ("total", "window")
+        )
         self._waiting = {tuple(rows["keys"]): _Rows.from_state(rows) for rows in state["waiting"]}
 
     def add_state(self, state: Mapping[str, Any]) -> None:
@@ -198,8 +196,7 @@ class _Rows:
 
     def take(self, numbers: Iterator[float]) -> Sums:
         """Return count, sum and sum of squares by key, given what `sum_up` returned, brought to the host."""
-        sums = list(islice(numbers, len(self._keys)))
-        squares = list(islice(numbers, len(self._keys)))
+        sums, squares = (list(islice(numbers, len(self._keys))) for _ in range(2))
         return {key: (float(self._summed), sums[i], squares[i]) for i, key in enumerate(self._keys)}
 
     def _stacked(self) -> torch.Tensor:
@@ -221,10 +218,6 @@ class _Rows:
         self._blocks.append((self._numbers, block))
         self._rows, self._numbers = [], []
         return self._sums
-
-
-def _as_sums(value: Sequence[float]) -> tuple[float, float, float]:
-    return (value[0], value[1], value[2])
 
 
 def _add(a: tuple[float, float, float] | None, b: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -1,7 +1,7 @@
 """How long the steps of a pass take, without waiting for the device."""
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,7 +22,8 @@ class StepClock:
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
         self._events: list[tuple[Any, Any]] = []
-        self._device_s: list[float] = [0.0, 0.0]
+        self._device_s = 0.0
+        self._measured = 0
         self.steps = 0
         self.data_s = 0.0
         self.model_s = 0.0
@@ -32,18 +33,11 @@ class StepClock:
 
     def start(self) -> Any:
         """Mark the start of a step on the device; None on the CPU. The host does not wait."""
-        return self._marked() if self._is_cuda and len(self._events) < _MAX_MEASURED else None
-
-    def _marked(self) -> Any:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        return _recorded_event() if self._is_cuda and len(self._events) < _MAX_MEASURED else None
 
     def stop(self, started: Any) -> None:
         """Mark the end of a step that `start` has marked."""
-        ended = torch.cuda.Event(enable_timing=True)
-        ended.record()
-        self._events.append((started, ended))
+        self._events.append((started, _recorded_event()))
 
     def count(self, data_s: float, model_s: float) -> None:
         """Count one step: how long it waited for its batch, and how long it kept the host busy."""
@@ -74,32 +68,38 @@ class StepClock:
         ended = [pair for pair in self._events if pair[1].query()]
         self._events = []
         total = sum(start.elapsed_time(end) for start, end in ended) / 1e3
-        self._device_s = [self._device_s[0] + total, self._device_s[1] + len(ended)]
+        self._device_s += total
+        self._measured += len(ended)
         return total / len(ended) if ended else 0.0
 
     def means(self) -> dict[str, float]:
         """Return the mean times of the pass, in seconds: ``data`` and ``model``."""
         self._read_events()
-        total, measured = self._device_s
         steps = max(self.steps, 1)
-        return {"data": self.data_s / steps, "model": total / measured if measured else self.model_s / steps}
+        model_s = self._device_s / self._measured if self._measured else self.model_s / steps
+        return {"data": self.data_s / steps, "model": model_s}
 
     def elapsed_s(self) -> float:
         """Return the time since the pass began, in seconds."""
         return time.perf_counter() - self._started
 
 
-class LogInterval:
+def _recorded_event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+class LogInterval(NamedTuple):
     """Mean times of the steps between two log lines, in seconds, and steps per second.
 
     ``steady_data_s`` is the mean wait for a batch without the first one of a pass, which waits for workers to start.
     """
 
-    def __init__(self, data_s: float, model_s: float, rate: float, steady_data_s: float = 0.0) -> None:
-        self.data_s = data_s
-        self.model_s = model_s
-        self.rate = rate
-        self.steady_data_s = steady_data_s
+    data_s: float
+    model_s: float
+    rate: float
+    steady_data_s: float
 
     def times(self) -> dict[str, float]:
         """Return the mean times by name."""

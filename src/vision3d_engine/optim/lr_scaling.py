@@ -23,10 +23,7 @@ def scale_factor(rule: str, size: int) -> float:
 
 
 def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
-    """Multiply all rates of an optimizer and its schedule, so that every step has ``factor`` times the rate.
-
-    Lower limits (``eta_min``, ``min_lr``) and peaks (``max_lr``) are rates too. It makes no difference whether the
-    schedule was built before or is None.
+    """Multiply all rates of an optimizer and its schedule, if there is one, also lower limits and peaks.
 
     Raises:
         ConfigError: for a schedule that is not torch's, since nobody knows where it keeps its rates.

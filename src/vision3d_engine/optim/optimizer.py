@@ -37,10 +37,8 @@ def prefer_fused(optimizer: Any, model: nn.Module | None = None) -> bool:
     https://docs.pytorch.org/docs/stable/optim.html. Numbers differ from the other kernels' in their last bits.
     """
     parameters = [parameter for group in getattr(optimizer, "param_groups", ()) for parameter in group["params"]]
-    if not _may_be_fused(optimizer, parameters, model):
-        return False
     kinds = {(parameter.device, parameter.dtype) for parameter in parameters}
-    if not all(_has_fused(type(optimizer), device, dtype) for device, dtype in kinds):
+    if not _may_be_fused(optimizer, parameters, model) or not all(_has_fused(type(optimizer), *kind) for kind in kinds):
         return False
     for group in optimizer.param_groups:
         group["fused"] = True
@@ -84,22 +82,18 @@ def _has_fused(kind: Any, device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _optimizer_class(name: str) -> Any:
-    known = [key for key, value in vars(torch.optim).items() if _is_optimizer(value)]
+    base = torch.optim.Optimizer
+    kinds = {key: value for key, value in vars(torch.optim).items() if isinstance(value, type)}
+    known = [key for key, value in kinds.items() if issubclass(value, base) and value is not base]
     if name not in known:
         message = f"cfg.optimizer.type is '{name}'{did_you_mean(name, known)} (torch.optim has: {listed(known)})"
         raise ConfigError(message)
     return getattr(torch.optim, name)
 
 
-def _is_optimizer(value: Any) -> bool:
-    base = torch.optim.Optimizer
-    return isinstance(value, type) and issubclass(value, base) and value is not base
-
-
 def _check_arguments(optimizer: Any, arguments: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(optimizer).parameters if name != "params"]
-    for name in arguments:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            message = f"cfg.optimizer.{name} is not an argument of {optimizer.__name__}{hint} (it has: {listed(known)})"
-            raise ConfigError(message)
+    for name in [name for name in arguments if name not in known]:
+        hint = did_you_mean(name, known)
+        message = f"cfg.optimizer.{name} is not an argument of {optimizer.__name__}{hint} (it has: {listed(known)})"
+        raise ConfigError(message)

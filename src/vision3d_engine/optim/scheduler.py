@@ -94,15 +94,14 @@ def build_warmup_lr_scheduler(optimizer: Optimizer, cfg: Any, annealing: str = "
         message = f"annealing is '{annealing}'{did_you_mean(annealing, known)}; it must be one of {listed(known)}"
         raise ConfigError(message)
     section, window = read_section(cfg, "scheduler"), read_settings(cfg)[0].trainer.grad_acc_steps
-    factors = section.eta_init, section.eta_min
+    warmup, factors = section.warmup_steps // window, (section.eta_init, section.eta_min)
     if annealing == "exponential":
         _require(section, "Exponential", "step_size", "gamma")
-        warmup = section.warmup_steps // window
         function = WarmUpExponentialAnnealingFunction(warmup, section.gamma, section.step_size, *factors)
         return _as_schedule(optimizer, function)
     _require(section, annealing.capitalize(), "total_steps")
     kind = WarmUpCosineAnnealingFunction if annealing == "cosine" else WarmUpLinearAnnealingFunction
-    return _as_schedule(optimizer, kind(section.total_steps // window, section.warmup_steps // window, *factors))
+    return _as_schedule(optimizer, kind(section.total_steps // window, warmup, *factors))
 
 
 def _as_schedule(optimizer: Optimizer, function: _WarmUp) -> LRScheduler:

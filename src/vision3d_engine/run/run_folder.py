@@ -13,7 +13,7 @@ from vision3d_engine.checkpoint.retention import is_run_file
 from vision3d_engine.checkpoint.shard_folders import is_shard_folder, remove_unfinished, remove_unused
 from vision3d_engine.core.errors import FolderError, FolderInUseError, shortened
 from vision3d_engine.core.files import make_folder
-from vision3d_engine.core.locks import FolderLock
+from vision3d_engine.core.locks import locked_folder
 
 _MAX_NAMES = 5
 
@@ -46,7 +46,7 @@ class RunFolder:
         Raises:
             FolderInUseError: naming the process that works there.
         """
-        return FolderLock(self._output) if self._is_main else contextlib.nullcontext()
+        return locked_folder(self._output) if self._is_main else contextlib.nullcontext()
 
     def claim(self, writers: Any, overwrite: bool) -> None:
         """Make the folder that of a new run: refuse, or remove, checkpoints of another one; put its numbers aside.

@@ -17,14 +17,14 @@ class JsonLinesWriter(MetricWriter):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file: GrowingFile | None = None
+        self._file = GrowingFile(path)
         self._rows: list[Mapping[str, Any]] = []
         self._started = time.time()
 
     @property
     def is_open(self) -> bool:
         """Whether this object has written since it was made or closed."""
-        return self._file is not None
+        return self._file.is_open
 
     def scalars(
         self, phase: str, values: Mapping[str, float], step: int, position: Mapping[str, Any], time: float
@@ -44,8 +44,6 @@ class JsonLinesWriter(MetricWriter):
         """
         rows, self._rows = self._rows, []
         if rows:
-            if self._file is None:
-                self._file = GrowingFile(self.path)
             self._file.add("".join(_as_line(row) for row in rows).encode())
 
     def position(self) -> int:
@@ -59,9 +57,7 @@ class JsonLinesWriter(MetricWriter):
 
     def close(self) -> None:
         """Close the file."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        self._file.close()
 
 
 def _as_line(row: Mapping[str, Any]) -> str:

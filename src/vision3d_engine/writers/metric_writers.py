@@ -6,9 +6,10 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partialmethod
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -19,13 +20,15 @@ from vision3d_engine.writers.jsonl import JsonLinesWriter
 from vision3d_engine.writers.protocol import MetricWriter
 from vision3d_engine.writers.tensorboard import TensorBoardWriter
 
+_Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # a method of the writers, and with what to call it
+
 
 class MetricWriters:
     """Writes named numbers to TensorBoard (``phase/key``), to ``metrics.jsonl`` and to the writers of the user.
 
-    Files open with the first number of a run, so a run that writes nothing leaves nothing. Until a run begins, numbers
-    are held in memory, since only then it is known whether it goes on with what lies in the folder; a script that never
-    runs has them written at its end. What a forked process, such as a data worker, hands in is dropped.
+    Files open with the first number, so a run that writes nothing leaves nothing. Until a run begins, numbers are held
+    in memory, since only then it is known whether it goes on with what lies in the folder; a script that never runs has
+    them written at its end. What a forked process, such as a data worker, hands in is dropped.
 
     Args:
         event_dir: folder of the TensorBoard events.
@@ -54,8 +57,9 @@ class MetricWriters:
         if not isinstance(writer, MetricWriter):
             message = f"add_writer got {describe(writer)}; it must be a subclass of vision3d_engine.MetricWriter"
             raise RegistrationError(message)
-        names = (type(writer).__name__ + suffix for suffix in chain([""], (f"#{number}" for number in count(2))))
-        self._delivery.writers[next(name for name in names if name not in self._delivery.writers)] = writer
+        known, name = self._delivery.writers, type(writer).__name__
+        names = chain([name], (f"{name}#{number}" for number in count(2)))
+        known[next(name for name in names if name not in known)] = writer
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -71,39 +75,29 @@ class MetricWriters:
         """Write numbers as a JSON line only."""
         self._hand_in("row", phase, dict(values), position, time.time())
 
-    def points(self, tag: str, points: Any, colors: Any, step: int) -> None:
-        """Write point clouds; returns when they are written, as do the next four."""
-        self._write_now("points", tag, points, colors, step)
-
     def images(self, tag: str, images: Any, step: int, dataformats: str = "NCHW") -> None:
         """Write images, floats from 0 to 1 or uint8, with the axes that ``dataformats`` names (``"CHW"``, ...)."""
         self._write_now("images", tag, images, step, dataformats)
 
-    def figures(self, tag: str, figure: Any, step: int) -> None:
-        """Write a figure of matplotlib."""
-        self._write_now("figures", tag, figure, step)
-
-    def histograms(self, tag: str, values: Any, step: int) -> None:
-        """Write how the values of a tensor or array are distributed."""
-        self._write_now("histograms", tag, values, step)
-
-    def text(self, tag: str, text: str, step: int) -> None:
-        """Write a text."""
-        self._write_now("text", tag, text, step)
-
-    def _write_now(self, name: str, *args: Any) -> None:
+    def _write_now(self, name: str, *args: Any, **options: Any) -> None:
+        """Call a method of all writers as `MetricWriter` describes it; returns when they have written."""
         if self._is_here:
-            self._hand_in(name, *map(_copied, args))
+            self._hand_in(name, *map(_copied, args), **{key: _copied(value) for key, value in options.items()})
             self._listener.flush()
 
-    def _hand_in(self, name: str, *args: Any) -> None:
+    points = partialmethod(_write_now, "points")
+    figures = partialmethod(_write_now, "figures")
+    histograms = partialmethod(_write_now, "histograms")
+    text = partialmethod(_write_now, "text")
+
+    def _hand_in(self, name: str, *args: Any, **options: Any) -> None:
         if not self._is_here:
             return
         if self._is_holding:
-            self._held.append(_Call(name, args))
+            self._held.append((name, args, options))
         else:
             self._release()
-            self._listener.put(_Call(name, args))
+            self._listener.put((name, args, options))
 
     @property
     def _is_here(self) -> bool:
@@ -148,8 +142,8 @@ class MetricWriters:
         if not self._is_here:
             return {}
         self.flush()
-        found = {name: self._delivery.attempt(name, "position") for name in self._delivery.writers}
-        return {name: position for name, position in found.items() if position is not None}
+        found = ((name, self._delivery.attempt(name, "position")) for name in self._delivery.writers)
+        return {name: position for name, position in found if position is not None}
 
     def cut_back(self, positions: Mapping[str, Any], step: int) -> None:
         """Forget what was written after a checkpoint, since a resumed run writes it again: no curve goes back.
@@ -182,13 +176,6 @@ class MetricWriters:
             self._delivery.close()
 
 
-class _Call(NamedTuple):
-    """A method of the writers, and with what to call it."""
-
-    name: str
-    args: tuple[Any, ...]
-
-
 class _Delivery:
     """Calls all writers, one call at a time; one that fails costs its own numbers.
 
@@ -206,15 +193,15 @@ class _Delivery:
     def deliver(self, calls: list[_Call]) -> None:
         """Make many calls."""
         for writer in list(self.writers):
-            for call in calls:
-                self.attempt(writer, call.name, *call.args)
+            for name, args, options in calls:
+                self.attempt(writer, name, *args, **options)
             self.attempt(writer, "flush")
 
-    def attempt(self, writer: str, name: str, *args: Any) -> Any:
+    def attempt(self, writer: str, name: str, *args: Any, **options: Any) -> Any:
         """Call a method of a writer; what it raises is said once, and the result is None."""
         try:
             with self._lock:
-                return getattr(self.writers[writer], name)(*args)
+                return getattr(self.writers[writer], name)(*args, **options)
         except Exception as error:  # noqa: BLE001  any writer's
             is_disk = isinstance(error, OSError) and writer in ("metrics_bytes", "events")
             who = "numbers of the run" if is_disk else writer
@@ -223,7 +210,6 @@ class _Delivery:
                 said = f"{writer}.{name} raised {type(error).__name__}: {error}; its numbers are lost"
                 reason = getattr(error, "strerror", None) or error
                 self._logger.log(f"cannot write {who}: {reason}; they are lost" if is_disk else said, "ERROR")
-            return None
 
     def close(self) -> None:
         """Close all writers."""
@@ -249,6 +235,6 @@ def _copied(value: Any) -> Any:
 
 def _free_name(path: Path, stamp: str) -> Path:
     """Return the path with a time in its name, which no other file has."""
-    numbers = chain([""], (f"-{number}" for number in count(1)))
-    names = (path.with_name(f"{path.stem}-{stamp}{number}{path.suffix}") for number in numbers)
+    stems = chain([f"{path.stem}-{stamp}"], (f"{path.stem}-{stamp}-{number}" for number in count(1)))
+    names = (path.with_stem(stem) for stem in stems)
     return next(name for name in names if not name.exists())

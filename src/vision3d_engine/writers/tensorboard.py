@@ -25,18 +25,14 @@ _SPARE_BYTES = 1 << 14
 
 
 class TensorBoardWriter(MetricWriter):
-    """Writes events into a file of its own in an event folder, both made with the first event.
-
-    Args:
-        event_dir: the folder.
-    """
+    """Writes events into a file of its own in an event folder, both made with the first event."""
 
     def __init__(self, event_dir: str | Path) -> None:
         self.path = Path(event_dir)
         self._writer: Any = None
         self._file: Path | None = None
         self._whole = 0
-        self._purge_step: int | None = None
+        self._purge_step: int | None = None  # TensorBoard shall forget what earlier files hold from here on
         self._events: list[tuple[Any, int, float]] = []
 
     @property
@@ -120,20 +116,14 @@ class TensorBoardWriter(MetricWriter):
             before = set(self._files())
             self._writer = FileWriter(str(self.path), max_queue=1000, filename_suffix=_SUFFIX)
             self._file = next((path for path in self._files() if path not in before), None)
-            self._purge()
+            if self._purge_step is not None:
+                from tensorboard.compat.proto import event_pb2
+
+                proto: Any = event_pb2
+                start = proto.SessionLog(status=proto.SessionLog.START)
+                self._writer.add_event(proto.Event(step=self._purge_step, session_log=start))
+                self._purge_step = None
         return self._writer
-
-    def _purge(self) -> None:
-        """Let TensorBoard forget what earlier files hold from a step on."""
-        if self._purge_step is not None:
-            from tensorboard.compat.proto.event_pb2 import (
-                Event,  # pyright: ignore[reportAttributeAccessIssue]  made by protobuf
-                SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
-            )
-
-            start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(step=self._purge_step, session_log=start))
-            self._purge_step = None
 
     def _abandon(self) -> None:
         """Leave a file whose writer has failed as it was before; later events get a new one."""
