@@ -54,27 +54,23 @@ class ResumableLoader:
         device: where steps run; its generator is seeded before each batch that is read in order.
         rank: number of this process, which loaders that are read in order draw differently on.
         size: number of processes.
+        is_shared: give it an iterator and workers of its own, where that is possible.
+
+    Attributes:
+        loader: the loader that is read: what was registered, or the one that was adopted in its place.
     """
 
-    def __init__(self, registered: Any, device: torch.device = _CPU, rank: int = 0, size: int = 1) -> None:
+    def __init__(
+        self, registered: Any, device: torch.device = _CPU, rank: int = 0, size: int = 1, is_shared: bool = False
+    ) -> None:
         self.registered = registered
-        #: the loader that is read: what was registered, or the one that was adopted in its place.
-        self.loader = adopted(registered)
+        self.loader = copied(adopted(registered)) if is_shared else adopted(registered)
         self._device = device
         self._rank, self._size = rank, size
         self._sampler = sampler_of(self.loader)
         self._state: Any = None
         self._announced: int | None = None
         self._stream: _Stream | None = None
-
-    def copied(self) -> "ResumableLoader":
-        """Return one over the same data whose iterator and workers are its own, where that is possible."""
-        twin = ResumableLoader(self.registered, self._device, self._rank, self._size)
-        twin.loader = copied(self.loader)
-        twin._sampler = sampler_of(twin.loader)
-        return twin
-
-    # ------------------------------------------------------------------------------------------- what it is
 
     @property
     def is_positioned(self) -> bool:
@@ -268,9 +264,8 @@ class LoaderCache:
         """Return the loader for a purpose, such as ``"train"``; one that was exchanged is noticed."""
         found = self._loaders.get(purpose)
         if found is None or found.registered is not registered:
-            loader = ResumableLoader(registered, *self._world)
             is_shared = any(other.registered is registered for other in self._loaders.values())
-            found = self._loaders[purpose] = loader.copied() if is_shared else loader
+            found = self._loaders[purpose] = ResumableLoader(registered, *self._world, is_shared=is_shared)
         return found
 
     def clear(self) -> None:
