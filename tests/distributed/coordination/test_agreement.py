@@ -6,7 +6,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from vision3d_engine.distributed.coordination.agreement import StoreAgreement
+from vision3d_engine.distributed.coordination.agreement import Agreement, StoreAgreement
 
 SIZE = 12
 
@@ -39,6 +39,14 @@ def run(name, act, size=SIZE, sync_points=400):
         thread.join(60)
         assert not thread.is_alive(), "a process hangs"
     return found
+
+
+def test_a_request_to_stop_is_not_lost_beside_one_to_save_whichever_comes_first():
+    for first, second in (("save", "stop SIGTERM"), ("stop SIGTERM", "save")):
+        alone = Agreement()
+        alone.request(first)
+        alone.request(second)
+        assert [alone.sync_point() for _ in range(3)] == [first, second, None]
 
 
 def test_all_carry_out_a_request_at_the_same_sync_point_whoever_makes_it():

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,21 +24,20 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._pending: str | None = None
+        self._requests: deque[str] = deque()  # a signal may come between any two operations, so each is atomic
 
     def request(self, what: str) -> None:
-        """Request something of all processes; a signal handler may call it. A newer request replaces an older one."""
-        self._pending = what
+        """Request something of all processes; a signal handler or a thread may call it. Older requests come first."""
+        self._requests.append(what)
 
     @property
     def pending(self) -> str | None:
-        """What this process has requested and all have not carried out yet."""
-        return self._pending
+        """What this process has requested first and all have not carried out yet."""
+        return next(iter(list(self._requests)), None)
 
     def sync_point(self) -> str | None:
         """Pass a sync point and return the request that all processes carry out now, or None."""
-        request, self._pending = self._pending, None
-        return request
+        return self._requests.popleft() if self._requests else None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -81,7 +81,8 @@ class StoreAgreement(Agreement):
             self._next += 1
             if is_due:
                 self._due = None
-                self._pending = None if self._pending == self._agreed else self._pending
+                if self.pending == self._agreed:
+                    self._requests.popleft()
             return self._agreed if is_due else None
 
     @contextlib.contextmanager
@@ -109,8 +110,8 @@ class StoreAgreement(Agreement):
     def _look(self) -> None:
         """Hand this process's request on, and agree on the sync point when there is one."""
         key = f"{self._round}/request"
-        if self._pending is not None and not self._store.check([key]):
-            self._store.compare_set(key, "", self._pending)
+        if (request := self.pending) is not None and not self._store.check([key]):
+            self._store.compare_set(key, "", request)
         if self._due is None and self._store.check([key]):
             self._agree(self._store.get(key).decode())
 
