@@ -42,6 +42,7 @@ class Agreement:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Listen to the other processes while a block runs; whoever ends it first ends the agreement of all."""
+        self._requests.clear()  # what nobody carried out in an earlier block
         yield
 
 
@@ -88,6 +89,7 @@ class StoreAgreement(Agreement):
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Listen to the other processes while a block runs; whoever ends it first ends the agreement of all."""
+        self._requests.clear()
         self._stopped.clear()
         thread = threading.Thread(target=self._listen, name="agreement", daemon=True)
         thread.start()
