@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.logs.log_line import get_log_string
@@ -33,6 +34,7 @@ class EvalPass:
         world = context.world
         self._owner, self._context, self._loader = owner, context, loader
         self._checks = ResultChecker(self.step_name)
+        self._seeds: StepSeeds | None = None
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner(
             self.phase,
@@ -46,7 +48,8 @@ class EvalPass:
     def validate(self) -> dict[str, Any]:
         """Validate from the first hook to the log line; return the summary with what `after_val_epoch` added to it."""
         context, owner, epoch = self._context, self._owner, self._context.progress.epoch
-        context.seed_pass("val")
+        seeds = context.seed_pass("val")
+        self._seeds = seeds if self._loader.is_positioned else None  # else they are set before a batch is read
         owner.set_eval_mode()
         context.hooks.fire("before_val_epoch", epoch)
         summary_dict = self.walk(context.data_seed("val", epoch), epoch)
@@ -73,6 +76,8 @@ class EvalPass:
 
     def _iterate(self, iteration: int, data_dict: Any) -> None:
         self._context.progress.iteration = iteration
+        if self._seeds is not None:
+            self._seeds.seed(iteration)
         with torch.no_grad():
             results = list(self._results(iteration, data_dict))
         for result_dict in results:

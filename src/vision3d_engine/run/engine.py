@@ -97,7 +97,7 @@ class Engine:
 
     def write_event(self, phase: str, event_dict: Mapping[str, Any], index: int) -> None:
         """Write numbers to TensorBoard (``phase/key``) and ``metrics.jsonl``; tensors are read, so the host waits."""
-        self._context.writers.scalars(phase, {key: float(value) for key, value in event_dict.items()}, index)
+        self._context.writers.scalars(phase, {key: float(value) for key, value in event_dict.items()}, int(index))
 
     def write_points(self, tag: str, points: Any, colors: Any = None, index: int = 0) -> None:
         """Write point clouds for TensorBoard's mesh tab.
@@ -108,7 +108,7 @@ class Engine:
             colors: ``(B, N, 3)``, 0 to 255, or None.
             index: step on TensorBoard's axis.
         """
-        self._context.writers.points(tag, points, colors, index)
+        self._context.writers.points(tag, points, colors, int(index))
 
     def add_records(self, records: Iterable[Any]) -> None:
         """Keep one record for each sample of the batch at hand, for `gather_records`; in a validation or test step.

@@ -6,7 +6,7 @@ from typing import Any
 
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.durations import parse_duration
-from vision3d_engine.core.errors import DataError, NonFiniteError, ResultError, did_you_mean, listed
+from vision3d_engine.core.errors import CheckpointError, DataError, NonFiniteError, ResultError, did_you_mean, listed
 from vision3d_engine.data.resumable_loader import LoaderCache, ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
@@ -34,6 +34,7 @@ class TrainingRun:
         checkpoints: the files of the run.
         resume_state: what a resume restores beside model, optimizer and schedule.
         autosave: when files are written.
+        is_training: whether an epoch is trained, from its first hook to its last step.
     """
 
     def __init__(self, trainer: Any, session: Session, context: PassContext, loaders: LoaderCache) -> None:
@@ -57,6 +58,7 @@ class TrainingRun:
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
         self._stop_requests = StopRequests(agreement, parse_duration(settings.max_time) if settings.max_time else None)
         self._rate_scaling = RateScaling(settings.scale_lr)
+        self.is_training = False
         self._only_validates = False
         self._summary: dict[str, Any] | None = None
 
@@ -77,6 +79,7 @@ class TrainingRun:
         self._only_validates = only_validation
         hooks = self._context.hooks
         with self._session.running(), self._surroundings():
+            self._session.check_arguments()
             if not only_validation:
                 self._claim_folder()
             self._prepare()
@@ -106,7 +109,6 @@ class TrainingRun:
         """Check what can be checked before the first step, and load what the command line asks for."""
         trainer, settings = self._trainer, self._context.settings
         self._check_loaders()
-        self._session.check_arguments()
         if trainer.scheduler is None:
             trainer.log("no learning rate schedule is registered: the rate stays as it is")
         for note in filter(None, (self.train_data().note, *self.resume_state.forgotten(trainer))):
@@ -131,7 +133,18 @@ class TrainingRun:
             trainer.log(said)
 
     def load(self, filename: str) -> None:
-        """Load a checkpoint with all parts that it holds, and go on from its moment."""
+        """Load a checkpoint with all parts that it holds, and go on from its moment.
+
+        Raises:
+            CheckpointError: while an epoch is trained, whose end would be counted as that of the loaded one.
+        """
+        if self.is_training:
+            message = (
+                f"load('{filename}') in the training of epoch {self._progress.epoch}, whose rest would be trained on "
+                "top of it. Call it in before_train, after_train_epoch or after_val_epoch, or before run(); for the "
+                "weights alone call load_weights()"
+            )
+            raise CheckpointError(message)
         self._scale_rates()  # first: the rates of a checkpoint are those of its run, whatever the processes now
         self._resuming.load(filename)
         self.autosave.restart_cadence()
@@ -152,6 +165,15 @@ class TrainingRun:
             self._context.writers.flush()
             self._check_metrics()
             self.autosave.stop_if_asked()
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Know that an epoch is trained while a block runs."""
+        self.is_training = True
+        try:
+            yield
+        finally:
+            self.is_training = False
 
     def close_training(self) -> None:
         """Save when an epoch's training is done, so that a validation that fails costs none; once an epoch."""

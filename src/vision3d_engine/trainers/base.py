@@ -239,8 +239,14 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
 
     def train_epoch(self) -> None:
         """Train for one epoch, or for what is left of it."""
-        seeds, epoch = self._context.seed_pass("train"), self.epoch
-        self._hooks.fire("before_train_epoch", epoch)
+        with self._run.training():
+            self._train_pass()
+        self._hooks.fire("after_train_epoch", self.epoch, self._pass.close())
+
+    def _train_pass(self) -> None:
+        """Walk the training data, or what is left of it."""
+        seeds = self._context.seed_pass("train")
+        self._hooks.fire("before_train_epoch", self.epoch)
         loader = self._run.train_data()
         lengths, read = self._open_data(loader)
         self._pass = TrainPass(
@@ -256,7 +262,6 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         with self._run.resume_state.open_pass(self._pass.meters):
             self._pass.run()
             self._run.close_training()
-        self._hooks.fire("after_train_epoch", epoch, self._pass.close())
 
     def val_epoch(self) -> None:
         """Validate and keep best models."""

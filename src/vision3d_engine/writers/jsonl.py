@@ -61,10 +61,11 @@ class JsonLinesWriter(MetricWriter):
 
 
 def _as_line(row: Mapping[str, Any]) -> str:
+    """Return a row as a line; what JSON does not know is written as text, so that no row takes others with it."""
     try:
-        return json.dumps(row, allow_nan=False) + "\n"
+        return json.dumps(row, allow_nan=False, default=str) + "\n"
     except ValueError:
-        return json.dumps(_finite(row)) + "\n"
+        return json.dumps(_finite(row), default=str) + "\n"
 
 
 def _finite(value: Any) -> Any:

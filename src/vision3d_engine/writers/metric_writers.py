@@ -207,7 +207,8 @@ class _Delivery:
             who = "numbers of the run" if is_disk else writer
             if who not in self._failed:
                 self._failed.add(who)
-                said = f"{writer}.{name} raised {type(error).__name__}: {error}; its numbers are lost"
+                act = f"{type(self.writers[writer]).__name__}.{name}"
+                said = f"{act} raised {type(error).__name__}: {error}; its numbers are lost"
                 reason = getattr(error, "strerror", None) or error
                 self._logger.log(f"cannot write {who}: {reason}; they are lost" if is_disk else said, "ERROR")
 
