@@ -44,7 +44,8 @@ class Snapshot:
             return tensor.detach().cpu().clone()
         key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if key not in self._copies:
-            self._copies[key] = self._buffers.take(tensor).copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            buffer = self._copies[key] = self._buffers.take(tensor)
+            buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)  # returns a subclass if the tensor is one
             if tensor.is_cuda:
                 self._copied = torch.cuda.Event()
                 self._copied.record()
