@@ -226,25 +226,26 @@ class ResumableLoader:
 
 
 class _Stream:
-    """An endless stream that knows where it stands; after an error it stands nowhere.
-
-    Attributes:
-        position: where it stands; None while it reads a batch, and for good when that fails.
-    """
+    """An endless stream that knows where it stands; after an error it stands nowhere."""
 
     def __init__(self, batches: Iterator[tuple[Place, Any]], position: StreamPosition) -> None:
         self._batches = batches
-        self.position: StreamPosition | None = position
+        self._first_epoch, self._place = position.first_epoch, position.place
+        self._taken: int | None = position.taken
+
+    @property
+    def position(self) -> StreamPosition | None:
+        """Where it stands; None while it reads a batch, and for good when that fails."""
+        return None if self._taken is None else StreamPosition(self._first_epoch, self._taken, self._place)
 
     def __iter__(self) -> Iterator[tuple[Place, Any]]:
         return self
 
     def __next__(self) -> tuple[Place, Any]:
-        before, self.position = self.position, None
-        place, batch = next(self._batches)
-        if before is not None:
-            self.position = StreamPosition(before.first_epoch, before.taken + 1, place)
-        return place, batch
+        taken, self._taken = self._taken, None
+        self._place, batch = next(self._batches)
+        self._taken = (taken or 0) + 1
+        return self._place, batch
 
 
 class LoaderCache:
