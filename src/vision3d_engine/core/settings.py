@@ -57,9 +57,10 @@ class TrainerSettings(_Section):
     """Iterations that IterBasedTrainer calls an epoch (default: the length of the training loader)."""
     grad_acc_steps: AtLeastOne = 1
     """Batches whose gradients make one update (1 = no accumulation)."""
-    uneven: Literal["join", "drop", "cycle"] = "join"
-    """When a process has fewer batches in an epoch than others: it joins in without weight, the others' surplus is
-    dropped, or it begins its batches again."""
+    uneven: Literal["join", "repeat", "drop", "cycle"] = "join"
+    """When a process has fewer batches in an epoch than others: it joins their updates with gradients of zeros; it
+    repeats its last batch without weight, for steps with exchanges of their own; the others' surplus is dropped; or it
+    begins its batches again (``cycle``)."""
     grad_acc_reduction: Literal["mean", "sum"] = "mean"
     """Mean makes the update equal that of one big batch; sum adds the gradients up, as the 2022 engine did."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"

@@ -1,7 +1,10 @@
 """One pass over the training data: all that lives as long as it, and the sequence of one iteration."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import torch
 
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.prefetcher import Prefetcher
@@ -49,13 +52,17 @@ class TrainPass:
         self._trainer, self._context, self._progress = trainer, context, context.progress
         self._epoch = context.progress.epoch
         self._read, self._seeds, self._seeds_steps = read, seeds, loader.is_positioned
-        self._uneven = UnevenRanks(lengths, context.world.rank, context.settings.uneven)
+        self._uneven = UnevenRanks(lengths, context.world.rank, _way_to_join(context))
         self._checks = ResultChecker("train_step")
         self._equal_weights = context.hooks.is_default("loss_weight")
+        self._step = context.parallel.exchanging(self._train_step, trainer.model, trainer.optimizer)
         self._update = self._new_update()
         self._before_step = context.hooks.of("before_train_step")
         self._after_backward = context.hooks.of("after_backward")
         self._after_step = context.hooks.of("after_train_step")
+        if self._uneven.last_own is not None:
+            self._after_step = [self._keep_last, *self._after_step]
+        self._last_dicts: tuple[Any, ...] = ()
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
         self._schedules_updates, self._scheduled_at = schedule_follows == "update", context.progress.trained
         prefetcher = Prefetcher(context.world.device, look_ahead=not loader.is_stateful)
@@ -118,8 +125,7 @@ class TrainPass:
         for act in self._before_step:
             act(epoch, iteration, data_dict)
         with update.micro_batch(self.runner.is_last):
-            output_dict, result_dict = self._checks.unpack(trainer.train_step(epoch, iteration, data_dict))
-            loss = self._checks.loss(result_dict)
+            loss, output_dict, result_dict = self._step(iteration, data_dict)
             weight = 1 if self._equal_weights else trainer.loss_weight(data_dict, output_dict, result_dict)
             update.backward(loss, weight, self._mean_weight)
         for act in self._after_backward:
@@ -140,21 +146,10 @@ class TrainPass:
         self._progress.trained, self._progress.place = iteration, self.runner.place
         self._steps_at_update = self._progress.total_steps
 
-    def _join(self, iteration: int, data_dict: Any) -> None:
-        """Join in a step of other processes with a batch that has no weight and shows in no mean.
-
-        Of the hooks only `after_backward` acts, when a window ends: what it does to the gradients of the update (clips
-        them) must happen on all processes.
-        """
-        update = self._update
-        with update.micro_batch(self.runner.is_last):
-            results = self._checks.unpack(self._trainer.train_step(self._epoch, iteration, data_dict))
-            update.backward(self._checks.loss(results[1]), 0, self._mean_weight)
-        if update.is_complete:
-            for act in self._after_backward:
-                act(self._epoch, iteration, data_dict, *results)
-        if update.step_if_due():
-            self._count_update(iteration)
+    def _train_step(self, iteration: int, data_dict: Any) -> tuple[torch.Tensor, Any, dict[str, Any]]:
+        """Return the loss of the user's step, and the two dicts that it returned."""
+        output_dict, result_dict = self._checks.unpack(self._trainer.train_step(self._epoch, iteration, data_dict))
+        return self._checks.loss(result_dict), output_dict, result_dict
 
     def _after_iteration(self, iteration: int) -> None:
         """Write the log line when one is due; after an update move the schedule on, and save or stop."""
@@ -170,6 +165,47 @@ class TrainPass:
         if request is not None or self._progress.total_steps >= self._autosave.due_at:
             self._autosave.act(request)
 
+    # ------------------------------------------------------------------------------------------- joining others
+
+    def _join(self, iteration: int, data_dict: Any) -> None:
+        """Join in the update of other processes without weight; it shows in no mean.
+
+        Of the hooks only `after_backward` acts, when a window ends, with the dicts of the last step that was this
+        process's own: what it does to the gradients of the update (clips them) must happen on all processes.
+        """
+        update = self._update
+        with update.micro_batch(self.runner.is_last):
+            update.backward(self._joining_loss(iteration, data_dict), 0, self._mean_weight)
+        if update.is_complete and self._after_backward:
+            if not self._last_dicts:
+                self._make_last_again(data_dict)
+            for act in self._after_backward:
+                act(self._epoch, iteration, *self._last_dicts)
+        if update.step_if_due():
+            self._count_update(iteration)
+
+    def _joining_loss(self, iteration: int, data_dict: Any) -> torch.Tensor:
+        if not self._uneven.repeats:
+            return self._context.parallel.zero_loss()
+        loss, *results = self._step(iteration, data_dict)
+        self._last_dicts = (data_dict, *results)
+        return loss
+
+    def _keep_last(self, _epoch: int, iteration: int, *dicts: Any) -> None:
+        """Keep the dicts of the last step of this process, as they are before the user's hooks."""
+        if iteration == self._uneven.last_own:
+            self._last_dicts = tuple(copy.copy(each) for each in dicts)
+
+    def _make_last_again(self, data_dict: Any) -> None:
+        """Make the dicts of the last own step after a resume in the midst of joining; no buffer keeps a trace of it."""
+        buffers = [(buffer, buffer.clone()) for buffer in self._trainer.model.buffers()]
+        _, *results = self._train_step(self._uneven.last_own or 1, data_dict)
+        self._last_dicts = (data_dict, *results)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+    # ------------------------------------------------------------------------------------------- ends
+
     def _follow_schedule(self, iteration: int) -> None:
         self._scheduled_at = iteration
         self._trainer.scheduler_step()
@@ -179,3 +215,9 @@ class TrainPass:
         self._progress.total_steps = self._steps_at_update
         if self._schedules_updates and self._scheduled_at < self._progress.trained:
             self._trainer.scheduler_step()
+
+
+def _way_to_join(context: PassContext) -> str:
+    """Return the setting ``trainer.uneven``; where zeros are not enough to join, a process repeats its last batch."""
+    mode = context.settings.uneven
+    return "repeat" if mode == "join" and not context.parallel.joins_with_zeros else mode

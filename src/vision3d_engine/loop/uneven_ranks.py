@@ -1,8 +1,9 @@
 """How many steps ranks make together when they have different numbers of batches."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any
 
 from vision3d_engine.core.errors import DataError, listed
@@ -14,11 +15,13 @@ class UnevenRanks:
     Args:
         lengths: batches of each process in rank order; None where it is not known.
         rank: number of this process.
-        mode: ``"join"``: who runs out joins the others' steps without weight; ``"drop"``: the surplus of others is left
-            out; ``"cycle"``: who runs out starts its batches again.
+        mode: ``"join"``: who runs out joins the others' updates with gradients of zeros; ``"repeat"``: by a step with
+            its last batch, without weight; ``"drop"``: the surplus of others is left out; ``"cycle"``: who runs out
+            starts its batches again.
 
     Attributes:
         length: steps of the epoch; None when the only process does not know.
+        repeats: whether a process that joins makes real steps with its last batch.
         even_until: the last step in which every process has a batch of its own, as far as ranks join.
 
     Raises:
@@ -30,9 +33,10 @@ class UnevenRanks:
         _check(lengths)
         self._local = lengths[rank]
         self._mode = mode
+        self.repeats = mode == "repeat"
         self._shortest = min(self._known, default=None)
         self.length = self._shortest if mode == "drop" else max(self._known, default=None)
-        joins = mode == "join" and self._shortest is not None and self._shortest != self.length
+        joins = mode in {"join", "repeat"} and self._shortest is not None and self._shortest != self.length
         self.even_until: float = self._shortest if joins else math.inf  # pyright: ignore[reportAttributeAccessIssue]
 
     def mean_weight(self, iteration: int) -> float:
@@ -41,12 +45,17 @@ class UnevenRanks:
             return 1
         return sum(iteration <= length for length in self._known) / len(self._known)
 
+    @property
+    def last_own(self) -> int | None:
+        """The step with this process's last batch, after which it joins others; None when it has enough."""
+        return self._local if self._local != self.length and self.even_until < math.inf else None
+
     def is_joining(self, iteration: int) -> bool:
         """Tell whether this process has run out of batches while others have not."""
         return iteration > self.even_until and self._local is not None and iteration > self._local
 
     def batches(self, left: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterable[Any]:
-        """Return a batch for every step that is left: its own, then its last one again, or all of them again.
+        """Return a batch for every step that is left: its own, then the last one again, or all of them again.
 
         Args:
             left: what is left of this process's own.
@@ -59,12 +68,16 @@ class UnevenRanks:
         return islice(prolonged(left, done, read), max(self.length - done, 0))
 
     def _prolonged(self, left: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
+        """Go on with the last batch; to repeat a step as the loader gave it, since a step may change what it gets."""
+        kept = copy.deepcopy if self.repeats else _as_it_is
         last = None
-        for last in left:
-            yield last
+        for number, batch in enumerate(left, start=done + 1):
+            last = kept(batch) if number == self._local else None
+            yield batch
         if last is None:  # a resume in the midst of joining
             last = next(iter(read((self._local or 1) - 1)))
-        yield from repeat(last)
+        while True:
+            yield kept(last)
 
     def _cycled(self, left: Iterable[Any], done: int, read: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
         yield from left
@@ -72,6 +85,10 @@ class UnevenRanks:
             yield from read(done % (self._local or 1))
         while True:
             yield from read(0)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _check(lengths: Sequence[int | None]) -> None:

@@ -23,7 +23,7 @@ class Update:
     ``"sum"`` the gradients are added up as they are.
 
     Args:
-        model: the registered model, wrapped or not.
+        model: the registered model.
         optimizer: whose parameters' gradients are divided.
         step: makes the update and clears the gradients (the trainer's ``optimizer_step``).
         window_size: micro-batches of a full window.
@@ -68,7 +68,7 @@ class Update:
         """
         self._collected += 1
         self.is_complete = is_last or self._collected >= self._window_size
-        return _EXCHANGING if self.is_complete else self._parallel.without_gradient_sync(self._model)
+        return _EXCHANGING if self.is_complete else self._parallel.without_gradient_sync()
 
     def backward(self, loss: torch.Tensor, weight: Any = 1, mean_weight: float = 1) -> None:
         """Add the weighted gradients of one micro-batch; the last one of a window also divides by the whole weight.
@@ -103,7 +103,7 @@ class Update:
         """Divide the gradients by the weight of the window; the mean over processes needs the mean of their weights."""
         if self._is_first:
             self._is_first = False
-            self._parallel.check_gradients(self._model)
+            self._parallel.check_gradients()
         weight = self._weight if self._has_shared_weights else self._mean_of_weights()
         if not self._is_mean or (isinstance(weight, int | float) and weight == 1):
             return

@@ -10,6 +10,9 @@ from torch import nn
 
 from vision3d_engine.distributed.world import World
 
+#: runs the user's step and returns its loss first.
+Step = Callable[..., tuple[Any, ...]]
+
 
 class Parallel:
     """One process: the model is moved to the device and left as it is.
@@ -20,16 +23,35 @@ class Parallel:
 
     #: keeps the shards of all processes in files; None when every process holds the whole model.
     store: Any = None
+    #: whether a process without a batch can join an update by a `zero_loss`; otherwise it needs a real step.
+    joins_with_zeros = True
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model on the device, as steps shall call it; to be called by all processes."""
+        """Return the user's own model, on the device and equal everywhere; to be called by all processes."""
         return model.to(self.world.device)
 
-    def without_gradient_sync(self, model: nn.Module) -> AbstractContextManager:
-        """Return a context in which a backward pass does not exchange gradients between processes."""
+    def exchanging(self, step: Step, model: nn.Module, optimizer: Any) -> Step:
+        """Return a step like the given one, after which the backward pass of its loss exchanges gradients.
+
+        Whatever the step does with the model takes part: calls of its methods, its submodules, a reference of the
+        user's own. To be called by all processes, at the start of each pass.
+
+        Args:
+            step: returns the loss first, and anything after it.
+            model: what `wrap` returned.
+            optimizer: whose parameters are exchanged too.
+        """
+        return step
+
+    def zero_loss(self) -> torch.Tensor:
+        """Return a loss with gradients of zeros, by which a process without a batch joins in the exchange."""
+        return torch.zeros((), requires_grad=True)
+
+    def without_gradient_sync(self) -> AbstractContextManager:
+        """Return a context in which a step and its backward pass do not exchange gradients between processes."""
         return contextlib.nullcontext()
 
     def local_forward(self, model: nn.Module, batches: int | None) -> AbstractContextManager:
@@ -41,7 +63,7 @@ class Parallel:
         """
         return contextlib.nullcontext()
 
-    def check_gradients(self, model: nn.Module) -> None:
+    def check_gradients(self) -> None:
         """Raise `ResultError` when a parameter that takes no part in the loss spoils the exchange of gradients."""
 
     #: returns what this process holds of each tensor, sharing its memory.

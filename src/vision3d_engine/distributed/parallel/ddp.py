@@ -2,16 +2,25 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vision3d_engine.core.errors import ConfigError, ResultError, shortened
-from vision3d_engine.distributed.parallel.base import Parallel
-from vision3d_engine.distributed.parallel.wrapping import broadcast_buffers, with_synced_norms
+from vision3d_engine.distributed.parallel.base import Parallel, Step
+from vision3d_engine.distributed.parallel.wrapping import (
+    StepHolder,
+    broadcast,
+    running_in,
+    trained_parameters,
+    unwrap_model,
+    with_alias,
+    with_synced_norms,
+)
 from vision3d_engine.distributed.world import World
 
 _MAX_NAMES = 8
@@ -23,6 +32,9 @@ DDP_ONLY = ("find_unused_parameters", "static_graph", "gradient_as_bucket_view")
 class DataParallel(Parallel):
     """Every process holds the whole model; DistributedDataParallel averages the gradients.
 
+    The user's model stays as it is. DistributedDataParallel holds a module whose forward pass is a whole training step:
+    it needs to know where a step begins and ends, not how the step uses the model.
+
     Args:
         world: the processes.
         trainer: the settings ``trainer.*``.
@@ -31,58 +43,94 @@ class DataParallel(Parallel):
     def __init__(self, world: World, trainer: Any) -> None:
         super().__init__(world)
         self._trainer = trainer
-        self._has_synced = not trainer.static_graph
+        self._holder: _GradientExchange | None = None
+        self._has_synced = True
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model inside DistributedDataParallel; one without anything to train is left as it is."""
-        model = with_synced_norms(model, self.world, self._trainer).to(self.world.device)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            return model
-        devices = None if self.world.device.type in {"cpu", "mps"} else [self.world.device]
-        options = {name: getattr(self._trainer, name) for name in DDP_ONLY}
-        wrapped = _NamingDataParallel(model, device_ids=devices, **options)
-        _compress_gradients(wrapped, self._trainer.gradient_compression)
-        return wrapped
+        """Return the user's own model, on the device, with the weights and buffers of the main process."""
+        model = with_synced_norms(unwrap_model(model), self.world, self._trainer).to(self.world.device)
+        broadcast((*model.parameters(), *model.buffers()), self.world)
+        return with_alias(model)
 
-    def without_gradient_sync(self, model: nn.Module) -> AbstractContextManager:
-        """Return a context in which a backward pass does not exchange gradients between processes.
+    def exchanging(self, step: Step, model: nn.Module, optimizer: Any) -> Step:
+        """Return a step whose loss exchanges gradients; see `Parallel.exchanging`.
+
+        What is trained may have changed since the last pass (an encoder is unfrozen, groups are added).
+        """
+        trained = trained_parameters(model, optimizer, self.world)
+        if self._holder is None or not self._holder.is_for(trained):
+            self._holder = self._new_holder(model, trained) if trained else None
+        return step if self._holder is None else running_in(self._holder, step)
+
+    def _new_holder(self, model: nn.Module, trained: Mapping[str, nn.Parameter]) -> "_GradientExchange":
+        """Return what exchanges the gradients of these parameters; those outside the model begin as the main one's."""
+        known = {id(parameter) for parameter in model.parameters()}
+        outside = [parameter for parameter in trained.values() if id(parameter) not in known]
+        broadcast(outside, self.world)
+        options = {name: getattr(self._trainer, name) for name in DDP_ONLY}
+        holder = _GradientExchange(StepHolder(model, outside), trained, options)
+        _compress_gradients(holder, self._trainer.gradient_compression)
+        self._has_synced = not self._trainer.static_graph
+        return holder
+
+    @property
+    def joins_with_zeros(self) -> bool:
+        """Whether zeros are enough; a static graph and synchronised batch norms need a real step."""
+        return not (self._trainer.static_graph or self._trainer.sync_batchnorm)
+
+    def zero_loss(self) -> torch.Tensor:
+        """Return a loss with gradients of zeros, without running the user's step.
+
+        Where parameters may be unused, only the first one takes part, so that those that no process uses keep no
+        gradient.
+        """
+        if self._holder is None:
+            return super().zero_loss()
+        return self._holder.zero_loss(1 if self._trainer.find_unused_parameters else None)
+
+    def without_gradient_sync(self) -> AbstractContextManager:
+        """Return a context in which a step and its backward pass do not exchange gradients between processes.
 
         A static graph is learnt in the first backward pass, which therefore exchanges them; the sum over the window is
         the same.
         """
-        if isinstance(model, DistributedDataParallel) and self._has_synced:
-            return model.no_sync()
+        if self._holder is not None and self._has_synced:
+            return self._holder.no_sync()
         self._has_synced = True
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def local_forward(self, model: nn.Module, batches: int | None) -> Iterator[None]:
-        """Let all processes take the main one's buffers once, instead of in every forward pass."""
-        if not isinstance(model, DistributedDataParallel):
-            yield
-            return
-        broadcast_buffers(model.module, self.world)
-        model.require_forward_param_sync = False
-        try:
-            yield
-        finally:
-            model.require_forward_param_sync = True
+        """Let all processes take the main one's buffers once; a forward pass of the model itself waits for nobody."""
+        broadcast(model.buffers(), self.world)
+        yield
 
-    def check_gradients(self, model: nn.Module) -> None:
+    def check_gradients(self) -> None:
         """Name the parameters without a gradient, which DistributedDataParallel would miss only a step later."""
-        if isinstance(model, _NamingDataParallel) and not (model.find_unused_parameters or model.static_graph):
-            parameters = model.module.named_parameters()
-            unused = [name for name, parameter in parameters if parameter.requires_grad and parameter.grad is None]
-            if unused:
-                raise ResultError(_unused_message(unused))
+        if self._holder is not None and not (self._trainer.find_unused_parameters or self._trainer.static_graph):
+            self._holder.check_gradients()
 
 
-class _NamingDataParallel(DistributedDataParallel):
-    """DistributedDataParallel that names the parameters when it fails for unused ones."""
+class _GradientExchange(DistributedDataParallel):
+    """Runs steps inside DistributedDataParallel, and names the parameters when it fails for unused ones.
 
-    def __init__(self, module: nn.Module, **options: Any) -> None:
-        super().__init__(module, **options)
-        self._trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    Buffers are those of the main process from the first step of each update on, as is torch's way: it exchanges them
+    before a step that follows an exchange of gradients.
+    """
+
+    def __init__(self, holder: StepHolder, trained: Mapping[str, nn.Parameter], options: Mapping[str, Any]) -> None:
+        super().__init__(holder, init_sync=False, **options)
+        self._parameters_by_name = dict(trained)
+
+    def is_for(self, trained: Mapping[str, nn.Parameter]) -> bool:
+        """Tell whether these are the parameters that are exchanged."""
+        own = self._parameters_by_name
+        return own.keys() == trained.keys() and all(own[name] is parameter for name, parameter in trained.items())
+
+    def zero_loss(self, most: int | None) -> torch.Tensor:
+        """Return the sum of the first parameters, times zero, as the result of a step."""
+        parameters = list(self._parameters_by_name.values())[:most]
+        return self(lambda: torch.stack([parameter.sum().real for parameter in parameters]).sum() * 0)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         try:
@@ -92,17 +140,23 @@ class _NamingDataParallel(DistributedDataParallel):
                 raise
             raise ResultError(_unused_message(self._names_in(str(error)))) from error
 
+    def check_gradients(self) -> None:
+        """Raise `ResultError` when a parameter has no gradient."""
+        if unused := [name for name, parameter in self._parameters_by_name.items() if parameter.grad is None]:
+            raise ResultError(_unused_message(unused))
+
     def _names_in(self, message: str) -> list[str]:
         """Return the names that torch's message gives as numbers."""
         found = re.search(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)", message)
-        return [self._trained[int(index)] for index in found.group(1).split()] if found else ["(torch names none)"]
+        names = list(self._parameters_by_name)
+        return [names[int(index)] for index in found.group(1).split()] if found else ["(torch names none)"]
 
 
 def _unused_message(names: Sequence[str]) -> str:
     return (
         f"train_step: the loss does not depend on {shortened(names, _MAX_NAMES)}, so that the processes wait for "
         "gradients that never come. Let every parameter take part in the loss, set requires_grad=False on these before "
-        "register_model, or set trainer.find_unused_parameters: true"
+        "the epoch, or set trainer.find_unused_parameters: true"
     )
 
 

@@ -10,11 +10,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed
-from vision3d_engine.distributed.parallel.base import Parallel
+from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed, shortened
+from vision3d_engine.distributed.parallel.base import Parallel, Step
 from vision3d_engine.distributed.parallel.shard_store import ShardStore
 from vision3d_engine.distributed.parallel.shards import is_sharded, local_part
-from vision3d_engine.distributed.parallel.wrapping import broadcast_buffers, unwrap_model, with_synced_norms
+from vision3d_engine.distributed.parallel.wrapping import (
+    StepHolder,
+    broadcast,
+    outside_parameters,
+    running_in,
+    unwrap_model,
+    with_alias,
+    with_synced_norms,
+)
 from vision3d_engine.distributed.world import World
 
 _DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -24,16 +32,21 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 class FullyShardedParallel(Parallel):
     """Parameters are gathered block by block where they are needed (``torch.distributed.fsdp.fully_shard``).
 
-    Every process must call the model equally often in a training step, since each call gathers parameters.
+    A training step runs as the forward pass of a module around the model, and what belongs to no block is gathered
+    before it, so that a step may also call the model's methods and submodules. Every process must call the blocks
+    equally often in a step, since each call gathers parameters.
 
     Args:
         world: the processes.
         trainer: the settings ``trainer.*``.
     """
 
+    joins_with_zeros = False
+
     def __init__(self, world: World, trainer: Any) -> None:
         super().__init__(world)
         self._trainer = trainer
+        self._holder: Any = None
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Shard the model in place, block by block, so that the device never holds all of it; the main one's counts."""
@@ -47,8 +60,29 @@ class FullyShardedParallel(Parallel):
             fully_shard(block, mesh=mesh, mp_policy=self._policy(block), reshard_after_forward=True)
         self._broadcast_from_main(own)
         fully_shard(own, mesh=mesh, mp_policy=self._policy(own, is_root=True), reshard_after_forward=False)
+        self._holder = _started(StepHolder(own), mesh)
         self.store = ShardStore(mesh)
-        return model
+        return with_alias(model)
+
+    def exchanging(self, step: Step, model: nn.Module, optimizer: Any) -> Step:
+        """Return a step whose loss exchanges gradients; see `Parallel.exchanging`.
+
+        Raises:
+            RegistrationError: when the optimizer trains parameters outside the model, which belong to no shard.
+        """
+        if outside := list(outside_parameters(model, optimizer)):
+            message = f"trainer.parallel 'fsdp2' cannot train {shortened(outside)}, outside the model. Put "
+            raise RegistrationError(
+                message + "them into the model, as a nn.Parameter of it, or use trainer.parallel: ddp"
+            )
+        own: Any = unwrap_model(model)
+        inside = running_in(self._holder, step)
+
+        def exchanging(*args: Any) -> tuple[Any, ...]:
+            own.unshard()
+            return inside(*args)
+
+        return exchanging
 
     def _exact_norms(self, model: nn.Module) -> list[nn.Module]:
         """Return the batch norms that must keep their precision while the rest computes in 16 bits."""
@@ -66,19 +100,17 @@ class FullyShardedParallel(Parallel):
     def _broadcast_from_main(self, block: nn.Module) -> None:
         """Move what is not sharded yet to the device, and overwrite it with that of the main process."""
         block.to(self.world.device)
-        for tensor in (*block.parameters(), *block.buffers()):
-            if not is_sharded(tensor):
-                self.world.broadcast(tensor.detach())
+        tensors = (*block.parameters(), *block.buffers())
+        broadcast((tensor for tensor in tensors if not is_sharded(tensor)), self.world)
 
     @contextlib.contextmanager
-    def without_gradient_sync(self, model: nn.Module) -> Iterator[None]:
+    def without_gradient_sync(self) -> Iterator[None]:
         """Return a context in which a backward pass keeps whole gradients instead of exchanging them."""
-        own: Any = unwrap_model(model)
-        own.set_requires_gradient_sync(False)
+        self._holder.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            own.set_requires_gradient_sync(True)
+            self._holder.set_requires_gradient_sync(True)
 
     @contextlib.contextmanager
     def local_forward(self, model: nn.Module, batches: int | None) -> Iterator[None]:
@@ -87,7 +119,7 @@ class FullyShardedParallel(Parallel):
         Parameters are given back at the end, which a backward pass does otherwise.
         """
         own = unwrap_model(model)
-        broadcast_buffers(own, self.world)
+        broadcast(own.buffers(), self.world)
         counts = set(self.world.gather(batches))
         blocks = [module for module in own.modules() if isinstance(module, FSDPModule)]
         for block in blocks if len(counts) > 1 or None in counts else ():
@@ -111,6 +143,13 @@ class FullyShardedParallel(Parallel):
     def gathered(self, names: Sequence[str]) -> list[str]:
         """Return the names that any process has found; one gather."""
         return sorted({name for found in self.world.gather(list(names)) for name in found})
+
+
+def _started(holder: Any, mesh: Any) -> Any:
+    """Return a module around the whole model, once it is the outermost one for torch: the first that is called."""
+    fully_shard(holder, mesh=mesh)
+    holder(lambda: None)
+    return holder
 
 
 def blocks_of(model: nn.Module, names: Sequence[str], min_params: int) -> list[nn.Module]:

@@ -1,12 +1,94 @@
-"""What is around a user's module, and what is done to it before it is wrapped."""
+"""The user's own module: what is taken off it, what is done to it, and what holds it while a step runs."""
 
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision3d_engine.core.errors import ConfigError
+from vision3d_engine.core.errors import ConfigError, RegistrationError
+from vision3d_engine.core.tree import describe
+from vision3d_engine.distributed.parallel.base import Step
 from vision3d_engine.distributed.world import World
+
+
+class StepHolder(nn.Module):
+    """A module whose forward pass is a whole training step, so that what wraps it does not come between user and model.
+
+    Args:
+        model: the user's module.
+        outside: parameters that are trained beside it.
+    """
+
+    def __init__(self, model: nn.Module, outside: Iterable[nn.Parameter] = ()) -> None:
+        super().__init__()
+        self.module = model
+        self.outside = nn.ParameterList(outside)
+
+    def forward(self, call: Callable[[], Any]) -> Any:
+        """Return what the call returns."""
+        return call()
+
+
+def running_in(module: nn.Module, step: Step) -> Step:
+    """Return a step that runs as the forward pass of a `StepHolder` or of what is around one.
+
+    Of what the step returns only the loss leaves by that way, as the root of the graph that is walked back.
+    """
+
+    def run(*args: Any) -> tuple[Any, ...]:
+        rest: list[Any] = []
+
+        def call() -> torch.Tensor:
+            loss, *rest[:] = step(*args)
+            return loss
+
+        return module(call), *rest
+
+    return run
+
+
+def trained_parameters(model: nn.Module, optimizer: Any, world: World) -> dict[str, nn.Parameter]:
+    """Return what requires grad by name: the model's parameters, and whatever else the optimizer holds.
+
+    Raises:
+        RegistrationError: for a tensor of the optimizer that processes cannot exchange.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, tensor in outside_parameters(model, optimizer).items():
+        if not isinstance(tensor, nn.Parameter) or tensor.device.type != world.device.type:
+            message = (
+                f"{name} is {describe(tensor)} on {tensor.device}, outside the model: {world.size} processes can "
+                f"exchange the gradients of a torch.nn.Parameter on {world.device} only. Make it one: "
+                "nn.Parameter(value.to(self.device)), or put it into the model"
+            )
+            raise RegistrationError(message)
+        trained[name] = tensor
+    return trained
+
+
+def outside_parameters(model: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
+    """Return what an optimizer trains outside the model, such as learnable weights of losses, by its place there."""
+    known = {id(parameter) for parameter in model.parameters()}
+    return {
+        f"optimizer.param_groups[{number}]['params'][{place}]": tensor
+        for number, group in enumerate(getattr(optimizer, "param_groups", ()))
+        for place, tensor in enumerate(group["params"])
+        if tensor.requires_grad and id(tensor) not in known
+    }
+
+
+def with_alias(model: nn.Module) -> nn.Module:
+    """Return the model, which also answers to ``model.module``, as scripts write that know it wrapped.
+
+    The name is no submodule, so it shows in no state.
+    """
+    if not hasattr(model, "module"):
+        with contextlib.suppress(AttributeError, RuntimeError):  # a scripted module takes no names
+            object.__setattr__(model, "module", model)
+    return model
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -45,7 +127,7 @@ def with_synced_norms(model: nn.Module, world: World, trainer: Any) -> nn.Module
     return cast("nn.Module", nn.SyncBatchNorm.convert_sync_batchnorm(model))
 
 
-def broadcast_buffers(model: nn.Module, world: World) -> None:
-    """Overwrite the buffers (running means of norms) with those of the main process."""
-    for buffer in model.buffers():
-        world.broadcast(buffer)
+def broadcast(tensors: Iterable[torch.Tensor], world: World) -> None:
+    """Overwrite tensors in place (weights; running means of norms) with those of the main process."""
+    for tensor in tensors:
+        world.broadcast(tensor.detach())

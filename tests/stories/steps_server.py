@@ -1,0 +1,267 @@
+"""A process of a world that trains models in the ways in which steps use them, case by case; also the steps by hand."""
+
+import contextlib
+import copy
+import os
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, Dataset
+
+from tests.stories.serving import serve
+from vision3d_engine import EpochBasedTrainer, build_dataloader
+
+
+class BrokenOffError(Exception):
+    """What ends a run early."""
+
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+class Rows(Dataset):
+    def __init__(self, count):
+        self.x = torch.randn(count, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return {"x": self.x[index], "y": self.x[index].sum().sin(), "index": index}
+
+
+class OwnShare(torch.utils.data.Sampler):
+    """Knows its process: the last one has ten samples, the others four."""
+
+    def __init__(self, size):
+        self.rank, self.count = RANK, 10 if RANK == size - 1 else 4
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return iter(range(self.count))
+
+
+class Net(nn.Module):
+    """Its `dim` is the user's, and not the one of a wrapper."""
+
+    def __init__(self, norm=False):
+        super().__init__()
+        torch.manual_seed(5)
+        self.dim = 4
+        self.encoder = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4) if norm else nn.Identity()
+        self.parts = nn.ModuleDict({"head": nn.Linear(4, 1)})
+
+    def encode(self, x):
+        return self.norm(self.encoder(x)).tanh()
+
+    def forward(self, x):
+        return self.parts["head"](self.encode(x))[:, 0]
+
+
+def error_of(prediction, batch):
+    return (prediction - batch["y"]).square().mean()
+
+
+def forward(net, extra, batch):
+    return error_of(net(batch["x"]), batch)
+
+
+def method(net, extra, batch):
+    return error_of(net.parts["head"](net.encode(batch["x"]))[:, 0], batch)
+
+
+def method_and_forward(net, extra, batch):
+    return forward(net, extra, batch) + net.encode(batch["x"]).square().mean()
+
+
+def submodule(net, extra, batch):
+    return forward(net, extra, batch) + net.encoder(batch["x"]).abs().mean() + net.parts["head"].weight.square().sum()
+
+
+def attribute(net, extra, batch):
+    return forward(net, extra, batch) * net.dim
+
+
+def twice(net, extra, batch):
+    return (net(batch["x"]) - net(batch["x"] + 0.1)).square().mean() + forward(net, extra, batch)
+
+
+def without_gradient(net, extra, batch):
+    with torch.no_grad():
+        target = net.encode(batch["x"] + 1)
+    return (net.encode(batch["x"]) - target).square().mean() + forward(net, extra, batch)
+
+
+def recomputed(net, extra, batch):
+    features = checkpoint(net.encode, batch["x"], use_reentrant=False)
+    return error_of(net.parts["head"](features)[:, 0], batch)
+
+
+def outside(net, extra, batch):
+    return forward(net, extra, batch) * torch.exp(-extra[0]) + extra[0]
+
+
+def second_order(net, extra, batch):
+    x = batch["x"].clone().requires_grad_()
+    prediction = net(x)
+    (gradient,) = torch.autograd.grad(prediction.sum(), x, create_graph=True)
+    return error_of(prediction, batch) + (gradient.norm(dim=1) - 1).square().mean()
+
+
+def by_hand_too(net, extra, batch):
+    """Walk back an auxiliary loss in the step itself."""
+    net.encode(batch["x"]).square().mean().backward()
+    return forward(net, extra, batch)
+
+
+def taken_apart(net, extra, batch):
+    """Take the label out of the batch."""
+    label = batch.pop("y")
+    return (net(batch["x"]) - label).square().mean()
+
+
+STEPS = {
+    step.__name__: step
+    for step in (
+        forward,
+        method,
+        method_and_forward,
+        submodule,
+        attribute,
+        twice,
+        without_gradient,
+        recomputed,
+        outside,
+        second_order,
+        by_hand_too,
+        taken_apart,
+    )
+}
+#: who of the parameters takes part in an epoch, by name of a case
+TRAINED = {"unfrozen": lambda epoch: epoch > 1, "frozen": lambda epoch: epoch == 1}
+
+
+class Trainer(EpochBasedTrainer):
+    def __init__(self, folder, case):
+        trainer = {"max_epoch": 2, "log_steps": 2, "fused_optimizer": False, "fsdp_min_params": 10**6}
+        super().__init__({"exp": {"output_dir": folder}, "trainer": {**trainer, **case.get("trainer", {})}})
+        self.case, self.steps, self.hooked, self.buffers, self.updates = case, 0, [], [], 0
+        train = build_dataloader(Rows(case["count"]), 2, num_workers=0)
+        if case.get("own_share"):
+            train = DataLoader(Rows(10), 2, sampler=OwnShare(case["own_share"]))
+        self.register_loader(train, build_dataloader(Rows(case.get("val_count", 6)), 2, num_workers=0))
+        self.net = Net(case.get("norm", False)).double()
+        self.change_trained(1)
+        self.extra = [nn.Parameter(torch.full((), 0.5, dtype=torch.float64))]
+        model = self.register_model(self.net)
+        trained = [*model.parameters(), *(self.extra if case["step"] == "outside" else [])]
+        self.register_optimizer(torch.optim.SGD(trained, lr=0.1))
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if case.get("average") else None
+
+    def change_trained(self, epoch):
+        if self.case.get("change"):
+            self.net.encoder.requires_grad_(TRAINED[self.case["change"]](epoch))
+
+    def before_train_epoch(self, epoch):
+        self.change_trained(epoch)
+        self.look_at_a_picture()
+
+    def look_at_a_picture(self):
+        """Let one process alone call the model."""
+        if RANK == 0 and self.case.get("picture"):
+            with torch.no_grad():
+                self.model(torch.zeros(2, 3).double())
+
+    def train_step(self, epoch, iteration, data_dict):
+        self.steps += 1
+        self.buffers.append([buffer.tolist() for buffer in self.model.buffers()])
+        net = {"own": self.net, "alias": self.model}.get(self.case.get("by"), self.model)
+        net = net.module if self.case.get("by") == "alias" else net
+        return {"x": data_dict["x"]}, {"loss": STEPS[self.case["step"]](net, self.extra, data_dict)}
+
+    def after_backward(self, epoch, iteration, data_dict, output_dict, result_dict):
+        self.hooked.append((epoch, iteration, data_dict["index"].tolist(), len(output_dict["x"])))
+
+    def optimizer_step(self):
+        self.updates += 1
+        if self.updates == self.case.get("break_at"):
+            raise BrokenOffError
+        super().optimizer_step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):
+        self.look_at_a_picture()
+        data_dict.clear()  # as scripts do that are short of memory
+
+    def after_train_epoch(self, epoch, summary_dict):
+        self.look_at_a_picture()
+
+    def before_val_epoch(self, epoch):
+        if self.average is not None:
+            self.average.eval()
+
+    def val_step(self, epoch, iteration, data_dict):
+        model = self.model if self.average is None else self.average
+        return {}, {"error": error_of(model(data_dict["x"]), data_dict)}
+
+    def after_val_epoch(self, epoch, summary_dict):
+        self.look_at_a_picture()
+
+
+def whole(tensor):
+    return getattr(tensor, "full_tensor", lambda: tensor)().detach().tolist()
+
+
+def run(case):
+    trainer = Trainer(case["folder"], case)
+    if "break_at" in case:
+        with contextlib.suppress(BrokenOffError):
+            trainer.run()
+        trainer = Trainer(case["folder"], {**case, "break_at": None, "trainer": {**case["trainer"], "resume": True}})
+    trainer.run()
+    found = {name: getattr(trainer, name) for name in ("steps", "hooked", "buffers")}
+    names = list(trainer.model.state_dict())
+    weights = [whole(each) for each in (*trainer.net.parameters(), *trainer.extra)]
+    found["norm"] = [buffer.tolist() for buffer in trainer.net.buffers()]
+    return found | {"names": names, "weights": weights, "is_own": trainer.model is trainer.net}
+
+
+def by_hand(case, size):
+    """Train as the processes shall, in one plain loop: batch k of an update is that of process k."""
+    net, rows = Net(case.get("norm", False)).double(), Rows(case["count"])
+    extra = [nn.Parameter(torch.full((), 0.5, dtype=torch.float64))]
+    optimizer = torch.optim.SGD([*net.parameters(), *(extra if case["step"] == "outside" else [])], lr=0.1)
+    batches = [list(range(i, min(i + 2, len(rows)))) for i in range(0, len(rows), 2)]
+    for epoch in (1, 2):
+        if case.get("change"):
+            net.encoder.requires_grad_(TRAINED[case["change"]](epoch))
+        for start in range(0, len(batches), size):
+            _update_by_hand(net, extra, optimizer, case, [rows_of(rows, b) for b in batches[start : start + size]])
+    return [each.tolist() for each in (*net.parameters(), *extra)]
+
+
+def rows_of(rows, indices):
+    return torch.utils.data.default_collate([rows[index] for index in indices])
+
+
+def _update_by_hand(net, extra, optimizer, case, batches):
+    """Make one update with the mean of the processes' gradients, each computed by a copy of the model."""
+    optimizer.zero_grad()
+    for batch in batches:
+        own, own_extra = copy.deepcopy((net, extra))
+        STEPS[case["step"]](own, own_extra, batch).backward()
+        for parameter, there in zip((*net.parameters(), *extra), (*own.parameters(), *own_extra), strict=True):
+            if there.grad is not None:
+                share = there.grad / len(batches)
+                parameter.grad = share if parameter.grad is None else parameter.grad + share
+    optimizer.step()
+
+
+if __name__ == "__main__":
+    serve(run)
