@@ -36,7 +36,7 @@ class OwnShare(torch.utils.data.Sampler):
     """Knows its process: the last one has ten samples, the others four."""
 
     def __init__(self, size):
-        self.rank, self.count = RANK, 10 if RANK == size - 1 else 4
+        self.rank, self.count = RANK, 10 if size - 1 == RANK else 4
 
     def __len__(self):
         return self.count
