@@ -118,14 +118,9 @@ class ProcessGroupWorld(World):
         return self._sum(value) / self.size
 
     def broadcast(self, value: torch.Tensor) -> None:
-        """Overwrite a tensor, in place, with that of the main process; one broadcast of its bytes, of any type."""
-        if value.numel() == 0:
-            return
-        plain = value.resolve_conj().contiguous()
+        """Overwrite a tensor, in place, with that of the main process; one broadcast."""
         with exchange("handing out values"):
-            dist.broadcast(plain.reshape(-1).view(torch.uint8), src=0)
-        if plain is not value:
-            value.copy_(plain)
+            dist.broadcast(value, src=0)
 
 
 def join_world(device: str | None = None, timeout_s: float = 600.0) -> World:

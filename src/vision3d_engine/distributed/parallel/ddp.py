@@ -68,7 +68,7 @@ class DataParallel(Parallel):
         outside = [parameter for parameter in trained.values() if id(parameter) not in known]
         broadcast(outside, self.world)
         options = {name: getattr(self._trainer, name) for name in DDP_ONLY}
-        holder = _GradientExchange(StepHolder(model, outside), trained, options)
+        holder = _GradientExchange(StepHolder(model, outside), trained, self.world, **options)
         _compress_gradients(holder, self._trainer.gradient_compression)
         self._has_synced = not self._trainer.static_graph
         return holder
@@ -114,13 +114,15 @@ class DataParallel(Parallel):
 class _GradientExchange(DistributedDataParallel):
     """Runs steps inside DistributedDataParallel, and names the parameters when it fails for unused ones.
 
-    Buffers are those of the main process from the first step of each update on, as is torch's way: it exchanges them
-    before a step that follows an exchange of gradients.
+    Buffers are those of the main process at the first step of each update: they are handed out before a step if
+    gradients were exchanged since the last time, whatever forward passes were made meanwhile.
     """
 
-    def __init__(self, holder: StepHolder, trained: Mapping[str, nn.Parameter], options: Mapping[str, Any]) -> None:
-        super().__init__(holder, init_sync=False, **options)
+    def __init__(self, holder: StepHolder, trained: Mapping[str, nn.Parameter], world: World, **options: Any) -> None:
+        super().__init__(holder, init_sync=False, broadcast_buffers=False, **options)
+        self._world = world
         self._parameters_by_name = dict(trained)
+        self._are_buffers_due = True
 
     def is_for(self, trained: Mapping[str, nn.Parameter]) -> bool:
         """Tell whether these are the parameters that are exchanged."""
@@ -133,12 +135,22 @@ class _GradientExchange(DistributedDataParallel):
         return self(lambda: torch.stack([parameter.sum().real for parameter in parameters]).sum() * 0)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the loss of a step."""
+        if self._are_buffers_due:
+            broadcast(self.module.buffers(), self._world)
+            self._are_buffers_due = False
         try:
-            return super().forward(*inputs, **kwargs)
+            loss: Any = super().forward(*inputs, **kwargs)
         except RuntimeError as error:
             if _UNFINISHED not in str(error):
                 raise
             raise ResultError(_unused_message(self._names_in(str(error)))) from error
+        if self.require_backward_grad_sync:
+            loss.register_hook(self._note_exchange)
+        return loss
+
+    def _note_exchange(self, _gradient: torch.Tensor) -> None:
+        self._are_buffers_due = True
 
     def check_gradients(self) -> None:
         """Raise `ResultError` when a parameter has no gradient."""

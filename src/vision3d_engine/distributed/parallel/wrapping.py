@@ -1,7 +1,7 @@
 """The user's own module: what is taken off it, what is done to it, and what holds it while a step runs."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,8 @@ from vision3d_engine.core.errors import ConfigError, RegistrationError
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Step
 from vision3d_engine.distributed.world import World
+
+_MESSAGE_BYTES = 1 << 25
 
 
 class StepHolder(nn.Module):
@@ -128,6 +130,31 @@ def with_synced_norms(model: nn.Module, world: World, trainer: Any) -> nn.Module
 
 
 def broadcast(tensors: Iterable[torch.Tensor], world: World) -> None:
-    """Overwrite tensors in place (weights; running means of norms) with those of the main process."""
-    for tensor in tensors:
-        world.broadcast(tensor.detach())
+    """Overwrite tensors in place (weights; running means of norms) with those of the main process, of any type.
+
+    Many small ones travel in one message.
+    """
+    for bucket in _buckets([tensor.detach() for tensor in tensors if tensor.numel()]):
+        parts = [_bytes_of(tensor) for tensor in bucket]
+        message = parts[0] if len(parts) == 1 else torch.cat(parts)
+        world.broadcast(message)
+        for tensor, part in zip(bucket, message.split([len(part) for part in parts]), strict=True):
+            tensor.copy_(part.view(tensor.dtype).view(tensor.shape))
+
+
+def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Yield groups of tensors; wide types first, so that each begins where its type may."""
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for tensor in sorted(tensors, key=lambda each: -each.element_size()):
+        if bucket and size + tensor.nbytes > _MESSAGE_BYTES:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
