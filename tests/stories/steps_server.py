@@ -18,7 +18,7 @@ class BrokenOffError(Exception):
     """What ends a run early."""
 
 
-RANK = int(os.environ.get("RANK", "0"))
+RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Rows(Dataset):
@@ -182,7 +182,13 @@ class Trainer(EpochBasedTrainer):
         self.buffers.append([buffer.tolist() for buffer in self.model.buffers()])
         net = {"own": self.net, "alias": self.model}.get(self.case.get("by"), self.model)
         net = net.module if self.case.get("by") == "alias" else net
-        return {"x": data_dict["x"]}, {"loss": STEPS[self.case["step"]](net, self.extra, data_dict)}
+        loss = STEPS[self.case["step"]](net, self.extra, data_dict)
+        return {"x": data_dict["x"]}, {"loss": loss if self.weight() else loss * torch.nan}
+
+    def weight(self):
+        """Return the weight of this process's batch: batch k of the data is with process k mod n."""
+        weights = self.case.get("weights", [1])
+        return weights[((self.iteration - 1) * SIZE + RANK) % len(weights)]
 
     def after_backward(self, epoch, iteration, data_dict, output_dict, result_dict):
         self.hooked.append((epoch, iteration, data_dict["index"].tolist(), len(output_dict["x"])))
@@ -214,16 +220,26 @@ class Trainer(EpochBasedTrainer):
         self.look_at_a_picture()
 
 
+class Weighing(Trainer):
+    """Weights are numbers of the host, tensors, or either, by what a batch happens to hold."""
+
+    def loss_weight(self, data_dict, output_dict, result_dict):
+        weight, way = self.weight(), self.case["weigh"]
+        is_tensor = way == "device" or (way == "mixed" and weight > 0)
+        return torch.tensor(weight) if is_tensor else weight
+
+
 def whole(tensor):
     return getattr(tensor, "full_tensor", lambda: tensor)().detach().tolist()
 
 
 def run(case):
-    trainer = Trainer(case["folder"], case)
+    kind = Weighing if "weigh" in case else Trainer
+    trainer = kind(case["folder"], case)
     if "break_at" in case:
         with contextlib.suppress(BrokenOffError):
             trainer.run()
-        trainer = Trainer(case["folder"], {**case, "break_at": None, "trainer": {**case["trainer"], "resume": True}})
+        trainer = kind(case["folder"], {**case, "break_at": None, "trainer": {**case["trainer"], "resume": True}})
     trainer.run()
     found = {name: getattr(trainer, name) for name in ("steps", "hooked", "buffers")}
     names = list(trainer.model.state_dict())
@@ -241,8 +257,13 @@ def by_hand(case, size):
     for epoch in (1, 2):
         if case.get("change"):
             net.encoder.requires_grad_(TRAINED[case["change"]](epoch))
-        for start in range(0, len(batches), size):
-            _update_by_hand(net, extra, optimizer, case, [rows_of(rows, b) for b in batches[start : start + size]])
+        chunk = size * case.get("trainer", {}).get("grad_acc_steps", 1)
+        for start in range(0, len(batches), chunk):
+            weights = [
+                case.get("weights", [1] * len(batches))[k] for k in range(start, min(start + chunk, len(batches)))
+            ]
+            window = [rows_of(rows, indices) for indices in batches[start : start + chunk]]
+            _update_by_hand(net, extra, optimizer, case, list(zip(window, weights, strict=True)))
     return [each.tolist() for each in (*net.parameters(), *extra)]
 
 
@@ -250,15 +271,16 @@ def rows_of(rows, indices):
     return torch.utils.data.default_collate([rows[index] for index in indices])
 
 
-def _update_by_hand(net, extra, optimizer, case, batches):
-    """Make one update with the mean of the processes' gradients, each computed by a copy of the model."""
+def _update_by_hand(net, extra, optimizer, case, window):
+    """Make one update with the weighted mean of the batches' gradients, each computed by a copy of the model."""
     optimizer.zero_grad()
-    for batch in batches:
+    total = sum(weight for _, weight in window)
+    for batch, weight in window:
         own, own_extra = copy.deepcopy((net, extra))
         STEPS[case["step"]](own, own_extra, batch).backward()
         for parameter, there in zip((*net.parameters(), *extra), (*own.parameters(), *own_extra), strict=True):
-            if there.grad is not None:
-                share = there.grad / len(batches)
+            if there.grad is not None and weight:
+                share = there.grad * (weight / total)
                 parameter.grad = share if parameter.grad is None else parameter.grad + share
     optimizer.step()
 

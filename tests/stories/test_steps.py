@@ -122,3 +122,19 @@ def test_buffers_are_those_of_the_main_process_at_the_first_micro_batch_of_an_up
 @pytest.mark.parametrize("val_count", [1, 3])
 def test_an_average_of_weights_is_validated_with_fewer_batches_than_processes(world, tmp_path, val_count):
     run(world, tmp_path, step="forward", norm=True, average=True, val_count=val_count)
+
+
+@pytest.mark.parametrize("weigh", ["host", "device", "mixed"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_window_without_weight_on_all_processes_changes_nothing_and_no_other_window(world, tmp_path, weigh, steps):
+    """The losses of such a window are NaN, as means over nothing."""
+    full, empty = [1, 3] * world.size, [0, 0] * world.size
+    case = {"count": 16 * world.size, "weights": [*full, *empty, *empty, *full], "weigh": weigh, "step": "method"}
+    assert_learns_as_by_hand(world, tmp_path, **case, trainer={"grad_acc_steps": steps, "nonfinite": "ignore"})
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_batch_without_weight_may_have_a_loss_of_nan_beside_others(world, tmp_path, steps):
+    weights = [2, 0, 3, *[0] * (2 * world.size), 5, 0, 1, 0, 0, 4][: 4 * world.size]
+    case = {"count": 8 * world.size, "weights": weights, "weigh": "host", "step": "method"}
+    assert_learns_as_by_hand(world, tmp_path, **case, trainer={"grad_acc_steps": steps, "nonfinite": "ignore"})

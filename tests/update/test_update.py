@@ -1,11 +1,14 @@
 """Accumulated updates against the one big batch, computed by a hand-written loop."""
 
+import tempfile
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.toys import Rows, ToyEpochTrainer, ToyIterTrainer, linear_model, rows_loader, settings
+from vision3d_engine import ResultError
 
 
 def gradients_of_updates(kind, folder, loader, **trainer):
@@ -108,6 +111,112 @@ def test_a_loss_weight_may_be_a_tensor_on_the_device(tmp_path):
 
     found = gradients_of_updates(Weighted, tmp_path, _Stream(0, [1, 5]), grad_acc_steps=2)
     assert (found[0] - big_batch_gradient(range(6))).abs().max() <= 1e-12
+
+
+NAN = float("nan")
+
+
+class Weighing(ToyEpochTrainer):
+    """The weight of each batch is that of a list, and the loss NaN where it is zero, as of a mean over nothing."""
+
+    weights, on_device = (), False
+
+    def train_step(self, epoch, iteration, data_dict):
+        output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+        factor = 1.0 if self.weights[iteration - 1] else NAN
+        return output_dict, {"loss": result_dict["loss"] * factor}
+
+    def loss_weight(self, data_dict, output_dict, result_dict):
+        weight = self.weights[self.iteration - 1]
+        return torch.tensor(weight) if self.on_device else weight
+
+    def optimizer_step(self):
+        self.found.append([parameter.grad.clone() for parameter in self.model.parameters()])
+        super().optimizer_step()
+
+
+def weighed(folder, weights, *, on_device=False, steps=2, momentum=0.9, **trainer):
+    """Return the trainer after one epoch of batches of four with these weights."""
+
+    class Trainer(Weighing):
+        def __init__(self, cfg, loader):
+            super().__init__(cfg, loader)
+            self.found, self.hooked = [], []
+            self.register_optimizer(torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=momentum))
+            self.register_scheduler(None)
+
+        def after_backward(self, epoch, iteration, data_dict, output_dict, result_dict):
+            self.hooked.append(self.model.bias.grad.clone())
+
+    Trainer.weights, Trainer.on_device = weights, on_device
+    cfg = settings(folder, grad_acc_steps=steps, nonfinite="ignore", **trainer)
+    engine = Trainer(cfg, rows_loader(4 * len(weights), batch_size=4))
+    engine.run()
+    return engine
+
+
+def weighed_by_hand(weights, steps=2, momentum=0.9):
+    """The reference: a window without weight makes no step, a batch without weight is left out."""
+    model, rows = linear_model(), Rows(64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+    for start in range(0, len(weights), steps):
+        numbers = [n for n in range(start, min(start + steps, len(weights))) if weights[n]]
+        total = sum(weights[n] for n in numbers)
+        for n in numbers:
+            x, y = rows.x[4 * n : 4 * n + 4], rows.y[4 * n : 4 * n + 4]
+            ((model(x)[:, 0] - y).square().mean() * (weights[n] / total)).backward()
+        if numbers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def flat(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=7), st.integers(1, 3))
+def test_a_window_without_weight_makes_no_step_and_disturbs_no_other_one(weights, steps):
+    """Against a loop by hand, with momentum, to 1e-12; also where a loss without weight is NaN."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = weighed(folder, weights, steps=steps)
+    assert (flat(engine.model) - weighed_by_hand(weights, steps)).abs().max() <= 1e-12
+
+
+def test_where_weights_are_on_the_device_a_window_without_one_has_gradients_of_exact_zeros(tmp_path):
+    engine = weighed(tmp_path, [2, 1, 0, 0, 3, 1], on_device=True, momentum=0)
+    assert len(engine.found) == 3
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in engine.found[1])
+    assert (flat(engine.model) - weighed_by_hand([2, 1, 0, 0, 3, 1], momentum=0)).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_unit_of_weights_that_is_a_power_of_two_changes_no_bit_and_after_a_window_no_gradient_in_a_hook(
+    tmp_path, on_device
+):
+    weights = [3, 1, 2, 5, 4, 4]
+    engines = [weighed(tmp_path / str(unit), [w * unit for w in weights], on_device=on_device) for unit in (1, 4096)]
+    assert torch.equal(flat(engines[0].model), flat(engines[1].model))
+    first, second = (engine.hooked for engine in engines)
+    assert torch.equal(first[2], second[2])
+    assert torch.equal(second[0], 4096 * first[0]), "before anything is known of the unit"
+
+
+def test_the_scale_of_weights_is_saved(tmp_path):
+    weights = [300.0, 100.0, 200.0, 500.0]
+    engine = weighed(tmp_path, weights, on_device=True)
+    saved = torch.load(tmp_path / "checkpoints" / "checkpoint.pth", weights_only=True)
+    assert engine._progress.weight_scale == saved["progress"]["weight_scale"] == 2**-9
+
+
+@pytest.mark.parametrize("weight", [None, "many", torch.ones(3), [1, 2]])
+def test_a_weight_that_is_not_one_number_is_named(tmp_path, weight):
+    class Trainer(ToyEpochTrainer):
+        def loss_weight(self, data_dict, output_dict, result_dict):
+            return weight
+
+    with pytest.raises(ResultError, match=r"loss_weight returned .*; it must be one number"):
+        Trainer(settings(tmp_path), rows_loader(8)).run()
 
 
 def test_training_equals_a_hand_written_loop_bit_for_bit(tmp_path):

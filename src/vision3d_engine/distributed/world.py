@@ -66,6 +66,10 @@ class World:
         """Return the mean of a tensor over all processes, on the device."""
         return value
 
+    def host_mean(self, value: float) -> float:
+        """Return the mean of a number over all processes, without a device; waits for them."""
+        return value
+
     def broadcast(self, value: torch.Tensor) -> None:
         """Overwrite a tensor, in place, with that of the main process."""
 
@@ -77,6 +81,7 @@ class ProcessGroupWorld(World):
         super().__init__(device, local_rank)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self._hosts: Any = dist.group.WORLD if dist.get_backend() == "gloo" else None
         self._opened = opened_group()
         if self._opened is not None:
             self.restarts, self.launch, self.notes = self._opened
@@ -116,6 +121,15 @@ class ProcessGroupWorld(World):
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a tensor over all processes, on the device; one all-reduce."""
         return self._sum(value) / self.size
+
+    def host_mean(self, value: float) -> float:
+        """Return the mean of a number over all processes, without a device; one all-reduce between hosts."""
+        if self._hosts is None:
+            self._hosts = dist.new_group(backend="gloo")
+        total = torch.tensor(float(value), dtype=torch.float64)
+        with exchange("adding up numbers"):
+            dist.all_reduce(total, group=self._hosts)
+        return float(total) / self.size
 
     def broadcast(self, value: torch.Tensor) -> None:
         """Overwrite a tensor, in place, with that of the main process; one broadcast."""

@@ -15,13 +15,15 @@ class Progress:
         epoch: the epoch that is running or was the last to run.
         iteration: the batch within the pass that is running.
         total_steps: training batches seen since the beginning.
-        updates: optimiser steps since the beginning.
+        updates: windows of batches that were closed since the beginning, each with a step of the optimizer unless its
+            weights were zero.
         is_open: the epoch has started and its validation has not ended.
         trained: training batches of the open epoch that are behind us.
         is_trained: all of them are, and the schedule has followed; the validation is still to come.
         place: epoch of the data and batch in it, both from 1, of the last training batch of this process.
         stream_epoch: epoch of the data with which an endless stream started.
         stream_start: training batches that were behind us then.
+        weight_scale: power of two by which ``loss_weight`` is multiplied; a tensor while weights are on the device.
     """
 
     epoch: int = 0
@@ -34,6 +36,7 @@ class Progress:
     place: tuple[int, int] = (1, 0)
     stream_epoch: int = 1
     stream_start: int = 0
+    weight_scale: Any = 1.0
 
     def open_epoch(self) -> None:
         """Open the next epoch, unless one is open."""
@@ -65,4 +68,5 @@ class Progress:
         for field in fields(self):
             if field.name in state:
                 setattr(self, field.name, state[field.name])
+        self.weight_scale = float(self.weight_scale)
         self.place = (int(self.place[0]), int(self.place[1]))

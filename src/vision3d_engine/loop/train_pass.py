@@ -17,6 +17,7 @@ from vision3d_engine.loop.train_log import TrainLog
 from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.update.update import Update, clear_gradients
+from vision3d_engine.update.window_weight import WindowWeight
 
 Batches = Iterable[tuple[Place, Any]]
 
@@ -74,15 +75,17 @@ class TrainPass:
         self._steps_at_update = context.progress.total_steps
 
     def _new_update(self) -> Update:
-        trainer, settings = self._trainer, self._context.settings
+        trainer, settings, parallel = self._trainer, self._context.settings, self._context.parallel
+        is_divided = settings.grad_acc_reduction == "mean"
+        weights = None if self._equal_weights else WindowWeight(parallel, self._progress if is_divided else None)
         return Update(
             trainer.model,
             trainer.optimizer,
             trainer.optimizer_step,
             window_size=settings.grad_acc_steps,
             reduction=settings.grad_acc_reduction,
-            parallel=self._context.parallel,
-            equal_weights=self._equal_weights,
+            parallel=parallel,
+            weights=weights,
         )
 
     def run(self) -> None:
@@ -133,7 +136,8 @@ class TrainPass:
         if self._context.settings.debug:
             check_gradients(trainer.model, data_dict, epoch, iteration, self._context.debug_folder)
         self._learning_rate = trainer.optimizer.param_groups[0]["lr"]
-        if update.step_if_due():
+        if update.is_complete:
+            update.step()
             self._count_update(iteration)
         for act in self._after_step:
             act(epoch, iteration, data_dict, output_dict, result_dict)
@@ -181,7 +185,8 @@ class TrainPass:
                 self._make_last_again(data_dict)
             for act in self._after_backward:
                 act(self._epoch, iteration, *self._last_dicts)
-        if update.step_if_due():
+        if update.is_complete:
+            update.step()
             self._count_update(iteration)
 
     def _joining_loss(self, iteration: int, data_dict: Any) -> torch.Tensor:

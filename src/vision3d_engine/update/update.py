@@ -1,7 +1,7 @@
 """The one place where an update is made: a window of micro-batches, one gradient, one step of the optimizer."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vision3d_engine.distributed.parallel.base import Parallel
+from vision3d_engine.update.window_weight import WindowWeight
 
 _EXCHANGING = contextlib.nullcontext()
 
@@ -22,6 +23,10 @@ class Update:
     loss is a mean over ``w_i`` equal things. An incomplete window is divided by the weight that it really has. With
     ``"sum"`` the gradients are added up as they are.
 
+    A window whose weights are all zero has nothing to teach. If they are numbers of the host, its gradients are zeros
+    and no step is made, on all processes; if they are tensors on the device, which nobody reads, a step is made with
+    gradients of zeros, in which an optimizer's momentum still moves.
+
     Args:
         model: the registered model.
         optimizer: whose parameters' gradients are divided.
@@ -29,8 +34,7 @@ class Update:
         window_size: micro-batches of a full window.
         reduction: ``"mean"`` or ``"sum"``.
         parallel: how the processes share the model and the update.
-        equal_weights: every micro-batch weighs the same on every process, so weights need not be exchanged; otherwise
-            they cost one all-reduce of one number an update.
+        weights: what adds the weights up; None when every micro-batch weighs the same on every process.
 
     Attributes:
         is_complete: whether the micro-batch at hand ends its window.
@@ -45,17 +49,16 @@ class Update:
         window_size: int = 1,
         reduction: str = "mean",
         parallel: Parallel,
-        equal_weights: bool = True,
+        weights: WindowWeight | None = None,
     ) -> None:
         self.is_complete = False
         self._model = model
         self._optimizer = optimizer
-        self._step = step
+        self._step = self._make_step = step
         self._window_size = window_size
         self._is_mean = reduction == "mean"
         self._parallel = parallel
-        self._has_shared_weights = equal_weights or parallel.world.size == 1
-        self._equal_weights = equal_weights
+        self._weights = weights
         self._is_first = True
         self._collected = 0
         self._weight: Any = 0
@@ -79,17 +82,18 @@ class Update:
             mean_weight: with equal weights, the mean of all processes' weights for this micro-batch: less than 1 when
                 some have no batch left.
         """
-        (loss if isinstance(weight, int) and weight == 1 else loss * weight).backward()
-        self._weight = self._weight + (mean_weight if self._equal_weights else weight)
+        if self._weights is None:
+            self._weight += mean_weight
+            (loss if weight == 1 else loss * weight).backward()
+        else:
+            self._weights.weighted(loss, weight).backward()
         if self.is_complete:
             self._divide()
 
-    def step_if_due(self) -> bool:
-        """Make the update if the micro-batch at hand ended its window; tell whether it did."""
-        if self.is_complete:
-            self._step()
-            self._collected = self._weight = 0
-        return self.is_complete
+    def step(self) -> None:
+        """Make the update of a window that is complete."""
+        self._step()
+        self._collected = self._weight = 0
 
     def close(self) -> bool:
         """Make the update of a window that the end of the batches has left open; tell whether there was one."""
@@ -97,29 +101,46 @@ class Update:
             return False
         self.is_complete = True
         self._divide()
-        return self.step_if_due()
+        self.step()
+        return True
 
     def _divide(self) -> None:
         """Divide the gradients by the weight of the window; the mean over processes needs the mean of their weights."""
         if self._is_first:
             self._is_first = False
             self._parallel.check_gradients()
-        weight = self._weight if self._has_shared_weights else self._mean_of_weights()
-        if not self._is_mean or (isinstance(weight, int | float) and weight == 1):
-            return
-        gradients = self._parallel.local_parts(self._gradients())
-        if gradients:
-            torch._foreach_div_(gradients, weight)  # pyright: ignore  like torch's clip_grad_norm_
+        weight = self._weight if self._weights is None else self._weights.close()
+        if isinstance(weight, torch.Tensor):
+            self._divide_on_device(weight)
+        elif weight == 0:
+            for gradient in self._gradients():
+                gradient.zero_()
+            self._step = self._skip_step
+        elif self._is_mean and weight != 1 and (gradients := self._gradients()):
+            _divide_all(gradients, weight)
 
-    def _mean_of_weights(self) -> torch.Tensor:
-        world = self._parallel.world
-        return world.mean(torch.as_tensor(self._weight, dtype=torch.float64, device=world.device))
+    def _divide_on_device(self, weight: torch.Tensor) -> None:
+        """Divide by a weight that nobody reads; where it is zero, gradients become zeros, also those that are NaN."""
+        gradients, is_void = self._gradients(), weight == 0
+        if self._is_mean and gradients:
+            _divide_all(gradients, weight.masked_fill(is_void, 1))
+        for gradient in gradients:
+            gradient.masked_fill_(is_void, 0)
 
-    def _gradients(self) -> Iterator[torch.Tensor]:
-        """Yield the gradients of the model and of whatever else the optimizer holds, each once."""
+    def _skip_step(self) -> None:
+        """Make no step for a window without weight."""
+        self._step = self._make_step
+        clear_gradients(self._optimizer)
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """Return what this process holds of the gradients of all that the model and the optimizer hold, each once."""
         of_optimizer = (group["params"] for group in getattr(self._optimizer, "param_groups", ()))
         parameters = dict.fromkeys(chain(self._model.parameters(), *of_optimizer))
-        return (parameter.grad for parameter in parameters if parameter.grad is not None)
+        return self._parallel.local_parts(each.grad for each in parameters if each.grad is not None)
+
+
+def _divide_all(gradients: list[torch.Tensor], weight: Any) -> None:
+    torch._foreach_div_(gradients, weight)  # pyright: ignore  like torch's clip_grad_norm_
 
 
 def clear_gradients(optimizer: Any) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vision3d_engine.distributed.parallel.wrapping import Step, trained_parameters, zeros_of
 from vision3d_engine.distributed.world import World
-
-#: runs the user's step and returns its loss first.
-Step = Callable[..., tuple[Any, ...]]
 
 
 class Parallel:
@@ -28,6 +26,7 @@ class Parallel:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self._trained: dict[str, torch.Tensor] = {}
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the user's own model, on the device and equal everywhere; to be called by all processes."""
@@ -44,11 +43,12 @@ class Parallel:
             model: what `wrap` returned.
             optimizer: whose parameters are exchanged too.
         """
+        self._trained = trained_parameters(model, optimizer)
         return step
 
     def zero_loss(self) -> torch.Tensor:
-        """Return a loss with gradients of zeros, by which a process without a batch joins in the exchange."""
-        return torch.zeros((), requires_grad=True)
+        """Return a loss with gradients of zeros: of a batch without weight, or of a process without a batch."""
+        return zeros_of(self._trained.values())
 
     def without_gradient_sync(self) -> AbstractContextManager:
         """Return a context in which a step and its backward pass do not exchange gradients between processes."""

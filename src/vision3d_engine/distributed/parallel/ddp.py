@@ -4,22 +4,27 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision3d_engine.core.errors import ConfigError, ResultError, shortened
-from vision3d_engine.distributed.parallel.base import Parallel, Step
+from vision3d_engine.core.errors import ConfigError, RegistrationError, ResultError, shortened
+from vision3d_engine.core.tree import describe
+from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.wrapping import (
+    Step,
     StepHolder,
     broadcast,
+    outside_parameters,
     running_in,
     trained_parameters,
     unwrap_model,
     with_alias,
     with_synced_norms,
+    zeros_of,
 )
 from vision3d_engine.distributed.world import World
 
@@ -57,15 +62,32 @@ class DataParallel(Parallel):
 
         What is trained may have changed since the last pass (an encoder is unfrozen, groups are added).
         """
-        trained = trained_parameters(model, optimizer, self.world)
+        trained = trained_parameters(model, optimizer)
         if self._holder is None or not self._holder.is_for(trained):
-            self._holder = self._new_holder(model, trained) if trained else None
+            outside = self._checked(outside_parameters(model, optimizer))
+            self._holder = self._new_holder(model, trained, outside) if trained else None
         return step if self._holder is None else running_in(self._holder, step)
 
-    def _new_holder(self, model: nn.Module, trained: Mapping[str, nn.Parameter]) -> "_GradientExchange":
+    def _checked(self, outside: Mapping[str, torch.Tensor]) -> list[Any]:
+        """Return what is trained outside the model.
+
+        Raises:
+            RegistrationError: for what processes cannot exchange.
+        """
+        for name, tensor in outside.items():
+            if not isinstance(tensor, nn.Parameter) or tensor.device.type != self.world.device.type:
+                message = (
+                    f"{name} is {describe(tensor)} on {tensor.device}, outside the model: {self.world.size} processes "
+                    f"can exchange the gradients of a torch.nn.Parameter on {self.world.device} only. Make it one: "
+                    "nn.Parameter(value.to(self.device)), or put it into the model"
+                )
+                raise RegistrationError(message)
+        return list(outside.values())
+
+    def _new_holder(
+        self, model: nn.Module, trained: Mapping[str, torch.Tensor], outside: list[nn.Parameter]
+    ) -> "_GradientExchange":
         """Return what exchanges the gradients of these parameters; those outside the model begin as the main one's."""
-        known = {id(parameter) for parameter in model.parameters()}
-        outside = [parameter for parameter in trained.values() if id(parameter) not in known]
         broadcast(outside, self.world)
         options = {name: getattr(self._trainer, name) for name in DDP_ONLY}
         holder = _GradientExchange(StepHolder(model, outside), trained, self.world, **options)
@@ -84,9 +106,8 @@ class DataParallel(Parallel):
         Where parameters may be unused, only the first one takes part, so that those that no process uses keep no
         gradient.
         """
-        if self._holder is None:
-            return super().zero_loss()
-        return self._holder.zero_loss(1 if self._trainer.find_unused_parameters else None)
+        most = 1 if self._trainer.find_unused_parameters else None
+        return torch.zeros((), requires_grad=True) if self._holder is None else self._holder.zero_loss(most)
 
     def without_gradient_sync(self) -> AbstractContextManager:
         """Return a context in which a step and its backward pass do not exchange gradients between processes.
@@ -118,21 +139,20 @@ class _GradientExchange(DistributedDataParallel):
     gradients were exchanged since the last time, whatever forward passes were made meanwhile.
     """
 
-    def __init__(self, holder: StepHolder, trained: Mapping[str, nn.Parameter], world: World, **options: Any) -> None:
+    def __init__(self, holder: StepHolder, trained: Mapping[str, torch.Tensor], world: World, **options: Any) -> None:
         super().__init__(holder, init_sync=False, broadcast_buffers=False, **options)
         self._world = world
         self._parameters_by_name = dict(trained)
         self._are_buffers_due = True
 
-    def is_for(self, trained: Mapping[str, nn.Parameter]) -> bool:
+    def is_for(self, trained: Mapping[str, torch.Tensor]) -> bool:
         """Tell whether these are the parameters that are exchanged."""
         own = self._parameters_by_name
         return own.keys() == trained.keys() and all(own[name] is parameter for name, parameter in trained.items())
 
     def zero_loss(self, most: int | None) -> torch.Tensor:
         """Return the sum of the first parameters, times zero, as the result of a step."""
-        parameters = list(self._parameters_by_name.values())[:most]
-        return self(lambda: torch.stack([parameter.sum().real for parameter in parameters]).sum() * 0)
+        return self(lambda: zeros_of(islice(self._parameters_by_name.values(), most)))
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the loss of a step."""

@@ -11,10 +11,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed, shortened
-from vision3d_engine.distributed.parallel.base import Parallel, Step
+from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.shard_store import ShardStore
 from vision3d_engine.distributed.parallel.shards import is_sharded, local_part
 from vision3d_engine.distributed.parallel.wrapping import (
+    Step,
     StepHolder,
     broadcast,
     outside_parameters,

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision3d_engine.core.errors import ConfigError, RegistrationError
-from vision3d_engine.core.tree import describe
-from vision3d_engine.distributed.parallel.base import Step
+from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.distributed.world import World
 
 _MESSAGE_BYTES = 1 << 25
+#: runs the user's step and returns its loss first.
+Step = Callable[..., tuple[Any, ...]]
 
 
 class StepHolder(nn.Module):
@@ -52,23 +52,10 @@ def running_in(module: nn.Module, step: Step) -> Step:
     return run
 
 
-def trained_parameters(model: nn.Module, optimizer: Any, world: World) -> dict[str, nn.Parameter]:
-    """Return what requires grad by name: the model's parameters, and whatever else the optimizer holds.
-
-    Raises:
-        RegistrationError: for a tensor of the optimizer that processes cannot exchange.
-    """
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, tensor in outside_parameters(model, optimizer).items():
-        if not isinstance(tensor, nn.Parameter) or tensor.device.type != world.device.type:
-            message = (
-                f"{name} is {describe(tensor)} on {tensor.device}, outside the model: {world.size} processes can "
-                f"exchange the gradients of a torch.nn.Parameter on {world.device} only. Make it one: "
-                "nn.Parameter(value.to(self.device)), or put it into the model"
-            )
-            raise RegistrationError(message)
-        trained[name] = tensor
-    return trained
+def trained_parameters(model: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
+    """Return what requires grad by name: the model's parameters, and whatever else the optimizer holds."""
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return own | outside_parameters(model, optimizer)
 
 
 def outside_parameters(model: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
@@ -80,6 +67,11 @@ def outside_parameters(model: nn.Module, optimizer: Any) -> dict[str, torch.Tens
         for place, tensor in enumerate(group["params"])
         if tensor.requires_grad and id(tensor) not in known
     }
+
+
+def zeros_of(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return a loss whose gradients are zeros."""
+    return torch.stack([parameter.sum().real for parameter in parameters]).sum() * 0
 
 
 def with_alias(model: nn.Module) -> nn.Module:
