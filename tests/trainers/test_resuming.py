@@ -116,6 +116,59 @@ def numbers(folder):
     return [{key: value for key, value in row.items() if key != "time_s"} for row in rows]
 
 
+AROUND = (
+    "before_train",
+    "before_train_epoch",
+    "after_train_epoch",
+    "before_val_epoch",
+    "after_val_epoch",
+    "after_train",
+)
+
+
+def drawing(kind, broken_at):
+    """A trainer whose hooks around epochs and validations draw random numbers; it ends at one of its moments."""
+
+    class Drawing(kind):
+        def draw(self, moment, *args):
+            numbers = torch.rand(()).item(), np.random.uniform(), random.random()  # noqa: NPY002
+            self.drawn = {**getattr(self, "drawn", {}), (moment, self.epoch if args else 0): numbers}
+            self.end_at(moment)
+
+        def end_at(self, moment):
+            if broken_at == (moment, self.epoch):
+                raise OSError(28, "broken off")
+
+        def after_val_step(self, epoch, iteration, data_dict, output_dict, result_dict):
+            self.end_at("after_val_step")
+
+        def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):
+            self.end_at(f"after_train_step {iteration}")
+
+    for moment in AROUND:
+        setattr(Drawing, moment, lambda self, *args, moment=moment: self.draw(moment, *args))
+    return Drawing
+
+
+@pytest.mark.parametrize("make", [loader, plain, listed])
+@pytest.mark.parametrize("kind", [ToyEpochTrainer, ToyIterTrainer])
+def test_hooks_around_epochs_draw_the_same_after_any_end(kind, make, tmp_path):
+    straight = drawing(kind, None)(settings(tmp_path / "straight", max_epoch=3, log_steps=1), make())
+    straight.run()
+    assert len(set(straight.drawn.values())) == len(straight.drawn) == 3 * 4 + 2
+    moments = [*AROUND[1:-1], "after_train_step 5", "after_val_step"]
+    for number, at in enumerate((moment, epoch) for moment in moments for epoch in (1, 2)):
+        folder = settings(tmp_path / str(number), max_epoch=3, save_every="2 iterations")
+        with pytest.raises(OSError, match="broken off"):
+            drawing(kind, at)(folder, make()).run()
+        torch.manual_seed(number)
+        folder["trainer"]["resume"] = True
+        resumed = drawing(kind, None)(folder, make())
+        resumed.run()
+        assert resumed.drawn == {key: straight.drawn[key] for key in resumed.drawn}
+        assert torch.equal(straight.model.weight, resumed.model.weight)
+
+
 def test_an_exchanged_loader_is_read_from_its_beginning(tmp_path):
     class Curriculum(ToyEpochTrainer):
         def before_train_epoch(self, epoch):

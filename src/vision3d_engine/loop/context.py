@@ -63,6 +63,16 @@ class PassContext:
         seed_everything(seed)
         return StepSeeds(seed, self.world.device)
 
+    def fire(self, moment: str, *args: Any) -> None:
+        """Call the hooks of a moment outside of steps; what they draw depends on the moment and the epoch alone.
+
+        So a resume draws the same: before an epoch that it goes on with, after one whose validation was killed. The
+        moments around the whole training draw the same in every epoch in which it starts.
+        """
+        is_once = moment in {"before_train", "after_train"}
+        seed_everything(derived_seed(self.seed, moment, 0 if is_once else self.progress.epoch, self.world.rank))
+        self.hooks.fire(moment, *args)
+
     def data_seed(self, phase: str, *epoch: int) -> int:
         """Return the seed of order and samples of a pass; the same on all processes."""
         return derived_seed(self.seed, "data", phase, *epoch)

@@ -48,12 +48,12 @@ class EvalPass:
     def validate(self) -> dict[str, Any]:
         """Validate from the first hook to the log line; return the summary with what `after_val_epoch` added to it."""
         context, owner, epoch = self._context, self._owner, self._context.progress.epoch
+        owner.set_eval_mode()
+        context.fire("before_val_epoch", epoch)
         seeds = context.seed_pass("val")
         self._seeds = seeds if self._loader.is_positioned else None  # else they are set before a batch is read
-        owner.set_eval_mode()
-        context.hooks.fire("before_val_epoch", epoch)
         summary_dict = self.walk(context.data_seed("val", epoch), epoch)
-        context.hooks.fire("after_val_epoch", epoch, summary_dict)
+        context.fire("after_val_epoch", epoch, summary_dict)
         numbers, times = as_numbers(summary_dict), self.runner.clock.means()
         text = get_log_string(numbers, epoch=epoch, max_epoch=owner.max_epoch, time_dict=times)
         owner.log(f"[Val] {text}", level="SUCCESS")
@@ -122,9 +122,9 @@ class TestPass(EvalPass):
     def test(self) -> dict[str, Any]:
         """Test from the first hook to the log line; return the summary with what `after_test_epoch` added to it."""
         context = self._context
-        context.hooks.fire("before_test_epoch")
+        context.fire("before_test_epoch")
         summary_dict = self.walk(context.data_seed("test"), epoch=1)
-        context.hooks.fire("after_test_epoch", summary_dict)
+        context.fire("after_test_epoch", summary_dict)
         text = get_log_string(as_numbers(summary_dict), time_dict=self.runner.clock.means())
         self._owner.log(f"[Test] {text}", level="SUCCESS")
         return summary_dict

@@ -77,15 +77,14 @@ class TrainingRun:
     def run(self, only_validation: bool) -> None:
         """Train and validate until ``max_epoch``; or validate once and save nothing."""
         self._only_validates = only_validation
-        hooks = self._context.hooks
         with self._session.running(), self._surroundings():
             self._session.check_arguments()
             if not only_validation:
                 self._claim_folder()
             self._prepare()
-            hooks.fire("before_train")
+            self._context.fire("before_train")
             self._validate_once() if only_validation else self._train()
-            hooks.fire("after_train")
+            self._context.fire("after_train")
 
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:

@@ -241,12 +241,12 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         """Train for one epoch, or for what is left of it."""
         with self._run.training():
             self._train_pass()
-        self._hooks.fire("after_train_epoch", self.epoch, self._pass.close())
+        self._context.fire("after_train_epoch", self.epoch, self._pass.close())
 
     def _train_pass(self) -> None:
         """Walk the training data, or what is left of it."""
+        self._context.fire("before_train_epoch", self.epoch)
         seeds = self._context.seed_pass("train")
-        self._hooks.fire("before_train_epoch", self.epoch)
         loader = self._run.train_data()
         lengths, read = self._open_data(loader)
         self._pass = TrainPass(
