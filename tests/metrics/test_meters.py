@@ -93,6 +93,51 @@ def test_moments_give_the_means_over_the_steps_that_had_a_key(steps, window):
     assert moments.means() == pytest.approx({key: np.mean(values) for key, values in seen.items()})
 
 
+NAN = float("nan")
+ways = st.sampled_from(["number", "tensor", "dict", "dict of tensors"])
+weighted_steps = st.lists(
+    st.tuples(
+        st.dictionaries(st.sampled_from("abc"), st.tuples(st.floats(-100, 100), st.booleans()), min_size=1),
+        st.sampled_from([0, 1, 2, 5]),
+        ways,
+    ),
+    max_size=20,
+)
+
+
+@given(weighted_steps, st.integers(0, 20))
+def test_weighted_means_are_those_of_a_plain_sum_also_after_a_save_and_where_nothing_weighs(steps, saved_at):
+    """A value without weight is NaN, as a mean over nothing is; a dict weighs single keys."""
+    meters, sums = RunningMeans(), {}
+    for number, (step, weight, way) in enumerate(steps):
+        if number == saved_at:
+            state, meters = meters.state_dict(), RunningMeans()
+            meters.load_state_dict(state)
+        own = {key: 1 if "dict" in way and key == "c" else weight for key in step}
+        values = {key: (value if own[key] else NAN, is_tensor) for key, (value, is_tensor) in step.items()}
+        given_weight = torch.tensor(weight) if "tensor" in way else weight
+        given_weight = dict.fromkeys("ab", given_weight) if "dict" in way else given_weight
+        meters.update(
+            {k: torch.tensor(v, dtype=torch.float64) if t else v for k, (v, t) in values.items()}, given_weight
+        )
+        for key, (value, _) in values.items():
+            total = sums.setdefault(key, [0.0, 0.0])
+            total[0] += own[key]
+            total[1] += own[key] * value if own[key] else 0.0
+    expected = {key: total / weight for key, (weight, total) in sums.items() if weight}
+    found = {key: mean for key, mean in meters.means().items() if not np.isnan(mean)}
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_means_of_a_file_that_counts_steps_go_on():
+    meters, state = RunningMeans(), {"keys": ["loss"], "count": 4, "total": {}, "window": {}}
+    rows = {"keys": ["loss"], "count": 4, "rows": torch.tensor([[2.0]]), "numbers": [4]}
+    rows["sums"] = torch.tensor([[9.0], [29.0]], dtype=torch.float64)
+    meters.load_state_dict(state | {"waiting": [rows]})
+    meters.update({"loss": torch.tensor(1.0)})
+    assert meters.means() == {"loss": 12 / 5}
+
+
 def test_moments_do_not_grow_with_the_number_of_steps():
     moments = RunningMeans()
     for _ in range(2000):

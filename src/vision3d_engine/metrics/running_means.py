@@ -1,4 +1,4 @@
-"""Count, sum and sum of squares of named numbers over a pass, and over the interval since the last log line.
+"""Weight, sum and sum of squares of named numbers over a pass, and over the interval since the last log line.
 
 Numbers of a step are copied into one small vector on their device; nothing is read back until a log line asks, and then
 all of them in one copy. What is kept does not grow with the number of steps.
@@ -21,13 +21,16 @@ _MAX_ROWS = 256
 _MAX_BLOCKS = 64
 
 AddUp = Callable[[Sums], Sums]
+# What a step's numbers weigh: one number or tensor for all keys, or one a key; a key that is left out weighs 1.
+Weights = Any
 
 
 class RunningMeans:
     """Running means of the dicts that the steps of one pass return.
 
-    A key's mean is over the steps that had it. Values may be python numbers, numpy scalars, or tensors and arrays of
-    one element; a tensor may be freed, or changed in place, as soon as `update` returns.
+    A key's mean is over the steps that had it, each with its weight: ``sum(w * x) / sum(w)``. Values and weights may be
+    python numbers, numpy scalars, or tensors and arrays of one element; a tensor may be freed, or changed in place, as
+    soon as `update` returns. A value without weight may be NaN.
 
     Args:
         add_up: returns the sums of all processes, given those of this one (``World.named_sums``).
@@ -42,24 +45,39 @@ class RunningMeans:
         self._count = 0
         self._first_bad: dict[str, int] = {}
 
-    def update(self, results: Mapping[str, Any]) -> None:
-        """Take in the numbers of one step; never waits for the device."""
+    def update(self, results: Mapping[str, Any], weights: Weights = 1) -> None:
+        """Take in the numbers of one step; never waits for the device.
+
+        Args:
+            results: the numbers.
+            weights: what they weigh, for all keys alike or in a dict by key.
+        """
         self._count += 1
         tensors = {key: value for key, value in results.items() if isinstance(value, torch.Tensor)}
         if len(tensors) < len(results):
-            self._add_numbers({key: value for key, value in results.items() if key not in tensors})
+            self._add_numbers({key: value for key, value in results.items() if key not in tensors}, weights)
         if tensors:
-            if (rows := self._waiting.get(keys := tuple(tensors))) is None:
-                rows = self._waiting[keys] = _Rows(keys)
-            rows.append([value.detach() if value.requires_grad else value for value in tensors.values()], self._count)
+            self._append(tensors, weights)
         if len(results) != len(self._keys) or results.keys() != self._keys.keys():
             self._keys |= dict.fromkeys(results)
 
-    def _add_numbers(self, values: Mapping[str, Any]) -> None:
-        """Add numbers of the host straight to the interval."""
+    def _append(self, tensors: Mapping[str, torch.Tensor], weights: Weights) -> None:
+        """Let the values of a step wait on the device, with their weights."""
+        if (rows := self._waiting.get(keys := tuple(tensors))) is None:
+            rows = self._waiting[keys] = _Rows(keys)
+        values = [value.detach() if value.requires_grad else value for value in tensors.values()]
+        rows.append(values, self._count, _row_weight(weights, keys))
+
+    def _add_numbers(self, values: Mapping[str, Any], weights: Weights) -> None:
+        """Add numbers of the host straight to the interval; where their weights are on the device, there."""
         for key, value in values.items():
             number = value.item() if isinstance(value, np.ndarray) else float(value)
-            self._interval[key] = _add(self._interval.get(key), (1.0, number, number * number))
+            weight = weights.get(key, 1) if isinstance(weights, Mapping) else weights
+            if isinstance(weight, torch.Tensor):
+                self._append({key: torch.full((), number, dtype=_exact(weight.device), device=weight.device)}, weight)
+            elif weight:
+                share = (float(weight), number * weight, number * number * weight)
+                self._interval[key] = _add(self._interval.get(key), share)
 
     def interval_means(self, *also: torch.Tensor) -> tuple[dict[str, float], list[float]]:
         """Return the means since the last call, over all processes, and start an interval; one copy from the device.
@@ -147,19 +165,20 @@ def read_numbers(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Rows:
-    """Vectors of the same keys, one a step."""
+    """Vectors of the same keys, one a step, each with its weight: one number, or one a key as a tuple or vector."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = keys
         self._rows: list[torch.Tensor] = []
-        self._summed = 0
+        self._weights: list[Any] = []
         self._sums: torch.Tensor | None = None
         self._numbers: list[int] = []
         self._blocks: deque[tuple[list[int], torch.Tensor]] = deque(maxlen=_MAX_BLOCKS)
 
-    def append(self, scalars: list[torch.Tensor], number: int) -> None:
+    def append(self, scalars: list[torch.Tensor], number: int, weight: Any) -> None:
         """Copy the values of one step, whose number is given, into one vector."""
         self._numbers.append(number)
+        self._weights.append(weight)
         try:
             row = torch.stack(scalars)
         except RuntimeError:  # several devices, or shapes such as (1,); to look for them would cost every step
@@ -169,10 +188,10 @@ class _Rows:
             self.sum_up()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return count, sums and the rows that wait, as they are."""
+        """Return the sums and the rows that wait, as they are."""
         rows = torch.stack(self._rows) if self._rows else None
-        state = {"keys": list(self._keys), "count": self._summed + len(self._rows), "sums": self._sums, "rows": rows}
-        return state | {"numbers": list(self._numbers)}
+        waiting = {"rows": rows, "weights": list(self._weights), "numbers": list(self._numbers)}
+        return {"keys": list(self._keys), "sums": self._sums, **waiting}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "_Rows":
@@ -180,7 +199,11 @@ class _Rows:
         rows = cls(state["keys"])
         rows._numbers = list(state["numbers"])
         rows._rows = [] if state["rows"] is None else list(state["rows"])
-        rows._summed, rows._sums = state["count"] - len(rows._rows), state["sums"]
+        rows._weights = list(state.get("weights", [1.0] * len(rows._rows)))
+        rows._sums = state["sums"]
+        if rows._sums is not None and len(rows._sums) == 2:  # noqa: PLR2004  of a file that counts steps beside the sums
+            counts = torch.full_like(rows._sums[:1], state["count"] - len(rows._rows))
+            rows._sums = torch.cat([counts, rows._sums])
         return rows
 
     def first_not_finite(self, keys: Iterable[str]) -> dict[str, int]:
@@ -195,9 +218,9 @@ class _Rows:
         return first
 
     def take(self, numbers: Iterator[float]) -> Sums:
-        """Return count, sum and sum of squares by key, given what `sum_up` returned, brought to the host."""
-        sums, squares = (list(islice(numbers, len(self._keys))) for _ in range(2))
-        return {key: (float(self._summed), sums[i], squares[i]) for i, key in enumerate(self._keys)}
+        """Return weight, sum and sum of squares by key, given what `sum_up` returned, brought to the host."""
+        weights, sums, squares = (list(islice(numbers, len(self._keys))) for _ in range(3))
+        return {key: (weights[i], sums[i], squares[i]) for i, key in enumerate(self._keys)}
 
     def _stacked(self) -> torch.Tensor:
         """Return the waiting rows as one block ``(steps, keys)``; restored ones follow the others to their device."""
@@ -207,17 +230,51 @@ class _Rows:
             return torch.stack([row.to(self._rows[-1]) for row in self._rows])
 
     def sum_up(self) -> torch.Tensor:
-        """Add the waiting rows to the sums on the device, in float64 where it has that; return sums and squares."""
+        """Add the waiting rows to the sums on the device; return weights, sums and squares ``(3, keys)``."""
         if self._sums is not None and not self._rows:
             return self._sums
         block = self._stacked()
-        block = block.to(torch.float32 if block.device.type == "mps" else torch.float64)
-        sums = torch.stack([block.sum(0), (block * block).sum(0)])
+        block = block.to(_exact(block.device))
+        weights = _weights_of(self._weights, block)
+        block = block if self._weights_are_one() else block.masked_fill(weights == 0, 0)
+        sums = torch.stack([weights.sum(0), (weights * block).sum(0), (weights * block * block).sum(0)])
         self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
-        self._summed += len(block)
         self._blocks.append((self._numbers, block))
-        self._rows, self._numbers = [], []
+        self._rows, self._weights, self._numbers = [], [], []
         return self._sums
+
+    def _weights_are_one(self) -> bool:
+        return all(not isinstance(weight, torch.Tensor | tuple) and weight == 1 for weight in self._weights)
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """Return the type in which sums lose least on a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _row_weight(weights: Weights, keys: Sequence[str]) -> Any:
+    """Return what the values of a row weigh: one number, or one a key as a tuple or, of tensors, a vector."""
+    if not isinstance(weights, Mapping):
+        return weights.detach().reshape(1).expand(len(keys)) if isinstance(weights, torch.Tensor) else weights
+    each = [weights.get(key, 1) for key in keys]
+    tensor = next((weight for weight in each if isinstance(weight, torch.Tensor)), None)
+    if tensor is None:
+        return tuple(each)
+    return torch.stack([torch.as_tensor(weight, device=tensor.device).detach().reshape(()) for weight in each])
+
+
+def _weights_of(weights: Sequence[Any], block: torch.Tensor) -> torch.Tensor:
+    """Return the weights of rows as a block ``(steps, keys)``; the device is not waited for."""
+    width = block.shape[1]
+    if not any(isinstance(weight, torch.Tensor | tuple) for weight in weights):
+        return _on_device([float(weight) for weight in weights], block).unsqueeze(1).expand(-1, width)
+    rows = [weight if isinstance(weight, torch.Tensor | tuple) else (float(weight),) * width for weight in weights]
+    return torch.stack([_on_device(row, block) if isinstance(row, tuple) else row.to(block) for row in rows])
+
+
+def _on_device(numbers: Sequence[float], block: torch.Tensor) -> torch.Tensor:
+    host = torch.tensor(numbers, dtype=block.dtype)
+    return host.pin_memory().to(block.device, non_blocking=True) if block.is_cuda else host.to(block.device)
 
 
 def _add(a: tuple[float, float, float] | None, b: tuple[float, float, float]) -> tuple[float, float, float]:
