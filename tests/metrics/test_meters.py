@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision3d_engine import AverageMeter, EngineError, SummaryBoard, Timer
+from vision3d_engine import AverageMeter, EngineError, ResultError, SummaryBoard, Timer
 from vision3d_engine.metrics.running_means import RunningMeans
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
@@ -163,3 +163,13 @@ def test_other_numbers_are_read_in_the_same_copy():
     moments.update({"loss": torch.tensor(4.0), "rare": torch.tensor(1, dtype=torch.int64)})
     assert moments.interval_means(torch.tensor(7.0)) == ({"loss": 3.0, "rare": 1.0}, [7.0])
     assert moments.interval_means(torch.tensor(8.0)) == ({}, [8.0])
+
+
+@pytest.mark.parametrize("first", [1.0, torch.tensor(1.0)])
+@pytest.mark.parametrize("later", [torch.ones(3), np.ones(3), "good", None, [1, 2]])
+@pytest.mark.parametrize("others", [{}, {"loss": torch.tensor(1.0)}, {"loss": torch.ones(3)}])
+def test_a_result_that_turns_into_something_else_is_named_with_its_step(first, later, others):
+    meters = RunningMeans()
+    meters.update({"acc": first, **dict.fromkeys(others, torch.tensor(1.0))})
+    with pytest.raises(ResultError, match=r"'(acc|loss)' is .* in step 2, though it was one number before"):
+        meters.update({"acc": later, **others})

@@ -53,9 +53,10 @@ class NonFiniteError(EngineError):
 
 
 def did_you_mean(name: str, known: Iterable[str], similarity: float = 0.6) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string when none is near."""
-    near = get_close_matches(name, list(known), n=1, cutoff=similarity)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    """Return ``"; did you mean 'x'?"`` for the nearest other name, whatever its case; empty when none is near."""
+    by_lower_case = {each.lower(): each for each in map(str, known) if each != name}
+    near = get_close_matches(name.lower(), list(by_lower_case), n=1, cutoff=similarity)
+    return f"; did you mean '{by_lower_case[near[0]]}'?" if near else ""
 
 
 def listed(names: Iterable[object]) -> str:

@@ -13,10 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from vision3d_engine.core.errors import ResultError
+from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.coordination.reductions import Sums
 
 # Steps whose numbers wait on the device before they are summed up there; bounds memory between rare log lines.
 _MAX_ROWS = 256
+_NOT_ONE_NUMBER = (
+    "'{}' is {} in step {}, though it was one number before; result dicts hold one number a key. Log its mean, and put "
+    "the rest into the output dict"
+)
 # Summed blocks that are kept until a log line, to find the step that was not finite.
 _MAX_BLOCKS = 64
 
@@ -71,7 +77,7 @@ class RunningMeans:
     def _add_numbers(self, values: Mapping[str, Any], weights: Weights) -> None:
         """Add numbers of the host straight to the interval; where their weights are on the device, there."""
         for key, value in values.items():
-            number = value.item() if isinstance(value, np.ndarray) else float(value)
+            number = _number(value, key, self._count)
             weight = weights.get(key, 1) if isinstance(weights, Mapping) else weights
             if isinstance(weight, torch.Tensor):
                 self._append({key: torch.full((), number, dtype=_exact(weight.device), device=weight.device)}, weight)
@@ -182,8 +188,11 @@ class _Rows:
         try:
             row = torch.stack(scalars)
         except RuntimeError:  # several devices, or shapes such as (1,); to look for them would cost every step
-            row = torch.stack([scalar.reshape(()).to(scalars[0].device) for scalar in scalars])
-        self._rows.append(row if row.ndim == 1 else row.reshape(-1))
+            scalars = [_scalar(value, key, number) for value, key in zip(scalars, self._keys, strict=True)]
+            row = torch.stack([scalar.to(scalars[0].device) for scalar in scalars])
+        if row.ndim != 1:
+            row = torch.stack([_scalar(value, key, number) for value, key in zip(scalars, self._keys, strict=True)])
+        self._rows.append(row)
         if len(self._rows) >= _MAX_ROWS:
             self.sum_up()
 
@@ -250,6 +259,21 @@ class _Rows:
 def _exact(device: torch.device) -> torch.dtype:
     """Return the type in which sums lose least on a device."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _number(value: Any, key: str, number: int) -> float:
+    """Return a number of the host as a float."""
+    try:
+        return value.item() if isinstance(value, np.ndarray) else float(value)
+    except (TypeError, ValueError) as error:
+        raise ResultError(_NOT_ONE_NUMBER.format(key, describe(value), number)) from error
+
+
+def _scalar(value: torch.Tensor, key: str, number: int) -> torch.Tensor:
+    """Return a tensor of one element without dimensions."""
+    if value.numel() != 1:
+        raise ResultError(_NOT_ONE_NUMBER.format(key, describe(value), number))
+    return value.reshape(())
 
 
 def _row_weight(weights: Weights, keys: Sequence[str]) -> Any:
