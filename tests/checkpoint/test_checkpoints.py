@@ -108,6 +108,7 @@ def test_an_optimizer_that_does_not_fit_is_named(tmp_path):
     ToyEpochTrainer(settings(tmp_path)).run()
     toy = ToyEpochTrainer(settings(tmp_path, resume=True, max_epoch=2))
     two_groups = [{"params": [toy.model.weight]}, {"params": [toy.model.bias]}]
+    toy.optimizer = None
     toy.register_optimizer(torch.optim.SGD(two_groups, lr=0.1))
     with pytest.raises(CheckpointError, match=r"part 'optimizer' of .* does not fit"):
         toy.run()

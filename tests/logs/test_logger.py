@@ -101,8 +101,9 @@ def test_a_log_line_holds_the_mean_since_the_last_one(tmp_path):
             result_dict["number"] = float(iteration)
 
     Counted(settings(tmp_path, log_steps=2)).run()
-    first, summary = (row for row in rows(tmp_path) if row["phase"] != "val")
+    first, last, summary = (row for row in rows(tmp_path) if row["phase"] != "val")
     assert first["values"]["number"] == 1.5
+    assert last["values"]["number"] == 3.0
     assert summary["values"]["number"] == 2.0
 
 
@@ -125,9 +126,9 @@ def test_the_learning_rate_in_the_line_is_the_one_that_the_step_used(tmp_path):
 def test_a_run_anew_in_a_used_folder_puts_the_old_json_lines_aside_and_a_resumed_one_goes_on(tmp_path):
     ToyEpochTrainer(settings(tmp_path)).run()
     ToyEpochTrainer(settings(tmp_path, max_epoch=2, resume=True)).run()
-    assert [row["epoch"] for row in rows(tmp_path)] == [1, 1, 2, 2]
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 1, 1, 2, 2, 2]
     ToyEpochTrainer(settings(tmp_path, overwrite=True)).run()
-    assert [row["epoch"] for row in rows(tmp_path)] == [1, 1]
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 1, 1]
     assert len(list(tmp_path.glob("metrics-*.jsonl"))) == 1
     assert len(list(tmp_path.glob("events-*"))) == 1
 

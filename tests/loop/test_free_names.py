@@ -88,3 +88,24 @@ def test_a_schedule_that_needs_a_metric_says_how_to_give_it_one(tmp_path):
     with pytest.raises(RegistrationError, match=r"override scheduler_step\(\)"):
         Plain(settings(tmp_path)).register_scheduler(plateau)
     ToyEpochTrainer(settings(tmp_path)).register_scheduler(plateau)  # it overrides scheduler_step
+
+
+@pytest.mark.parametrize("what", ["model", "optimizer"])
+def test_a_second_part_of_a_kind_is_refused_with_how_to_replace_the_first_one(what, tmp_path):
+    toy = ToyEpochTrainer(settings(tmp_path))
+    model = linear_model()
+    second = model if what == "model" else torch.optim.Adam(model.parameters())
+    with pytest.raises(RegistrationError, match=rf"got a second {what}, .* set self\.{what} = None before"):
+        getattr(toy, f"register_{what}")(second)
+    setattr(toy, what, None)
+    getattr(toy, f"register_{what}")(second)
+    assert getattr(toy, what) is second
+
+
+def test_an_optimizer_of_another_copy_of_the_model_is_refused(tmp_path):
+    toy = ToyEpochTrainer(settings(tmp_path))
+    toy.optimizer = torch.optim.SGD(linear_model().parameters(), lr=0.1)
+    with pytest.raises(
+        RegistrationError, match=r"holds 2 parameters, none of which .*Build it from self.model.parameters"
+    ):
+        toy.run()

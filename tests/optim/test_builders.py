@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vision3d_engine import ConfigError, build_optimizer, build_scheduler
+from tests.toys import ToyEpochTrainer, settings
+from vision3d_engine import ConfigError, EpochBasedTrainer, build_optimizer, build_scheduler
 
 BASE = {"warmup_steps": 4, "eta_init": 0.1, "eta_min": 0.05}
 
@@ -101,3 +102,17 @@ def test_any_torch_optimizer_is_built_by_name_with_the_other_keys_as_arguments(k
 def test_a_wrong_optimizer_is_an_error_that_names_the_nearest(section, message):
     with pytest.raises(ConfigError, match=message):
         build_optimizer(nn.Linear(2, 1), {"optimizer": section})
+
+
+@pytest.mark.parametrize("kind", ["Cosine", "Linear", "torch"])
+def test_a_schedule_in_other_units_than_the_trainer_s_is_said(tmp_path, kind, capsys):
+    class Plain(ToyEpochTrainer):
+        scheduler_step = EpochBasedTrainer.scheduler_step
+
+    toy = Plain(settings(tmp_path, max_epoch=3))
+    section = {"scheduler": {"type": kind, "total_steps": 1000, "warmup_steps": 100}}
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+    toy.register_scheduler(cosine(toy.optimizer, 1000) if kind == "torch" else build_scheduler(toy.optimizer, section))
+    toy.run()
+    said = capsys.readouterr().err
+    assert "is built for 1,000 steps, but this trainer moves it on once an epoch, 3 times in all, so the run " in said

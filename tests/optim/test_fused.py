@@ -140,6 +140,7 @@ class Adam(ToyEpochTrainer):
 
     def _register(self, train_loader, val_loader, lr):
         super()._register(train_loader, val_loader, lr)
+        self.optimizer = None  # the one of the class above
         self.register_optimizer(torch.optim.AdamW(self.model.parameters(), lr=0.01))
         self.register_scheduler(None)
 

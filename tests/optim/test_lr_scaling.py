@@ -104,6 +104,7 @@ def trainer_of(kind, folder, size, lr=0.1, register=("optimizer", "scheduler"), 
     toy._session.world.size = size
     optimizer = SGD(toy.model.parameters(), lr=lr)
     parts = {"optimizer": optimizer, "scheduler": schedules.LambdaLR(optimizer, lambda n: 1 / (1 + n))}
+    toy.optimizer = None
     for name in register:
         getattr(toy, f"register_{name}")(parts[name])
     return toy

@@ -50,6 +50,7 @@ class Net(nn.Module):
 class _WithNet:
     def _register(self, train_loader, val_loader, lr):
         super()._register(train_loader, val_loader, lr)
+        self.model = self.optimizer = None  # those of the class above
         model = self.register_model(Net())
         self.register_optimizer(torch.optim.SGD(model.parameters(), lr=lr))
         self.register_scheduler(None)
@@ -66,6 +67,7 @@ class IterTrainer(_WithNet, ToyIterTrainer):
 class NetTester(ToyBatchTester):
     def _register(self, loader):
         super()._register(loader)
+        self.model = None
         self.register_model(Net())
 
 

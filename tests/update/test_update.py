@@ -142,6 +142,7 @@ def weighed(folder, weights, *, on_device=False, steps=2, momentum=0.9, **traine
         def __init__(self, cfg, loader):
             super().__init__(cfg, loader)
             self.found, self.hooked = [], []
+            self.optimizer = None  # the one of the class above
             self.register_optimizer(torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=momentum))
             self.register_scheduler(None)
 
@@ -239,6 +240,7 @@ def test_parameters_that_only_the_optimizer_knows_are_averaged_too(tmp_path):
             super().__init__(cfg, loader)
             self.register_scheduler(None)
             self.temperature = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+            self.optimizer = None
             self.register_optimizer(torch.optim.SGD([*self.model.parameters(), self.temperature], lr=0.1))
             self.found = []
 

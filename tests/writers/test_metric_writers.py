@@ -201,7 +201,7 @@ def test_whether_the_thread_was_quick_does_not_change_what_becomes_of_early_numb
     if is_delivered:
         toy._session.writers.flush()
     toy.run()
-    assert [row["phase"] for row in rows(tmp_path)] == ["train_epoch", "val"] * 2
+    assert [row["phase"] for row in rows(tmp_path)] == ["train", "train_epoch", "val"] * 2
 
 
 # ------------------------------------------------------------------------------------------- forked workers

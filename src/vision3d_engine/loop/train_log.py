@@ -48,8 +48,7 @@ class TrainLog:
         means, probed = self._meters.interval_means(*self._finite.probe())
         first = self._meters.first_not_finite("loss")
         self._finite.check(means.get("loss", 0.0), probed, progress.epoch, first, iteration)
-        interval, lr = self._runner.clock.interval(), float(learning_rate)
-        position = {"epoch": progress.epoch, "iteration": iteration, "updates": progress.updates, "lr": lr}
+        interval, position = self._runner.clock.interval(), self._position(float(learning_rate))
         context.writers.scalars("train", means, progress.total_steps, **position)
         self._say(self._line(means, interval, position))
         if interval.steady_data_s > SLOW_S:
@@ -70,12 +69,24 @@ class TrainLog:
             device=self._context.world.device,
         )
 
-    def close(self) -> dict[str, Any]:
+    def close(self, learning_rate: Any) -> dict[str, Any]:
         """Write the line and the row of the epoch, and return its means over all processes."""
         context, progress, clock = self._context, self._context.progress, self._runner.clock
+        if progress.iteration % self.every:
+            self._write_rest(float(learning_rate))
         summary_dict: dict[str, Any] = self._meters.means()
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
         text = get_log_string(summary_dict, progress.epoch, self._max_epoch, time_dict=clock.means())
         self._trainer.log(f"[Train] {text}")
         context.writers.row("train_epoch", summary_dict, step=progress.total_steps, epoch=progress.epoch)
         return summary_dict
+
+    def _write_rest(self, learning_rate: float) -> None:
+        """Write the numbers of the last steps, after the last log line, so that the curve has all of an epoch."""
+        progress, (means, _) = self._context.progress, self._meters.interval_means()
+        self._context.writers.scalars("train", means, progress.total_steps, **self._position(learning_rate))
+
+    def _position(self, learning_rate: float) -> dict[str, Any]:
+        progress = self._context.progress
+        counters = {"epoch": progress.epoch, "iteration": progress.iteration, "updates": progress.updates}
+        return counters | {"lr": learning_rate}

@@ -109,7 +109,7 @@ class TrainPass:
 
     def close(self) -> dict[str, Any]:
         """Write the line of the epoch and return its means."""
-        return self._log.close()
+        return self._log.close(self._learning_rate)
 
     # ------------------------------------------------------------------------------------------- one iteration
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vision3d_engine.core.config import read_section
-from vision3d_engine.core.errors import ConfigError, did_you_mean, listed
+from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed
 
 
 def build_optimizer(model: nn.Module, cfg: Any) -> torch.optim.Optimizer:
@@ -97,3 +97,20 @@ def _check_arguments(optimizer: Any, arguments: dict[str, Any]) -> None:
         hint = did_you_mean(name, known)
         message = f"cfg.optimizer.{name} is not an argument of {optimizer.__name__}{hint} (it has: {listed(known)})"
         raise ConfigError(message)
+
+
+def refuse_foreign(optimizer: Any, model: nn.Module) -> None:
+    """Refuse an optimizer that would train nothing of the model, such as one of another copy of it.
+
+    Raises:
+        RegistrationError: when none of its parameters is the model's.
+    """
+    own = {id(parameter) for parameter in model.parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if held and not any(id(parameter) in own for parameter in held):
+        message = (
+            f"the optimizer ({type(optimizer).__name__}) holds {len(held)} parameters, none of which is one of the "
+            f"registered model's ({type(model).__name__}), so the model would not learn. Build it from "
+            "self.model.parameters() after register_model, which may replace them"
+        )
+        raise RegistrationError(message)

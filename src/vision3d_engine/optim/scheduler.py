@@ -5,12 +5,16 @@ Each is a factor on the base rate, as a function of ``n``: the number of updates
 
 import math
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
 
 from vision3d_engine.core.config import read_section, read_settings
 from vision3d_engine.core.errors import ConfigError, did_you_mean, listed
+
+# The functions of schedules that were built here, for what they tell about their length.
+_FUNCTIONS: WeakKeyDictionary[LRScheduler, "_WarmUp"] = WeakKeyDictionary()
 
 
 class _WarmUp:
@@ -106,7 +110,30 @@ def build_warmup_lr_scheduler(optimizer: Optimizer, cfg: Any, annealing: str = "
 
 def _as_schedule(optimizer: Optimizer, function: _WarmUp) -> LRScheduler:
     """Return torch's schedule; it would save an object's numbers, and a resume then win over new settings."""
-    return LambdaLR(optimizer, lambda updates: function(updates))  # noqa: PLW0108  see above
+    schedule = LambdaLR(optimizer, lambda updates: function(updates))  # noqa: PLW0108  see above
+    _FUNCTIONS[schedule] = function
+    return schedule
+
+
+def length_hint(scheduler: Any, steps: int, unit: str) -> str | None:
+    """Return a warning when a run makes far fewer steps of a schedule than it was built for; None when it fits.
+
+    Args:
+        scheduler: a schedule of this module, or one of torch that knows its length.
+        steps: steps of the schedule that the run makes.
+        unit: what it steps with, such as ``"epoch"``.
+    """
+    function = _FUNCTIONS.get(scheduler) if scheduler is not None else None
+    total = getattr(function or scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
+    warmup = getattr(function, "warmup_steps", 0)
+    if not isinstance(total, int) or (steps * 2 > total and steps > warmup):
+        return None
+    where = "in its warm-up" if steps <= warmup else f"after {steps / total:.1%} of it"
+    return (
+        f"the learning rate schedule ({type(function or scheduler).__name__}) is built for {total:,} steps, but this "
+        f"trainer moves it on once an {unit}, {steps:,} times in all, so the run ends {where}. Give its lengths in "
+        f"{unit}s, or use a trainer that counts as it does"
+    )
 
 
 def _require(section: Any, kind: str, *names: str) -> None:

@@ -58,11 +58,12 @@ class Engine:
         With ``trainer.compile`` it is compiled in place (``torch.nn.Module.compile``), so names of weights stay.
 
         Raises:
-            RegistrationError: when it is not a ``torch.nn.Module``.
+            RegistrationError: when it is not a ``torch.nn.Module``, or not the first one.
         """
         if not isinstance(model, nn.Module):
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
+        refuse_second("model", self.model, model, "put both into one nn.Module, such as nn.ModuleDict")
         if (mode := self._context.settings.compile) is not None:
             compile_in_place(model, mode, self.log)
         name, count = type(unwrap_model(model)).__name__, sum(each.numel() for each in model.parameters())
@@ -137,6 +138,18 @@ class Engine:
             if part is None:
                 message = f"{type(self).__name__} has no {name.replace('_', ' ')}; call register_{_register_name(name)}"
                 raise RegistrationError(message + " before run()")
+
+
+def refuse_second(what: str, registered: Any, part: Any, fix: str) -> None:
+    """Refuse a second part of a kind of which there is one.
+
+    Raises:
+        RegistrationError: saying what to do about it.
+    """
+    if registered is not None:
+        first, second = type(registered).__name__, type(part).__name__
+        message = f"register_{what} got a second {what}, {second}, after {first}; a trainer has one: {fix}. To replace "
+        raise RegistrationError(f"{message}the first one, set self.{what} = None before")
 
 
 def compile_in_place(model: nn.Module, mode: str, log: Callable[..., None]) -> None:

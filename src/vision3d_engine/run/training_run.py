@@ -11,7 +11,8 @@ from vision3d_engine.data.resumable_loader import LoaderCache, ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
-from vision3d_engine.optim.optimizer import prefer_fused
+from vision3d_engine.optim.optimizer import prefer_fused, refuse_foreign
+from vision3d_engine.optim.scheduler import length_hint
 from vision3d_engine.run.autosave import Autosave
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
@@ -108,8 +109,8 @@ class TrainingRun:
         """Check what can be checked before the first step, and load what the command line asks for."""
         trainer, settings = self._trainer, self._context.settings
         self._check_loaders()
-        if trainer.scheduler is None:
-            trainer.log("no learning rate schedule is registered: the rate stays as it is")
+        refuse_foreign(trainer.optimizer, trainer.model)
+        self._tell_of_schedule()
         for note in filter(None, (self.train_data().note, *self.resume_state.forgotten(trainer))):
             trainer.log(note)
         if settings.fused_optimizer and prefer_fused(trainer.optimizer, trainer.model):
@@ -118,6 +119,15 @@ class TrainingRun:
         self._resuming.start()
         self._context.hooks.bind()
         trainer.set_train_mode()
+
+    def _tell_of_schedule(self) -> None:
+        """Say that there is no schedule, or that one was built for another number of steps than the run makes."""
+        trainer = self._trainer
+        if trainer.scheduler is None:
+            trainer.log("no learning rate schedule is registered: the rate stays as it is")
+        is_by_epoch = trainer._schedule_follows == "epoch" and self._context.hooks.is_default("scheduler_step")  # noqa: SLF001
+        if is_by_epoch and (hint := length_hint(trainer.scheduler, trainer.max_epoch, "epoch")):
+            trainer.log(hint, level="WARNING")
 
     def _check_loaders(self) -> None:
         """Refuse loaders that are empty on all processes."""

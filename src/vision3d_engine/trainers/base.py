@@ -16,7 +16,7 @@ from vision3d_engine.loop.context import counter, setting
 from vision3d_engine.loop.eval_pass import EvalPass
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
 from vision3d_engine.loop.train_pass import Batches, TrainPass
-from vision3d_engine.run.engine import Engine
+from vision3d_engine.run.engine import Engine, refuse_second
 from vision3d_engine.run.resume_state import has_state
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.training_run import TrainingRun
@@ -24,6 +24,7 @@ from vision3d_engine.trainers.hooks import TrainHooks
 from vision3d_engine.update.update import clear_gradients
 
 _OPTIMIZER = ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict")
+_SEVERAL = "give it several parameter groups, or keep the other one by register_state and step it in optimizer_step"
 _SCHEDULER = ("step", "state_dict", "load_state_dict")
 
 
@@ -77,8 +78,13 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         """Register the optimizer: torch's, or anything with ``step``, ``zero_grad``, ``param_groups``, ``state_dict``.
 
         The learning rate is used as it is on any number of processes, unless ``trainer.scale_lr`` says otherwise.
+
+        Raises:
+            RegistrationError: when it lacks one of these, or is not the first one.
         """
-        self.optimizer = _with_methods("register_optimizer", optimizer, _OPTIMIZER)
+        optimizer = _with_methods("register_optimizer", optimizer, _OPTIMIZER)
+        refuse_second("optimizer", self.optimizer, optimizer, _SEVERAL)
+        self.optimizer = optimizer
 
     def register_scheduler(self, scheduler: Any) -> None:
         """Register the learning rate schedule: torch's, anything with ``step`` and ``state_dict``, or None for none.
