@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from tests.data.test_dataloader import Noisy, Stay, batches, equal
 from vision3d_engine import build_dataloader
 from vision3d_engine.data import sampler as sampler_module
-from vision3d_engine.data.resumable_loader import ResumableLoader, StreamPosition, describe_changes
+from vision3d_engine.data.endless_stream import StreamPosition
+from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
 
 
 class Stream(IterableDataset):
