@@ -110,7 +110,7 @@ def length_hint(name: str, lengths: Sequence[int | None], totals: Sequence[int |
     """
     if len(set(totals)) > 1:
         return (
-            f"the {name} holds other data on each process ({listed(totals)} batches before the processes share them), so "
+            f"the {name} holds other data on each process ({listed(totals)} batches before they are shared out), so "
             "some are lost and some read twice. Give every process the same data set"
         )
     if totals[0] is None and len(set(lengths)) > 1:
