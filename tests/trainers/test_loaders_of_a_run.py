@@ -271,6 +271,21 @@ def test_a_pass_has_the_length_that_set_epoch_gives_the_data(make, shuffle, work
 
 
 @pytest.mark.parametrize("make", MAKERS)
+def test_an_epoch_by_iterations_has_the_length_that_set_epoch_gives_the_pass_it_walks(make, tmp_path):
+    options = {"max_epoch": 3}
+    toy = recording(IterBasedTrainer)(tmp_path / "straight", make(Growing(1, LENGTHS)), **options)
+    toy.run()
+    for epoch, length in LENGTHS.items():
+        assert samples_of(toy.seen, epoch) == list(range(length))
+    broken = recording(IterBasedTrainer)(tmp_path / "broken", make(Growing(1, LENGTHS)), **options)
+    broken.fails_at = (2, 4)
+    with pytest.raises(ValueError, match="broken off"):
+        broken.run()
+    broken.run()
+    assert broken.seen == toy.seen
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_validation_has_the_length_that_set_epoch_gives_the_data(make, tmp_path):
     toy = recording(EpochBasedTrainer)(tmp_path, built(Samples(4)), make(Growing(1, LENGTHS)), max_epoch=3)
     toy.run()

@@ -1,7 +1,7 @@
 """The one answer about a user's loader: its length, its position, its epochs, its endless stream."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, count, islice, repeat
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.dataloader import adopted, copied, sampler_of
 from vision3d_engine.data.endless_stream import EndlessStream, Place, StreamPosition
+from vision3d_engine.data.exact_length import ExactLength, placed
 from vision3d_engine.data.loader_hints import sharing_hint
 from vision3d_engine.data.sample_seeds import SeededDataset, announce_epoch
 
@@ -70,8 +71,8 @@ class ResumableLoader:
         self._state: Any = None
         self._announced: int | None = None
         self._stream: EndlessStream | None = None
-        self._openings, self._has_said_surplus = 0, False
-        self._say = say
+        self._openings = 0
+        self._exact, self._say = ExactLength(self.name, rank, say), say
 
     @property
     def is_positioned(self) -> bool:
@@ -138,6 +139,12 @@ class ResumableLoader:
             part = getattr(self.loader, name, None)
             part.announce(epoch) if isinstance(part, SeededDataset) else announce_epoch(part, epoch)
 
+    def announce_after(self, place: Place) -> None:
+        """Tell samplers and data set which epoch the batch after a place is of."""
+        self.announce(place[0])
+        if place[1] > 0 and place[1] == self.length:
+            self.announce(place[0] + 1)
+
     def batches(self, seed: int, epoch: int, start: int = 0, shift: int = 0) -> Iterator[tuple[Place, Any]]:
         """Return the batches of an epoch, from number ``start`` (counted from 0) on, each with its place.
 
@@ -152,35 +159,16 @@ class ResumableLoader:
         return chain.from_iterable(map(self._measured, [(seed, epoch, start, shift)]))
 
     def _measured(self, where: Position) -> Iterator[tuple[Place, Any]]:
-        """Open the loader; its batches must end where its length says."""
+        """Open the loader, whose batches must end where its length says."""
         _, epoch, start, shift = where
         batches = iter(self._opened(where))
-        length, numbers = self._length_at(shift), count(start + 1)
-        left = None if length is None else max(length - start, 0)
-        read = zip(zip(repeat(epoch), numbers, strict=False), islice(batches, left), strict=False)
-        return chain(read, self._check_end(epoch, length, numbers, batches))
+        if_empty = _USED_UP.format(self.name) if self._is_used_up else ""
+        return self._exact.hold(batches, self._length_at(shift), epoch, start, if_empty=if_empty)
 
     def _length_at(self, shift: int) -> int | None:
         """Return this process's number of batches of an epoch that starts at another process."""
         total = self.total_length
         return self.length if total is None else len(range((self._rank - shift) % self._size, total, self._size))
-
-    def _check_end(
-        self, epoch: int, length: int | None, numbers: Iterator[int], batches: Iterator[Any]
-    ) -> Iterator[tuple[Place, Any]]:
-        """Refuse an end before the length, where other processes would wait, and say what lies behind it.
-
-        Yields nothing. ``numbers`` are those of the batches, of which the end has taken one more.
-        """
-        ended_at = next(numbers) - 2
-        if length is not None and ended_at < length:
-            raise DataError(_TOO_SHORT.format(self.name, self._rank, ended_at, epoch, length))
-        if length is not None and next(batches, batches) is not batches and not self._has_said_surplus:
-            self._has_said_surplus = True
-            self._say(_TOO_LONG.format(self.name, length), "WARNING")
-        if ended_at == 0 and self._is_used_up:
-            raise DataError(_USED_UP.format(self.name))
-        yield from ()
 
     def _opened(self, where: Position) -> Iterable[Any]:
         """Return the batches from a position on."""
@@ -241,7 +229,7 @@ class ResumableLoader:
         while True:
             place = (epoch, start)
             batches = self._opened((seed_of(epoch), epoch, start, 0))
-            for place, batch in zip(zip(repeat(epoch), count(start + 1), strict=False), batches, strict=False):
+            for place, batch in placed(batches, epoch, start):
                 yield place, batch
             if place == (epoch, 0):
                 raise DataError(_USED_UP.format(self.name) if self._is_used_up else _NO_BATCH)
@@ -290,15 +278,6 @@ def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[An
 
 
 _NO_BATCH = "the training loader yields no batch; check the data set, and drop_last with few samples"
-_TOO_SHORT = (
-    "the {} of process {} ended after {} batches in epoch {}, but its len is {}. If that is an estimate, as of a batch "
-    "sampler that fills batches by size: make __len__ exact or too small (what lies behind it is left out), or remove "
-    "it and train by IterBasedTrainer with trainer.num_iters_per_epoch"
-)
-_TOO_LONG = (
-    "the {} has more batches than its len, {}; they are left out in every epoch. Make __len__ exact, or remove it and "
-    "train by IterBasedTrainer with trainer.num_iters_per_epoch"
-)
 _USED_UP = (
     "the {} is an iterator, such as a generator, and used up after one pass. Register something whose __iter__ starts "
     "anew each time: a DataLoader, a list, or an object whose __iter__ is the generator function"
