@@ -118,3 +118,15 @@ def test_a_checkpoint_is_found_by_absolute_path_by_path_from_here_and_by_name(tm
     absolute = str(tmp_path / "checkpoints" / "weights.pth")
     for checkpoint in (absolute, "checkpoints/weights.pth", "weights.pth"):
         ToySingleTester(settings(tmp_path), checkpoint=checkpoint).run()
+
+
+def test_a_first_batch_without_a_case_needs_no_log_line(tmp_path):
+    save_weights(tmp_path)
+
+    class Filtering(ToyBatchTester):
+        def split_batch_dict(self, iteration, data_dict, output_dict):
+            return ([], []) if iteration == 1 else super().split_batch_dict(iteration, data_dict, output_dict)
+
+    toy = Filtering(settings(tmp_path, log_steps=1))
+    toy.run()
+    assert [call for call in toy.calls if call[0] == "eval_step"] == [("eval_step", case) for case in (1, 2, 3)]

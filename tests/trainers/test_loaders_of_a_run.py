@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tests.toys import Rows, linear_model, settings
 from vision3d_engine import (
     BatchTester,
+    DataError,
     EpochBasedTrainer,
     IterBasedTrainer,
     SampleError,
@@ -270,6 +271,21 @@ def test_a_pass_has_the_length_that_set_epoch_gives_the_data(make, shuffle, work
 
 
 @pytest.mark.parametrize("make", MAKERS)
+def test_an_epoch_by_iterations_has_the_length_that_set_epoch_gives_the_pass_it_walks(make, tmp_path):
+    options = {"max_epoch": 3}
+    toy = recording(IterBasedTrainer)(tmp_path / "straight", make(Growing(1, LENGTHS)), **options)
+    toy.run()
+    for epoch, length in LENGTHS.items():
+        assert samples_of(toy.seen, epoch) == list(range(length))
+    broken = recording(IterBasedTrainer)(tmp_path / "broken", make(Growing(1, LENGTHS)), **options)
+    broken.fails_at = (2, 4)
+    with pytest.raises(ValueError, match="broken off"):
+        broken.run()
+    broken.run()
+    assert broken.seen == toy.seen
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_validation_has_the_length_that_set_epoch_gives_the_data(make, tmp_path):
     toy = recording(EpochBasedTrainer)(tmp_path, built(Samples(4)), make(Growing(1, LENGTHS)), max_epoch=3)
     toy.run()
@@ -455,3 +471,57 @@ def test_no_attribute_is_born_outside_a_constructor(base, tmp_path):
         names = sorted(vars(resumed))
         resumed.run()
         assert sorted(vars(resumed)) == names
+
+
+# ------------------------------------------------------------------------------------ loaders that end elsewhere
+
+
+class Promising:
+    """A loader that says another number of batches than it yields."""
+
+    def __init__(self, count, length):
+        self.batches, self.length = listed(Samples(2 * count)), length
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def test_a_training_loader_that_ends_before_its_length_stops_the_run_before_the_epoch_counts(tmp_path):
+    toy = recording(EpochBasedTrainer)(tmp_path, Promising(5, 6), max_epoch=2, grad_acc_steps=2)
+    with pytest.raises(
+        DataError, match=r"the training loader \(Promising\) of process 0 ended after 5 batches in epoch 1"
+    ):
+        toy.run()
+    assert (toy.epoch, toy.summaries) == (1, {})
+
+
+def test_a_validation_loader_that_ends_before_its_length_stops_the_run(tmp_path):
+    toy = recording(EpochBasedTrainer)(tmp_path, built(Samples(4)), Promising(3, 4))
+    with pytest.raises(DataError, match=r"the validation loader .* ended after 3 batches in epoch 1, but its len is 4"):
+        toy.run()
+
+
+def test_loaders_that_go_past_their_length_are_cut_there(tmp_path):
+    toy = recording(EpochBasedTrainer)(tmp_path, Promising(5, 3), Promising(3, 2), max_epoch=2)
+    toy.run()
+    assert [iterations_of(toy.seen, epoch) for epoch in (1, 2)] == [[1, 2, 3]] * 2
+    assert [iterations_of(toy.val_seen, epoch) for epoch in (1, 2)] == [[1, 2]] * 2
+
+
+def test_a_loader_whose_length_is_an_estimate_can_be_trained_on_by_iterations(tmp_path):
+    toy = recording(IterBasedTrainer)(tmp_path, Promising(3, 9), num_iters_per_epoch=5)
+    toy.run()
+    assert [indices[0] // 2 for _, _, indices in toy.seen] == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_generator_in_place_of_a_loader_is_told_in_the_second_epoch(part, tmp_path):
+    generator = (batch for batch in listed(Samples(4)))
+    loaders = (generator, None) if part == "training" else (built(Samples(4)), generator)
+    toy = recording(EpochBasedTrainer)(tmp_path, *loaders, max_epoch=2)
+    with pytest.raises(DataError, match=f"the {part} loader .generator. is an iterator.*used up.*starts anew"):
+        toy.run()
+    assert toy.epoch == 2

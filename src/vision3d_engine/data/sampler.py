@@ -15,6 +15,7 @@ from vision3d_engine.data.permutation import Permutation
 from vision3d_engine.data.sample_seeds import SampleIndex
 from vision3d_engine.distributed.processes import get_rank, get_world_size
 
+_MARKS = ("num_replicas", "world_size", "rank")
 _CHUNK = 1024
 _ENDLESS = 2**62
 
@@ -150,11 +151,15 @@ class PositionSampler(_Positioned):
             yield SampleIndex(index, number * size + rank, epoch, base)
 
 
-def _knows_its_process(sampler: Any) -> bool:
-    """Tell whether a sampler, or the one inside a batch sampler, yields the share of one process only."""
+def mark_of_process(sampler: Any) -> str | None:
+    """Return the attribute by which a sampler, or the one inside it, shows that it yields the share of one process."""
     parts = (sampler, getattr(sampler, "sampler", None))
-    names = ("num_replicas", "world_size", "rank")
-    return not hasattr(sampler, "__len__") or any(hasattr(part, name) for part in parts for name in names)
+    return next((name for part in parts for name in _MARKS if hasattr(part, name)), None)
+
+
+def _knows_its_process(sampler: Any) -> bool:
+    """Tell whether a sampler has been divided by itself, or has no length and is read as it goes."""
+    return not hasattr(sampler, "__len__") or mark_of_process(sampler) is not None
 
 
 class _Shares:

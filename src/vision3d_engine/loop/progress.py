@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from vision3d_engine.data.resumable_loader import StreamPosition
+from vision3d_engine.data.endless_stream import StreamPosition
 
 
 @dataclass

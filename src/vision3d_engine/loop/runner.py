@@ -7,8 +7,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from vision3d_engine.core.errors import DataError
+from vision3d_engine.data.endless_stream import Place
 from vision3d_engine.data.prefetcher import Prefetcher
-from vision3d_engine.data.resumable_loader import Place
 from vision3d_engine.endpoints.context_manager import get_context_manager
 from vision3d_engine.loop.result_checks import check_batch
 from vision3d_engine.metrics.step_clock import StepClock

@@ -7,7 +7,9 @@ from typing import Any
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.durations import parse_duration
 from vision3d_engine.core.errors import CheckpointError, DataError, NonFiniteError, ResultError, did_you_mean, listed
-from vision3d_engine.data.resumable_loader import LoaderCache, ResumableLoader
+from vision3d_engine.data.loader_cache import LoaderCache
+from vision3d_engine.data.loader_hints import length_hint
+from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
@@ -67,11 +69,11 @@ class TrainingRun:
 
     def train_data(self) -> ResumableLoader:
         """Return the training data as the engine reads it; a loader that was exchanged during the run is noticed."""
-        return self._loaders.get("train", self._trainer.train_loader)
+        return self._loaders.get("training", self._trainer.train_loader)
 
     def val_data(self) -> ResumableLoader:
         """Return the validation data as the engine reads it."""
-        return self._loaders.get("val", self._trainer.val_loader)
+        return self._loaders.get("validation", self._trainer.val_loader)
 
     # ------------------------------------------------------------------------------------------- the run
 
@@ -130,11 +132,14 @@ class TrainingRun:
             trainer.log(hint, level="WARNING")
 
     def _check_loaders(self) -> None:
-        """Refuse loaders that are empty on all processes."""
+        """Refuse loaders that are empty on all processes; say where their lengths differ."""
         for name, loader in (("training", self.train_data()), ("validation", self.val_data())):
-            if set(self._context.world.gather(loader.length)) == {0}:
+            lengths, totals = zip(*self._context.world.gather((loader.length, loader.total_length)), strict=True)
+            if set(lengths) == {0}:
                 message = f"the {name} loader is empty: len(loader) is 0. Check the data set, batch_size and drop_last"
                 raise DataError(message)
+            if (hint := length_hint(loader.name, lengths, totals)) is not None:
+                self._trainer.log(hint, level="WARNING")
 
     def _scale_rates(self) -> None:
         trainer = self._trainer

@@ -129,10 +129,10 @@ class BaseTester(Engine, abc.ABC):
         """Return data and output of each case of a batch."""
 
     def _after_iteration(self, iteration: int) -> None:
-        """Write the numbers of the latest case when a log line is due."""
-        if iteration % self.log_steps:
-            return
+        """Write the numbers of the latest case when a log line is due; batches may have held none yet."""
         number, data_dict, output_dict, result_dict = self._pass.last_case
+        if iteration % self.log_steps or number == 0:
+            return
         message = self.get_log_string(number, data_dict, output_dict, read_numbers(result_dict))
         runner = self._pass.runner
         times = get_log_string({}, time_dict=runner.clock.interval().times())

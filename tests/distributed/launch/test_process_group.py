@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from vision3d_engine import ProcessError
-from vision3d_engine.distributed.launch.process_group import meet, thread_warnings
+from vision3d_engine.distributed.launch.process_group import local_rank_among, meet, thread_warnings
 
 
 def test_processes_of_an_attempt_meet_although_the_store_remembers_dead_ones():
@@ -41,3 +41,10 @@ def test_too_many_threads_for_the_cores_are_said_with_the_fix():
     (note,) = thread_warnings(process(shared, 8) + process(shared, 8))
     assert "2 processes on node1 have 16 torch threads on 8 cores" in note
     assert "set OMP_NUM_THREADS=4" in note
+
+
+def test_processes_count_themselves_on_their_machine_unless_the_launcher_speaks_of_all():
+    unknown = [("a", 0), ("b", None), ("a", None), ("b", None)]
+    assert [local_rank_among(unknown, rank) for rank in range(4)] == [0, 0, 1, 1]
+    in_containers = [("same name", 0), ("same name", 0)]
+    assert [local_rank_among(in_containers, rank) for rank in range(2)] == [0, 0]
