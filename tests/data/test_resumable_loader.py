@@ -69,14 +69,15 @@ def test_a_loader_with_a_state_goes_on_by_it():
     state = source.state_dict()
     resumed = ResumableLoader(Stateful())
     resumed.load_state_dict(state)
-    assert [(place, int(batch["x"])) for place, batch in resumed.batches(1, 1, start=4)] == [((1, 5), 5), ((1, 6), 6)]
+    left = [(place, int(batch["x"])) for place, batch in resumed.batches(1, 1, start=4)]
+    assert left == [((1, 5, 1), 5), ((1, 6, 1), 6)]
     assert "by its own state_dict" in source.note
 
 
 def test_rounds_go_on_from_a_place_and_begin_anew():
     loader = DataLoader(Noisy(5), 2)
-    stream = ResumableLoader(loader).stream(lambda number: number, StreamPosition(3, 1, (3, 1)))
-    assert [place for place, _ in islice(stream, 5)] == [(3, 2), (3, 3), (4, 1), (4, 2), (4, 3)]
+    stream = ResumableLoader(loader).stream(lambda number: number, StreamPosition(3, 1, (3, 1, 2)))
+    assert [place for place, _ in islice(stream, 5)] == [(3, 2, 2), (3, 3, 1), (4, 1, 2), (4, 2, 2), (4, 3, 1)]
 
 
 @given(count=st.integers(1, 9), size=st.integers(1, 4), taken=st.integers(0, 12))
@@ -146,7 +147,7 @@ def test_a_loader_that_goes_past_its_length_is_cut_there_and_says_so_once(make):
     said = []
     loader = ResumableLoader(make(6, 4), name="training loader", say=lambda *message: said.append(message))
     for epoch in (1, 2):
-        assert [place for place, _ in loader.batches(1, epoch)] == [(epoch, number) for number in (1, 2, 3, 4)]
+        assert [place[:2] for place, _ in loader.batches(1, epoch)] == [(epoch, number) for number in (1, 2, 3, 4)]
     ((text, level),) = said
     assert "training loader" in text
     assert "has more batches than its len, 4; they are left out" in text
@@ -168,8 +169,8 @@ def test_a_share_of_any_epoch_ends_where_its_length_says(count, size, shift):
 def test_a_stream_of_batches_that_only_this_process_counts_needs_no_right_length():
     """The way out for lengths that are estimates."""
     loader = ResumableLoader(Promising(2, 5))
-    stream = loader.stream(lambda number: number, StreamPosition(1, 0, (1, 0)))
-    assert [place for place, _ in islice(stream, 4)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    stream = loader.stream(lambda number: number, StreamPosition(1, 0, (1, 0, 1)))
+    assert [place for place, _ in islice(stream, 4)] == [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1)]
 
 
 def test_a_generator_that_is_used_up_says_so_with_the_way_out():
@@ -179,7 +180,7 @@ def test_a_generator_that_is_used_up_says_so_with_the_way_out():
         DataError, match=r"is an iterator, such as a generator, and used up after one pass.*starts anew"
     ):
         list(loader.batches(1, 2))
-    stream = ResumableLoader(iter([{"index": 1}])).stream(lambda number: number, StreamPosition(1, 0, (1, 0)))
+    stream = ResumableLoader(iter([{"index": 1}])).stream(lambda number: number, StreamPosition(1, 0, (1, 0, 1)))
     next(stream)
     with pytest.raises(DataError, match="used up after one pass"):
         next(stream)

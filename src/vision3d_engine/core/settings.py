@@ -61,6 +61,9 @@ class TrainerSettings(_Section):
     """When a process has fewer batches in an epoch than others: it joins their updates with gradients of zeros; it
     repeats its last batch without weight, for steps with exchanges of their own; the others' surplus is dropped; or it
     begins its batches again (``cycle``)."""
+    means: Literal["samples", "batches"] = "samples"
+    """What means of validations, epochs and log lines are over: samples, where it is known how many a batch has, or
+    batches, as in the 2022 engine."""
     grad_acc_reduction: Literal["mean", "sum"] = "mean"
     """Mean makes the update equal that of one big batch; sum adds the gradients up, as the 2022 engine did."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-Place = tuple[int, int]
-"""An epoch of the data and the number of a batch in it, both counted from 1."""
+Place = tuple[int, int, int]
+"""An epoch of the data, the number of a batch in it, both counted from 1, and what its numbers weigh in a mean."""
 
 
 class StreamPosition(NamedTuple):

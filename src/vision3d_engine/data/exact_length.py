@@ -2,15 +2,27 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count, islice, repeat
+from operator import itemgetter
 from typing import Any
 
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.data.endless_stream import Place
 
 
-def placed(batches: Iterable[Any], epoch: int, start: int) -> Iterator[tuple[Place, Any]]:
-    """Return batches with their places, from the one after number ``start`` on."""
-    return zip(zip(repeat(epoch), count(start + 1), strict=False), batches, strict=False)
+def placed(
+    batches: Iterable[Any], epoch: int, start: int, sizes: Iterable[int], numbers: Iterator[int] | None = None
+) -> Iterator[tuple[Place, Any]]:
+    """Return batches with their places, from the one after number ``start`` on.
+
+    Args:
+        batches: the batches.
+        epoch: number of the epoch.
+        start: batches that are left out.
+        sizes: samples of each batch.
+        numbers: those of the batches, when they are counted elsewhere.
+    """
+    places = zip(repeat(epoch), numbers or count(start + 1), sizes, strict=False)
+    return map(itemgetter(1, 0), zip(batches, places, strict=False))  # the size of a batch is known once it is there
 
 
 class ExactLength:
@@ -27,7 +39,14 @@ class ExactLength:
         self._has_said_surplus = False
 
     def hold(
-        self, batches: Iterator[Any], length: int | None, epoch: int, start: int, *, if_empty: str = ""
+        self,
+        batches: Iterator[Any],
+        length: int | None,
+        epoch: int,
+        start: int,
+        *,
+        sizes: Iterable[int] = repeat(1),
+        if_empty: str = "",
     ) -> Iterator[tuple[Place, Any]]:
         """Return the batches of an epoch with their places, cut at its length, which is said once.
 
@@ -36,6 +55,7 @@ class ExactLength:
             length: batches of the whole epoch, None when not known.
             epoch: number of the epoch.
             start: batches that are left out.
+            sizes: samples of each batch; 1 where that is not known.
             if_empty: the error that the epoch ends with when it has no batch; an empty text allows it.
 
         Raises:
@@ -43,14 +63,14 @@ class ExactLength:
         """
         left = None if length is None else max(length - start, 0)
         numbers = count(start + 1)
-        read = zip(zip(repeat(epoch), numbers, strict=False), islice(batches, left), strict=False)
+        read = placed(islice(batches, left), epoch, start, chain(sizes, repeat(1)), numbers)
         return chain(read, self._check_end(numbers, length, epoch, batches, if_empty))
 
     def _check_end(
         self, numbers: Iterator[int], length: int | None, epoch: int, batches: Iterator[Any], if_empty: str
     ) -> Iterator[tuple[Place, Any]]:
-        """Yield nothing; the end has taken one number more than there were batches."""
-        ended_at = next(numbers) - 2
+        """Yield nothing; as many numbers have been taken as there were batches."""
+        ended_at = next(numbers) - 1
         if length is not None and ended_at < length:
             raise DataError(_TOO_SHORT.format(self._name, self._rank, ended_at, epoch, length))
         if length is not None and next(batches, batches) is not batches and not self._has_said_surplus:

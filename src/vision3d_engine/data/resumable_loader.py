@@ -1,7 +1,7 @@
 """The one answer about a user's loader: its length, its position, its epochs, its endless stream."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -45,13 +45,14 @@ class ResumableLoader:
         size: number of processes.
         is_shared: give it an iterator and workers of its own, where that is possible.
         name: what it is called in messages.
+        counts_samples: whether a batch weighs as many samples as were drawn for it; else each weighs 1.
         say: takes a message and its level.
 
     Attributes:
         loader: the loader that is read: what was registered, or the one that was adopted in its place.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  who reads it, and whom to tell
         self,
         registered: Any,
         device: torch.device = _CPU,
@@ -60,11 +61,13 @@ class ResumableLoader:
         *,
         is_shared: bool = False,
         name: str = "loader",
+        counts_samples: bool = True,
         say: Callable[[str, str], None] = lambda _message, _level: None,
     ) -> None:
         self.registered = registered
         self.name = f"{name} ({type(registered).__name__})"
         self.loader = copied(adopted(registered)) if is_shared else adopted(registered)
+        self.counts_samples = counts_samples
         self._device = device
         self._rank, self._size = rank, size
         self._sampler = sampler_of(self.loader)
@@ -163,7 +166,13 @@ class ResumableLoader:
         _, epoch, start, shift = where
         batches = iter(self._opened(where))
         if_empty = _USED_UP.format(self.name) if self._is_used_up else ""
-        return self._exact.hold(batches, self._length_at(shift), epoch, start, if_empty=if_empty)
+        sizes = self._sizes(start, shift)
+        return self._exact.hold(batches, self._length_at(shift), epoch, start, sizes=sizes, if_empty=if_empty)
+
+    def _sizes(self, start: int, shift: int) -> Iterator[int]:
+        """Return how many samples were drawn for each batch; 1 for all where it is not known or shall not count."""
+        knows = self.counts_samples and self._sampler is not None
+        return self._sampler.sizes(start, shift) if knows else repeat(1)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _length_at(self, shift: int) -> int | None:
         """Return this process's number of batches of an epoch that starts at another process."""
@@ -221,17 +230,17 @@ class ResumableLoader:
 
     def _epochs(self, seed_of: Callable[[int], int], position: StreamPosition) -> Iterator[tuple[Place, Any]]:
         if self.total_length is None:
-            return self._own_epochs(seed_of, *position.place)
+            return self._own_epochs(seed_of, *position.place[:2])
         return self._shared_epochs(seed_of, position)
 
     def _own_epochs(self, seed_of: Callable[[int], int], epoch: int, start: int) -> Iterator[tuple[Place, Any]]:
         """Yield the rest of an epoch of this process's own batches, then one epoch after the other."""
         while True:
-            place = (epoch, start)
-            batches = self._opened((seed_of(epoch), epoch, start, 0))
-            for place, batch in placed(batches, epoch, start):
+            place = (epoch, start, 1)
+            batches = iter(self._opened((seed_of(epoch), epoch, start, 0)))
+            for place, batch in placed(batches, epoch, start, chain(self._sizes(start, 0), repeat(1))):
                 yield place, batch
-            if place == (epoch, 0):
+            if place[:2] == (epoch, 0):
                 raise DataError(_USED_UP.format(self.name) if self._is_used_up else _NO_BATCH)
             epoch, start = epoch + 1, 0
 

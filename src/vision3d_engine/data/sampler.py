@@ -2,8 +2,9 @@
 
 import contextlib
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,18 @@ class PositionSampler(_Positioned):
         """Batches of an epoch of all processes together; None when each process has a share of its own."""
         return None if self.is_presharded else _batches(self._count, self._batch_size, self._drop_last)
 
+    def sizes(self, start: int, shift: int = 0) -> Iterator[int]:
+        """Return how many samples this process's batches hold, from number ``start`` (counted from 0) on.
+
+        Where a sampler does not know how many it yields, nothing is returned.
+        """
+        if self.is_presharded:
+            count = len(self.sampler) if hasattr(self.sampler, "__len__") else 0  # type: ignore[arg-type]
+            return _sizes(range(start, _batches(count, self._batch_size, self._drop_last)), self._batch_size, count)
+        rank, size = (get_rank() - shift) % get_world_size(), get_world_size()
+        own = range(rank + start * size, self.total_batches or 0, size)
+        return _sizes(own, self._batch_size, self._count)
+
     @property
     def _count(self) -> int:
         return len(self._dataset) if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]
@@ -162,6 +175,13 @@ def _knows_its_process(sampler: Any) -> bool:
     return not hasattr(sampler, "__len__") or mark_of_process(sampler) is not None
 
 
+def _sizes(numbers: range, batch_size: int, count: int) -> Iterator[int]:
+    """Return the samples of numbered batches, of which the last one may not be full."""
+    full = range(numbers.start, min(numbers.stop, count // batch_size), numbers.step)
+    rest = [count % batch_size] * (len(numbers) - len(full))
+    return chain(repeat(batch_size, len(full)), rest)
+
+
 class _Shares:
     """The positions of this process's batches from batch ``start`` on, merged to long ranges where they touch."""
 
@@ -203,6 +223,7 @@ class PositionBatchSampler(_Positioned):
     def __init__(self, batch_sampler: Any) -> None:
         super().__init__()
         self.sampler = batch_sampler
+        self._drawn: deque[int] = deque()
 
     def __getattr__(self, name: str) -> Any:
         if name == "sampler" or name.startswith("__"):
@@ -228,7 +249,22 @@ class PositionBatchSampler(_Positioned):
         """Batches of an epoch of all processes together; None when each process has a share of its own."""
         return None if self.is_presharded else len(self.sampler)
 
+    def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
+        """Let the next pass begin somewhere; see `_Positioned.start_at`."""
+        super().start_at(base, epoch, start, shift)
+        self._drawn.clear()
+
+    def sizes(self, _start: int, _shift: int = 0) -> Iterator[int]:
+        """Return the samples of this process's batches, each to be asked for once its batch has been drawn."""
+        return map(lambda _: self._drawn.popleft() if self._drawn else 1, repeat(None))  # noqa: C417  lazy
+
     def __iter__(self) -> Iterator[list[SampleIndex]]:
+        """Yield the batches, and note how many samples each holds."""
+        for batch in self._batches():
+            self._drawn.append(len(batch))
+            yield batch
+
+    def _batches(self) -> Iterator[list[SampleIndex]]:
         base, epoch, start, shift = self._take_start()
         _announce(self.sampler, epoch)
         rank, size = get_rank(), get_world_size()

@@ -45,7 +45,7 @@ class Runner:
         self.phase = phase
         self.clock = StepClock(prefetcher.device)
         self.is_last = False
-        self.place: Place = (0, 0)
+        self.place: Place = (0, 0, 1)
         self.max_iteration: int | None = None
         self._has_ended = False
         self._iterate = iterate

@@ -101,7 +101,7 @@ class Resuming:
             self._state.check(state, str(path))
         self._checkpoints.restore(state, str(path), trainer.model, trainer.optimizer, trainer.scheduler)
         metadata = metadata_of(state)
-        progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0), **metadata})
+        progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0, 1), **metadata})
         if has_data:
             self._state.restore(state)
         where = f"epoch {progress.epoch}, total_steps {progress.total_steps}"

@@ -81,7 +81,7 @@ class Session:
             hooks=hooks,
             writers=self.writers,
             logger=self.logger,
-            progress=Progress(),
+            progress=Progress(counts_samples=self.settings.trainer.means == "samples"),
             sum_up=self.world.named_sums(),
             hints=LoaderHints(self.logger.warn),
             debug_folder=self.folders.output / "debug",

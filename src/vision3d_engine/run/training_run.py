@@ -14,7 +14,7 @@ from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.optimizer import prefer_fused, refuse_foreign
-from vision3d_engine.optim.scheduler import length_hint
+from vision3d_engine.optim.scheduler import schedule_hint
 from vision3d_engine.run.autosave import Autosave
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
@@ -128,7 +128,7 @@ class TrainingRun:
         if trainer.scheduler is None:
             trainer.log("no learning rate schedule is registered: the rate stays as it is")
         is_by_epoch = trainer._schedule_follows == "epoch" and self._context.hooks.is_default("scheduler_step")  # noqa: SLF001
-        if is_by_epoch and (hint := length_hint(trainer.scheduler, trainer.max_epoch, "epoch")):
+        if is_by_epoch and (hint := schedule_hint(trainer.scheduler, trainer.max_epoch, "epoch")):
             trainer.log(hint, level="WARNING")
 
     def _check_loaders(self) -> None:

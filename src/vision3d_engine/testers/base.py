@@ -42,6 +42,15 @@ class BaseTester(Engine, abc.ABC):
             raise RegistrationError(message)
         self.test_loader = test_loader
 
+    def metric_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:
+        """Return what the results of a step weigh in means: one number for all, or a dict of numbers for single keys.
+
+        A number may be a tensor of one element, which is not read before a log line. A result without weight may be NaN
+        (a mean over no correspondences). By default, and for keys that a dict leaves out, a case weighs 1, and a
+        whole batch of a SingleTester as many samples as were drawn for it.
+        """
+        return None
+
     def load(self, filename: str) -> None:
         """Load the weights of a checkpoint, strictly.
 

@@ -32,6 +32,15 @@ class TrainHooks:
         """
         return 1
 
+    def metric_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:
+        """Return what the results of a step weigh in means: one number for all, or a dict of numbers for single keys.
+
+        A number may be a tensor of one element, which is not read before a log line. A result without weight may be NaN
+        (a mean over no correspondences). By default, and for keys that a dict leaves out, results weigh as many samples
+        as were drawn for the batch, or 1 where that is not known.
+        """
+        return None
+
     def after_backward(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Act after the backward pass; in the batch that ends a window the gradients are those of the update.
 
