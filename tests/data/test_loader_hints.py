@@ -153,6 +153,7 @@ DISTRIBUTED = DistributedSampler(DATA, 2, 0)
         (DataLoader(DATA, 2, sampler=WEIGHTED), "WARNING", "all that its own WeightedRandomSampler yields"),
         (DataLoader(DATA, batch_sampler=Unsized()), "WARNING", "all that its own Unsized yields"),
         (type("Own", (DataLoader,), {})(DATA, 2), "WARNING", "all that its own SequentialSampler yields"),
+        (DataLoader(Stream(), 2), "WARNING", "all that its own Stream yields"),
         (DataLoader(Stream(), 2), "WARNING", "let the data set yield its share: get_rank(), get_world_size()"),
         ([{"x": 1}], "WARNING", "all that its own list yields"),
         (build_dataloader(DATA, batch_sampler=Unsized()), "WARNING", "all that its own Unsized yields"),

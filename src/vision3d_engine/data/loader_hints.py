@@ -83,12 +83,12 @@ def sharing_hint(loader: Any, positions: PositionSampler | PositionBatchSampler 
     sampler = _sampler_of(loader) if positions is None else positions.sampler
     if positions is not None and sampler is None:
         return None
-    name = type(loader if sampler is None else sampler).__name__
+    is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    name = type(loader.dataset if is_stream else loader if sampler is None else sampler).__name__
     if (mark := mark_of_process(sampler)) is not None:
         return SharingHint(_DIVIDED.format(name, mark), "INFO")
     if positions is not None and not positions.is_presharded:
         return SharingHint(_SHARED.format(name), "INFO")
-    is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
     return SharingHint(_EVERYTHING.format(name) + (_DIVIDE_STREAM if is_stream else _DIVIDE), "WARNING")
 
 

@@ -119,9 +119,20 @@ def open_process_group(launch: Launch, device_type: str, timeout_s: float) -> No
 
 
 def _shared_store(launch: Launch, timeout: timedelta) -> tuple[int, Any]:
-    """Return the number of this attempt, from 1, and the store that its processes share."""
+    """Return the number of this attempt, from 1, and the store that its processes share.
+
+    Raises:
+        ProcessError: when it cannot be opened or reached, or some never come.
+    """
     is_host = launch.rank == 0 and not launch.is_store_open
-    store = _STORES.TCPStore(launch.host, launch.port, launch.size, is_host, timeout, multi_tenant=True)
+    try:
+        store = _STORES.TCPStore(launch.host, launch.port, launch.size, is_host, timeout, multi_tenant=True)
+    except RuntimeError as error:
+        verb = "open" if is_host else "reach"
+        where = f"the store of the processes at {launch.host}:{launch.port} ({str(error).splitlines()[0]})"
+        hint = "Look at MASTER_ADDR; for a port that is taken, choose another MASTER_PORT"
+        message = f"process {launch.rank} of {launch.size} cannot {verb} {where}. {hint}"
+        raise ProcessError(message) from error
     if not launch.is_store_open:
         return 1, store
     prefixed = PrefixStore("vision3d_engine/attempts", store)
