@@ -127,7 +127,7 @@ class Slotted:
     points: Any
 
 
-class Twice(tuple):
+class Twice(tuple):  # noqa: SLOT001  has an attribute
     def __new__(cls, value, note):
         twin = super().__new__(cls, (value, value))
         twin.note = note

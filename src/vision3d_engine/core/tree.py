@@ -1,7 +1,7 @@
 """Nests, as loaders yield them, steps return them and files hold them: one walk opens, maps and names all of them.
 
-Opened are dicts, lists, tuples and deques of any class, named tuples, dataclasses and ``SimpleNamespace``. All else is a
-leaf.
+Opened are dicts, lists, tuples and deques of any class, named tuples, dataclasses and ``SimpleNamespace``. The rest are
+leaves.
 """
 
 import copy
@@ -35,7 +35,7 @@ class _Kind(NamedTuple):
 
 
 def _same_mapping(original: Mapping, held: dict[Any, Any]) -> Mapping:
-    """Put entries into a copy of other kinds of dict, whose constructors may take anything; of read-only ones a dict."""
+    """Put entries into a copy of other kinds of dict, as constructors may take anything; read-only ones are dicts."""
     if type(original) is dict or not isinstance(original, MutableMapping):
         return held
     twin = _copied(original)
