@@ -13,7 +13,7 @@ from vision3d_engine.checkpoint.files import plain_state
 from vision3d_engine.core.compare import differences
 from vision3d_engine.core.errors import CheckpointError
 from vision3d_engine.core.plain import to_plain
-from vision3d_engine.core.tree import leaves, map_with_paths, tensors_elsewhere, to_array, to_device, to_tensor
+from vision3d_engine.core.tree import leaves, map_with_paths, tensors_elsewhere, to_array, to_cpu, to_device, to_tensor
 
 
 class Pair(NamedTuple):
@@ -46,6 +46,14 @@ def test_objects_that_move_themselves_are_moved():
             return self
 
     assert to_device({"graph": Graph()}, "meta")["graph"].device == "meta"
+
+
+def test_objects_that_move_themselves_come_to_the_host_too():
+    class Graph:
+        def to(self, device):
+            return f"moved to {device}"
+
+    assert to_cpu({"graph": Graph(), "x": ONE}) == {"graph": "moved to cpu", "x": ONE}
 
 
 def test_tensors_become_numbers_or_arrays_and_arrays_become_tensors():

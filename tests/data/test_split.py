@@ -79,8 +79,9 @@ def test_what_cannot_be_split_is_an_error_that_names_the_key(data, output, messa
         split_batch(data, output)
 
 
-def test_a_batch_size_says_how_many_cases_there_are():
-    cases, _ = split_batch({"points": {"x": torch.zeros(3, 2)}, "batch_size": 3}, {})
+@pytest.mark.parametrize("size", [3, np.int64(3), torch.tensor(3)])
+def test_a_batch_size_says_how_many_cases_there_are(size):
+    cases, _ = split_batch({"points": {"x": torch.zeros(3, 2), "many": torch.zeros(3)}, "batch_size": size}, {})
     assert len(cases) == 3
 
 
@@ -105,7 +106,7 @@ def test_a_batch_of_pointcept_is_cut_by_its_offset():
 
 
 @pytest.mark.parametrize("index", [[0, 0, 1, 1, 1], [1, 0, 1, 0, 1]])
-@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, np.uint8, list])
 def test_points_are_cut_by_the_index_of_their_case_also_out_of_order(index, kind):
     data = {"pos": rows(0, 5), "array": np.arange(5), "batch": kind(index), "batch_size": 3, "y": torch.arange(3)}
     cases, outputs = split_batch(data, {"scores": torch.arange(5)})
@@ -213,9 +214,10 @@ class Tensors(dict):
 def test_objects_that_know_their_cases_are_asked_for_them():
     packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
     data = {"graphs": Graphs(["a", "b"], torch.tensor([0, 0, 1])), "packed": packed, "dict": Tensors(x=torch.eye(2))}
+    data["nested"] = torch.nested.nested_tensor([torch.ones(3), torch.ones(1)], layout=torch.jagged)
     cases, outputs = split_batch(data, {"per_node": torch.arange(3), "label": torch.arange(2)})
     assert [case["graphs"] for case in cases] == ["a", "b"]
-    assert [len(case["packed"]) for case in cases] == [3, 1]
+    assert [len(case["packed"]) for case in cases] == [len(case["nested"]) for case in cases] == [3, 1]
     assert equal(cases[1]["dict"], Tensors(x=torch.tensor([0.0, 1.0])))
     assert [output["per_node"].tolist() for output in outputs] == [[0, 1], [2]]
 
@@ -269,6 +271,7 @@ def levels(*counts):
             {"x": torch.zeros(2, 4), "lengths": [1, 1]},
             r"data_dict\['x'\].*in 2 ways: 2 cases or clouds of \[1, 1\] .*Override",
         ),
+        ({"x": rows(0, 5), "lengths": [3, 2], "offset": [2, 5]}, r"'x'\].*2 ways: clouds of \[3, 2\] .* of \[2, 3\]"),
         ({"coords": rows(0, 5), "names": ["a", "b"], "batch_size": 2}, "the case of each point, such as coordinates"),
     ],
 )

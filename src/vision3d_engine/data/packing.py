@@ -114,8 +114,8 @@ class Scope:
 
 
 def is_array(value: Any) -> bool:
-    """Tell whether a value has rows."""
-    return isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0
+    """Tell whether a value has rows, all of one shape."""
+    return isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0 and not getattr(value, "is_nested", False)
 
 
 def _pyramids_in(nest: Any) -> Iterator[list[Any]]:
@@ -128,16 +128,17 @@ def _pyramids_in(nest: Any) -> Iterator[list[Any]]:
 
 def _whole_numbers(entry: Any) -> np.ndarray | None:
     """Return whole numbers from 0, of a tensor, array or list; None for anything else."""
-    if isinstance(entry, list | tuple) and entry and all(map(_is_whole_number, entry)):
-        entry = np.array([int(number) for number in entry])
-    tensor = torch.from_numpy(entry) if isinstance(entry, np.ndarray) and entry.dtype.kind == "i" else entry
-    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 1 or tensor.layout is not torch.strided:
-        return None
-    numbers = tensor.detach().cpu().numpy().astype(np.int64) if tensor.dtype in _WHOLE else None
-    return numbers if numbers is not None and (numbers >= 0).all() else None
+    vector: Any = entry
+    if isinstance(entry, list | tuple) and entry and all(map(is_whole_number, entry)):
+        vector = np.array([int(number) for number in entry])
+    if isinstance(entry, torch.Tensor) and entry.dtype in _WHOLE and entry.layout is torch.strided:
+        vector = entry.detach().cpu().numpy()
+    is_whole = isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.dtype.kind in "iu"
+    return vector.astype(np.int64) if is_whole and (vector >= 0).all() else None
 
 
-def _is_whole_number(value: Any) -> bool:
+def is_whole_number(value: Any) -> bool:
+    """Tell whether a value is one whole number: python's, numpy's or torch's."""
     if isinstance(value, torch.Tensor):
         return value.ndim == 0 and value.dtype in _WHOLE
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

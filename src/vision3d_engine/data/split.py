@@ -13,7 +13,15 @@ from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.tree import describe, entries, rebuilt, step
-from vision3d_engine.data.packing import PACKING_KEYS, Packing, Scope, is_array, packings_in, read_packing
+from vision3d_engine.data.packing import (
+    PACKING_KEYS,
+    Packing,
+    Scope,
+    is_array,
+    is_whole_number,
+    packings_in,
+    read_packing,
+)
 
 _FIX = (
     "Give it one entry a case, or put 'lengths', 'offset' or 'batch' (the case of each point, such as "
@@ -49,10 +57,6 @@ def split_batch(data_dict: Mapping[str, Any], output_dict: Any) -> tuple[list[An
     return list(splitter.split(data_dict, scope, "data_dict")), list(splitter.split(output_dict, scope, "output_dict"))
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _fields(value: Any) -> dict[Any, Any] | None:
     """Return what a dict, named tuple, dataclass or namespace holds by name; None for anything else."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -72,7 +76,7 @@ def _cases_of(value: Any) -> list[Any] | None:
     if hasattr(type(value), "to_data_list"):
         return value.to_data_list()
     has_cases = hasattr(type(value), "unbind") and getattr(value, "ndim", 1) > 0
-    return list(value.unbind(0)) if has_cases and not isinstance(value, torch.Tensor) else None
+    return list(value.unbind(0)) if has_cases and not is_array(value) else None
 
 
 def _count_cases(data_dict: Any) -> int:
@@ -98,7 +102,7 @@ def _sizes(value: Any) -> Iterator[tuple[int, int]]:
 
 
 def _sizes_of_record(fields: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
-    if _is_count(fields.get("batch_size")):
+    if is_whole_number(fields.get("batch_size")):
         yield 0, int(fields["batch_size"])
     for key in PACKING_KEYS:
         if packings := packings_in(read_packing(key, fields.get(key)) or {}):
@@ -127,7 +131,7 @@ class _Splitter:
     def _own_packings(self, fields: Mapping[Any, Any]) -> dict[str, Any]:
         """Return the packings of this number of cases that a dict itself speaks of."""
         read = {key: read_packing(key, fields.get(key), self._size) for key in PACKING_KEYS}
-        is_stacked = _is_count(fields.get("batch_size"))
+        is_stacked = is_whole_number(fields.get("batch_size"))
         return {key: nest for key, nest in read.items() if nest is not None and self._fits(nest, is_stacked)}
 
     def _fits(self, nest: Any, is_stacked: bool) -> bool:
@@ -138,10 +142,10 @@ class _Splitter:
         """Return one part a case."""
         if is_array(value):
             return self._split_array(value, scope, path)
-        if isinstance(value, (*_SHARED, torch.Tensor, np.ndarray)):
-            return [value] * self._size
         if (cases := _cases_of(value)) is not None:
             return cases if len(cases) == self._size else self._refuse(value, scope, path)
+        if isinstance(value, (*_SHARED, torch.Tensor, np.ndarray)):
+            return [value] * self._size
         if (fields := _fields(value)) is not None:
             return self._split_record(value, fields, scope, path)
         if isinstance(value, list | tuple | deque):
@@ -150,7 +154,7 @@ class _Splitter:
 
     def _split_record(self, value: Any, fields: Mapping[Any, Any], scope: Scope, path: str) -> list[Any]:
         own = self._own_packings(fields)
-        scope = scope.within(own.values())
+        scope = scope.within([own, *own.values()])
         packed = [part for key, part in fields.items() if key not in own]
         parts = {
             key: self._split_entry(own[key], part)
