@@ -5,12 +5,13 @@ References: two separate loaders, or a run that nothing has disturbed, compared 
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tests.toys import Rows, linear_model, settings
+from tests.toys import Rows, ToyEpochTrainer, ToyIterTrainer, linear_model, rows_loader, settings
 from vision3d_engine import (
     BatchTester,
     DataError,
@@ -20,6 +21,7 @@ from vision3d_engine import (
     SingleTester,
     build_dataloader,
 )
+from vision3d_engine.data.prefetcher import Prefetcher
 
 KINDS = [EpochBasedTrainer, IterBasedTrainer]
 
@@ -525,3 +527,31 @@ def test_a_generator_in_place_of_a_loader_is_told_in_the_second_epoch(part, tmp_
     with pytest.raises(DataError, match=f"the {part} loader .generator. is an iterator.*used up.*starts anew"):
         toy.run()
     assert toy.epoch == 2
+
+
+class Pairs:
+    def __init__(self):
+        self.index = torch.ones(2)
+
+
+def with_pairs(samples):
+    return torch.utils.data.default_collate(samples) | {"pairs": Pairs()}
+
+
+@pytest.mark.parametrize("kind", [ToyEpochTrainer, ToyIterTrainer])
+def test_a_run_says_once_what_stays_on_the_host(kind, tmp_path, monkeypatch):
+    """On a device that is not there: nothing moves, so all tensors of the batch stay behind."""
+
+    class Elsewhere(Prefetcher):
+        def __init__(self, device, *args, **options):
+            super().__init__(torch.device("meta"), *args, **options)
+
+    monkeypatch.setattr("vision3d_engine.data.prefetcher.to_device", lambda batch, device: batch)
+    monkeypatch.setattr("vision3d_engine.loop.train_pass.Prefetcher", Elsewhere)
+    monkeypatch.setattr("vision3d_engine.loop.eval_pass.Prefetcher", Elsewhere)
+    loaders = [rows_loader(count, collate_fn=with_pairs) for count in (6, 4)]
+    toy = kind(settings(tmp_path, max_epoch=2), *loaders)
+    toy.run()
+    warnings = [line for line in Path(toy.log_file).read_text().splitlines() if "WARNING" in line and "batch[" in line]
+    assert len(warnings) == 1
+    assert "batch['x'], batch['y'], batch['pairs'].index are on the CPU, and the model on meta: " in warnings[0]

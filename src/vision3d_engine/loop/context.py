@@ -7,6 +7,7 @@ from typing import Any
 
 from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
 from vision3d_engine.data.loader_hints import LoaderHints
+from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import Hooks
@@ -42,6 +43,7 @@ class PassContext:
         progress: the counters.
         sum_up: adds up named sums over all processes (``World.named_sums``).
         hints: says one hint on slow loading a run.
+        host_tensors: says once a run what stays on the host of a batch.
         debug_folder: where a batch is kept whose gradient is not finite.
     """
 
@@ -55,6 +57,7 @@ class PassContext:
     progress: Progress
     sum_up: Callable[[Any], Any]
     hints: LoaderHints
+    host_tensors: HostTensors
     debug_folder: Path
 
     def seed_pass(self, phase: str) -> StepSeeds:

@@ -43,7 +43,7 @@ class EvalPass:
             self.phase,
             self._iterate,
             after_iteration,
-            prefetcher=Prefetcher(world.device),
+            prefetcher=Prefetcher(world.device, host_tensors=context.host_tensors),
             progress_bar=world.is_main,
             may_be_empty=world.size > 1,
         )

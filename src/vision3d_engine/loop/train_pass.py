@@ -68,7 +68,7 @@ class TrainPass:
         self._add_own_listeners()
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
         self._schedules_updates, self._scheduled_at = schedule_follows == "update", context.progress.trained
-        prefetcher = Prefetcher(context.world.device, look_ahead=not loader.is_stateful)
+        prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
         self._log = TrainLog(trainer, context, loader, self.runner, self.meters)

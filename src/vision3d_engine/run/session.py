@@ -14,6 +14,7 @@ from vision3d_engine.core.config import read_settings
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
 from vision3d_engine.data.loader_hints import LoaderHints
+from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.world import join_world
 from vision3d_engine.logs.logger import Logger, set_logger
@@ -84,6 +85,7 @@ class Session:
             progress=Progress(counts_samples=self.settings.trainer.means == "samples"),
             sum_up=self.world.named_sums(),
             hints=LoaderHints(self.logger.warn),
+            host_tensors=HostTensors(self.logger.warn),
             debug_folder=self.folders.output / "debug",
         )
 
