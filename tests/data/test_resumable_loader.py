@@ -102,7 +102,8 @@ def taken_from(loader, taken, rank, size, count):
 def test_changed_data_is_described():
     loader = DataLoader(Noisy(5), 2)
     before = ResumableLoader(loader, size=2).fingerprint()
-    assert before == {"samples": 5, "batches": None, "global_batch": 4}
+    order = {"order": "in order", "drop_last": False}
+    assert before == {"samples": 5, "batches": None, "global_batch": 4} | order
     assert describe_changes(before, before | {"samples": 6}) == ["samples was 5, is 6"]
     assert describe_changes({}, before) == []
 

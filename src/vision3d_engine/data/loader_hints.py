@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, IterableDataset
 
 from vision3d_engine.core.errors import listed
-from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler, mark_of_process
+from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler
+from vision3d_engine.data.user_samplers import mark_of_process
 
 _SLOW_SHARE = 0.2
 SLOW_S = 0.005

@@ -33,8 +33,8 @@ class ResumableLoader:
 
     How it starts in the middle of an epoch depends on what the loader is:
 
-    - made by `build_dataloader`, or a plain DataLoader with a standard sampler, which is adopted: by position, without
-      loading anything;
+    - made by `build_dataloader`, or a plain DataLoader over a map-style data set, which is adopted: by position,
+      without loading anything;
     - with ``state_dict`` and ``load_state_dict`` (torchdata's StatefulDataLoader): by its own state;
     - anything else: by reading and skipping, with the same seeds before each batch as the first time.
 
@@ -123,12 +123,13 @@ class ResumableLoader:
         if self._size > 1 and (hint := sharing_hint(self.loader, self._sampler)) is not None:
             self._say(f"the {self.name}, read by {self._size} processes: {hint.text}", hint.level)
 
-    def fingerprint(self) -> dict[str, int | None]:
-        """Return what must not change between a run and its resume: samples and global batch."""
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what must not change between a run and its resume: samples, global batch, order."""
         batch_size = getattr(self.loader, "batch_size", None)
         samples = length_of(getattr(self.loader, "dataset", None))
         batches = self.length if samples is None else None
-        return {"samples": samples, "batches": batches, "global_batch": batch_size and batch_size * self._size}
+        found = {"samples": samples, "batches": batches, "global_batch": batch_size and batch_size * self._size}
+        return found if self._sampler is None else found | self._sampler.fingerprint()
 
     # ------------------------------------------------------------------------------------------- an epoch
 
@@ -186,6 +187,8 @@ class ResumableLoader:
         if self._announced != epoch:
             self.announce(epoch)
         self._announced = None
+        if self.loader is not self.registered and hasattr(self.registered, "collate_fn"):
+            self.loader.collate_fn = self.registered.collate_fn  # it may have been exchanged
         if self._sampler is None:
             return self._read_in_order(seed, start)
         self._sampler.start_at(seed, epoch, start, shift)
