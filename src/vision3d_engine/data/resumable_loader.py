@@ -10,6 +10,7 @@ from vision3d_engine.core.errors import DataError, RegistrationError
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.dataloader import adopted, copied, sampler_of
 from vision3d_engine.data.sample_seeds import SeededDataset, announce_epoch
+from vision3d_engine.data.workers import opened
 
 Place = tuple[int, int]
 """An epoch of the data and the number of a batch in it, both counted from 1."""
@@ -150,7 +151,7 @@ class ResumableLoader:
                 self._announced = None
             return zip(places, self._read_in_order(seed, start), strict=False)
         self._sampler.start_at(seed, epoch, start, shift)
-        return zip(places, self.loader, strict=False)
+        return zip(places, opened(self.loader), strict=False)
 
     def _read_in_order(self, seed: int, start: int) -> Iterator[Any]:
         """Yield the batches of a loader that does not know positions.
@@ -162,7 +163,7 @@ class ResumableLoader:
             self.loader.load_state_dict(self._state)
             self._state, number = None, start
         seeds.seed(number)
-        stream = iter(self.loader)
+        stream = opened(self.loader)
         return islice(_seeded(stream, seeds, number), start - number, None)
 
     # ------------------------------------------------------------------------------------------- an endless stream

@@ -1,5 +1,6 @@
 """Being asked to stop: by a signal, by Ctrl-C, or because the time is over."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from vision3d_engine.core.children import STOP_SIGNALS, end_children
+from vision3d_engine.data.workers import waiting_s
 from vision3d_engine.distributed.coordination.agreement import Agreement
 from vision3d_engine.distributed.launch.launcher import slurm_job
 
@@ -19,6 +22,8 @@ TIME_IS_OVER = 75
 _DEADLINE = "max_time"
 # A launcher such as torchrun hands a Ctrl-C on that the terminal has already sent to every process.
 _SAME_PRESS_S = 1.0
+# When a stop is requested, the next batch may take so long; one that takes longer is loaded when the run goes on.
+_BATCH_PATIENCE_S = 1.5
 
 
 class StopRun(SystemExit):
@@ -28,7 +33,8 @@ class StopRun(SystemExit):
 class StopRequests:
     """Notices requests to stop: signals, Ctrl-C, the end of the time.
 
-    While `listening`, SIGTERM, SIGINT and SIGUSR1 only leave a request; a second Ctrl-C ends at once.
+    While `listening`, SIGTERM, SIGINT, SIGUSR1 and SIGHUP only leave a request; a second Ctrl-C ends at once. A SIGHUP
+    or SIGINT that was ignored when the process started (``nohup``, ``&`` in a script) stays ignored.
 
     Args:
         agreement: brings the request to all processes.
@@ -45,8 +51,16 @@ class StopRequests:
     def listening(self) -> Iterator[None]:
         """Notice requests while a block runs."""
         left_s = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
-        with self._handling_signals(), alarm(left_s, self._time_is_over, repeats=False):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._handling_signals())
+            stack.enter_context(alarm(left_s, self._time_is_over, repeats=False))
+            stack.enter_context(alarm(_BATCH_PATIENCE_S / 3, self._end_stuck_workers))
             yield
+
+    def _end_stuck_workers(self) -> None:
+        """End workers that keep a stop waiting for their batch; not of one of several processes, whose step fails."""
+        if self._agreement.is_alone and is_stop(self._agreement.pending) and waiting_s() > _BATCH_PATIENCE_S:
+            end_children()
 
     @contextmanager
     def _handling_signals(self) -> Iterator[None]:
@@ -54,8 +68,7 @@ class StopRequests:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        names = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-        before = {number: signal.signal(number, self._handle) for number in map(_number, names)}
+        before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS if not _is_ignored(number)}
         try:
             yield
         finally:
@@ -78,6 +91,11 @@ class StopRequests:
         first, now = self._pressed_at, time.monotonic()
         self._pressed_at = first if first is not None else now
         return first is not None and now - first > _SAME_PRESS_S
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    """Tell whether who started this process wants it to outlive a terminal; SIGTERM and SIGUSR1 are always heard."""
+    return number.name in {"SIGHUP", "SIGINT"} and signal.getsignal(number) == signal.SIG_IGN
 
 
 def _number(name: str) -> int:
@@ -122,11 +140,13 @@ def reason_of(request: str) -> str:
 def end_program(request: str) -> NoReturn:
     """End with 128 + the signal's number, as a shell reports it, or with 75 when the time is over.
 
-    In a notebook or at a prompt, Ctrl-C ends the call and not the program.
+    Data workers end at once, whatever they are at. In a notebook or at a prompt, Ctrl-C ends the call and not the
+    program.
     """
     reason = reason_of(request)
     if reason == "SIGINT" and _is_interactive():
         raise KeyboardInterrupt
+    end_children()
     raise StopRun(TIME_IS_OVER if reason == _DEADLINE else 128 + _number(reason))
 
 

@@ -6,7 +6,15 @@ from typing import Any
 
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.durations import parse_duration
-from vision3d_engine.core.errors import CheckpointError, DataError, NonFiniteError, ResultError, did_you_mean, listed
+from vision3d_engine.core.errors import (
+    CheckpointError,
+    DataError,
+    NonFiniteError,
+    ResultError,
+    WorkerError,
+    did_you_mean,
+    listed,
+)
 from vision3d_engine.data.resumable_loader import LoaderCache, ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
@@ -84,7 +92,7 @@ class TrainingRun:
                 self._claim_folder()
             self._prepare()
             hooks.fire("before_train")
-            self._validate_once() if only_validation else self._train()
+            self._validate_once() if only_validation else self._train_or_stop()
             hooks.fire("after_train")
 
     @contextlib.contextmanager
@@ -148,6 +156,13 @@ class TrainingRun:
         self._scale_rates()  # first: the rates of a checkpoint are those of its run, whatever the processes now
         self._resuming.load(filename)
         self.autosave.restart_cadence()
+
+    def _train_or_stop(self) -> None:
+        try:
+            self._train()
+        except WorkerError:
+            self.autosave.stop_without_data()
+            raise
 
     def _train(self) -> None:
         """Train and validate epoch by epoch; either may be a loop of the user's own."""

@@ -23,6 +23,8 @@ class Agreement:
     `sync_point` is called at points that all processes pass in the same order, such as the end of an update.
     """
 
+    is_alone = True
+
     def __init__(self) -> None:
         self._requests: deque[str] = deque()  # a signal may come between any two operations, so each is atomic
 
@@ -60,6 +62,8 @@ class StoreAgreement(Agreement):
         size: number of processes.
         name: tells this agreement from others of the same processes.
     """
+
+    is_alone = False
 
     def __init__(self, rank: int, size: int, name: str) -> None:
         super().__init__()

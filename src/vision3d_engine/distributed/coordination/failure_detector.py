@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal, NoReturn
 
+from vision3d_engine.core.children import end_children
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, described
 from vision3d_engine.distributed.coordination.stack_location import line_of
@@ -231,4 +232,5 @@ def _end_process() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
+    end_children()
     os._exit(1)

@@ -1,0 +1,51 @@
+"""Child processes that belong to this one, such as data workers: they hear none of its signals, and end with it."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from weakref import WeakKeyDictionary
+
+# What schedulers, launchers and terminals send to all processes of a group to end a run.
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_STARTED: WeakKeyDictionary[BaseProcess, int] = WeakKeyDictionary()  # with the process that has started it
+
+
+@contextmanager
+def starting_children() -> Iterator[None]:
+    """Start processes in a block that end with this one, by whatever way of multiprocessing.
+
+    A signal that this process handles, to end when its work is done, must not end them before: it is blocked while they
+    start, and they inherit that. What simply ends this process ends them too.
+    """
+    others = set(multiprocessing.active_children())
+    handled = [number for number in STOP_SIGNALS if callable(signal.getsignal(number))]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, handled) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _STARTED.update(dict.fromkeys(set(multiprocessing.active_children()) - others, os.getpid()))
+
+
+@atexit.register  # before that of multiprocessing, which would wait for those that do not listen
+def end_children() -> None:
+    """Kill the processes that are still there: their work is of no use to anybody any more."""
+    for process in _own_children():
+        process.kill()
+
+
+def lost_children() -> list[BaseProcess]:
+    """Return the processes that a signal has ended."""
+    return [process for process in _own_children() if (process.exitcode or 0) < 0]
+
+
+def _own_children() -> list[BaseProcess]:
+    """Return those that this process, and not the one that it was forked from, has started."""
+    here = os.getpid()
+    return [process for process, owner in list(_STARTED.items()) if owner == here]
