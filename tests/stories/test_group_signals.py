@@ -155,6 +155,27 @@ def test_whoever_has_started_the_workers_the_run_saves(options, tmp_path):
     stop_group(tmp_path, **{"workers": 2} | options)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_processes_whose_launcher_is_killed_save_and_stop(workers, tmp_path):
+    process = start(tmp_path, *LAUNCHER, workers=workers)
+    code, text = stop(process, lambda: process.send_signal(signal.SIGKILL))
+    assert code == -signal.SIGKILL
+    assert "the launcher is gone: stopped; 'checkpoint.pth' is saved" in text
+    assert (tmp_path / "checkpoints" / "checkpoint.pth").exists()
+
+
+def test_a_restart_by_the_launcher_does_not_renew_max_time(tmp_path):
+    process = start(
+        tmp_path, *LAUNCHER, "--max-restarts=2", step_s=0.02, trainer={"max_time": "4 s", "max_epoch": 1000}
+    )
+    code, text, _ = finish(process)
+    assert code == 1
+    stops = [int(words.partition("total_steps ")[2].split(")")[0]) for words in text.split("max_time: stopped;")[1:]]
+    assert len(stops) == 3, text
+    assert stops[0] > 20
+    assert stops[2] - stops[0] < stops[0], "it stops as soon as the processes agree"
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_workers_that_are_stuck_keep_nobody_waiting(plain, tmp_path):
     began = time.monotonic()

@@ -106,8 +106,8 @@ class Autosave:
         """
         patience = time.monotonic() + _SIGNAL_S
         while self.agreement.is_alone and time.monotonic() < patience:
-            if is_stop(self.agreement.pending):
-                self.act(self.agreement.sync_point())
+            if is_stop(self.agreement.pending) and is_stop(request := self.agreement.sync_point()):
+                self.act(request)
             time.sleep(_SIGNAL_S / 50)
 
     def _stop(self, request: str) -> NoReturn:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from vision3d_engine.core.children import STOP_SIGNALS, end_children
 from vision3d_engine.data.workers import waiting_s
-from vision3d_engine.distributed.coordination.agreement import Agreement
+from vision3d_engine.distributed.coordination.agreement import LAUNCHER_IS_GONE, Agreement
 from vision3d_engine.distributed.launch.launcher import slurm_job
 
 # What a deadline ends with: "try again later" (sysexits.h), which no signal and no error uses.
@@ -39,11 +39,13 @@ class StopRequests:
     Args:
         agreement: brings the request to all processes.
         max_time_s: ask for a stop after so many seconds; None for never.
+        started_at: when they began, in ``time.time()``, for processes that a launcher starts again; None for now.
     """
 
-    def __init__(self, agreement: Agreement, max_time_s: float | None = None) -> None:
+    def __init__(self, agreement: Agreement, max_time_s: float | None = None, started_at: float | None = None) -> None:
         self._agreement = agreement
-        self._deadline = None if max_time_s is None else time.monotonic() + max_time_s
+        behind_s = 0.0 if started_at is None else max(time.time() - started_at, 0.0)
+        self._deadline = None if max_time_s is None else time.monotonic() + max_time_s - behind_s
         self._pid = os.getpid()
         self._pressed_at: float | None = None
 
@@ -138,7 +140,7 @@ def reason_of(request: str) -> str:
 
 
 def end_program(request: str) -> NoReturn:
-    """End with 128 + the signal's number, as a shell reports it, or with 75 when the time is over.
+    """End with 128 + the signal's number, as a shell reports it, with 75 when the time is over.
 
     Data workers end at once, whatever they are at. In a notebook or at a prompt, Ctrl-C ends the call and not the
     program.
@@ -147,7 +149,14 @@ def end_program(request: str) -> NoReturn:
     if reason == "SIGINT" and _is_interactive():
         raise KeyboardInterrupt
     end_children()
-    raise StopRun(TIME_IS_OVER if reason == _DEADLINE else 128 + _number(reason))
+    raise StopRun(_exit_code(request))
+
+
+def _exit_code(request: str) -> int:
+    reason = reason_of(request)
+    if reason == _DEADLINE:
+        return TIME_IS_OVER
+    return 128 + _number("SIGHUP" if request == LAUNCHER_IS_GONE else reason)  # whom it would have hung up
 
 
 def _is_interactive() -> bool:

@@ -64,7 +64,8 @@ class TrainingRun:
         self.resume_state = ResumeState(context, self.train_data)
         self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state)
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
-        self._stop_requests = StopRequests(agreement, parse_duration(settings.max_time) if settings.max_time else None)
+        max_time_s = parse_duration(settings.max_time) if settings.max_time else None
+        self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
         self._only_validates = False
@@ -102,7 +103,7 @@ class TrainingRun:
             if not self._only_validates:
                 stack.enter_context(self._folder.locked())
                 stack.enter_context(self.autosave.running())
-                stack.enter_context(self.autosave.agreement.listening())
+                stack.enter_context(self.autosave.agreement.listening(self._context.logger.warn))
                 stack.enter_context(self._stop_requests.listening())
             stack.enter_context(self._session.detecting_failures(self._trainer._where))  # noqa: SLF001  the engine's own
             yield

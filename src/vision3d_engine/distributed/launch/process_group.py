@@ -29,6 +29,8 @@ class OpenedGroup(NamedTuple):
     restarts: int
     launch: str
     notes: Sequence[str]
+    outlives_launcher: bool
+    started_at: float
 
 
 _OPENED: list[OpenedGroup] = []
@@ -56,25 +58,28 @@ def open_process_group(launch: Launch, device: torch.device, timeout_s: float) -
         ProcessError: when some never come.
     """
     timeout = timedelta(seconds=timeout_s + _MARGIN_S)
-    attempt, store = _shared_store(launch, timeout)
+    attempt, started_at, store = _shared_store(launch, timeout)
     backend = {"cuda": "nccl", "xpu": "xccl"}.get(device.type, "gloo")
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
     found: list[Any] = [None] * launch.size
     dist.all_gather_object(found, (launch.restarts, platform.node(), _cores(), torch.get_num_threads()))
     restarts = max(attempt - 1, *(restarts for restarts, *_ in found))
-    _OPENED[:] = [OpenedGroup(restarts, launch.name, thread_warnings([process for _, *process in found]))]
+    notes = thread_warnings([process for _, *process in found])
+    is_one_machine = len({machine for _, machine, *_ in found}) == 1
+    _OPENED[:] = [OpenedGroup(restarts, launch.name, notes, launch.is_store_open and is_one_machine, started_at)]
     atexit.register(lambda: dist.destroy_process_group() if is_distributed() else None)
 
 
-def _shared_store(launch: Launch, timeout: timedelta) -> tuple[int, Any]:
-    """Return the number of this attempt, from 1, and the store that its processes share."""
+def _shared_store(launch: Launch, timeout: timedelta) -> tuple[int, float, Any]:
+    """Return the number of this attempt, from 1, when the first one has started, and the store of its processes."""
     is_host = launch.rank == 0 and not launch.is_store_open
     store = _STORES.TCPStore(launch.host, launch.port, launch.size, is_host, timeout, multi_tenant=True)
     if not launch.is_store_open:
-        return 1, store
+        return 1, time.time(), store
     prefixed = PrefixStore("vision3d_engine/attempts", store)
     attempt = meet(prefixed, launch.rank, launch.size, timeout.total_seconds())
-    return attempt, PrefixStore(f"vision3d_engine/attempt{attempt}", store)
+    started_at = float(prefixed.compare_set("started_at", "", str(time.time())))
+    return attempt, started_at, PrefixStore(f"vision3d_engine/attempt{attempt}", store)
 
 
 def meet(store: Any, rank: int, size: int, patience_s: float) -> int:
