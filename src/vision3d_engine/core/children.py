@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 # What schedulers, launchers and terminals send to all processes of a group to end a run.
@@ -43,6 +44,19 @@ def end_children() -> None:
 def lost_children() -> list[BaseProcess]:
     """Return the processes that a signal has ended."""
     return [process for process in _own_children() if (process.exitcode or 0) < 0]
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether there is a process of this number here; one that is dead and not yet collected is none."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except PermissionError:
+        return True
+    except FileNotFoundError:  # no such folder on this system
+        return not Path("/proc/self").exists()
+    except OSError:
+        return False
 
 
 def _own_children() -> list[BaseProcess]:

@@ -209,6 +209,6 @@ def _first_line(error: Exception) -> str:
 
 
 _LOST = (
-    "the store of the processes is gone, with the launcher or the machine that held it: they could no longer agree to save "
-    "or to stop. 'checkpoint.pth' is that of the last save; go on with --resume"
+    "the store of the processes is gone, with the launcher or the machine that held it: they could no longer agree to "
+    "save or to stop. 'checkpoint.pth' is that of the last save; go on with --resume"
 )
