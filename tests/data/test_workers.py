@@ -21,7 +21,7 @@ class Rows(Dataset):
         return 64
 
     def __getitem__(self, index):
-        return {"x": torch.full((3,), index, dtype=torch.float64), "y": torch.tensor(1.0)}
+        return {"x": torch.full((3,), index / 64, dtype=torch.float64), "y": torch.tensor(1.0)}
 
 
 class KillsItsWorkers(ToyEpochTrainer):

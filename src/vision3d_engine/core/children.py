@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 # What schedulers, launchers and terminals send to all processes of a group to end a run.
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_GRACE_S = 1.0
 _STARTED: WeakKeyDictionary[BaseProcess, int] = WeakKeyDictionary()  # with the process that has started it
 
 
@@ -29,9 +31,9 @@ def starting_children() -> Iterator[None]:
     try:
         yield
     finally:
+        _STARTED.update(dict.fromkeys(set(multiprocessing.active_children()) - others, os.getpid()))
         if before is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        _STARTED.update(dict.fromkeys(set(multiprocessing.active_children()) - others, os.getpid()))
 
 
 @atexit.register  # before that of multiprocessing, which would wait for those that do not listen
@@ -39,6 +41,16 @@ def end_children() -> None:
     """Kill the processes that are still there: their work is of no use to anybody any more."""
     for process in _own_children():
         process.kill()
+
+
+def end_children_soon() -> None:
+    """Give them a second to end by themselves, as torch asks them to when their loader goes; returns at once.
+
+    One that is killed while it sends a batch would leave a lock behind that torch waits for.
+    """
+    timer = threading.Timer(_GRACE_S, end_children)
+    timer.daemon = True
+    timer.start()
 
 
 def lost_children() -> list[BaseProcess]:

@@ -13,6 +13,7 @@ from vision3d_engine.core.children import lost_children, starting_children
 from vision3d_engine.core.errors import WorkerError
 
 _DIED = re.compile(r"DataLoader worker \(pid")
+_RAISED = re.compile(r"Caught \w+ in DataLoader worker")
 _END = object()
 
 
@@ -76,7 +77,7 @@ class _Waiting:
                 self._handle(signal.SIGCHLD, None)
             return next(stream, _END)
         except (RuntimeError, OSError, EOFError) as error:
-            if _DIED.match(str(error)) or lost_children():
+            if _DIED.match(str(error)) or (lost_children() and not _RAISED.match(str(error))):
                 raise WorkerError(_described(error)) from error
             raise
         finally:

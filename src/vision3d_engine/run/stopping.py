@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from vision3d_engine.core.children import STOP_SIGNALS, end_children
+from vision3d_engine.core.children import STOP_SIGNALS, end_children, end_children_soon
 from vision3d_engine.data.workers import waiting_s
 from vision3d_engine.distributed.coordination.agreement import LAUNCHER_IS_GONE, Agreement
 from vision3d_engine.distributed.launch.launcher import slurm_job
@@ -56,12 +56,13 @@ class StopRequests:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._handling_signals())
             stack.enter_context(alarm(left_s, self._time_is_over, repeats=False))
-            stack.enter_context(alarm(_BATCH_PATIENCE_S / 3, self._end_stuck_workers))
+            look_s = _BATCH_PATIENCE_S / 3 if self._agreement.is_alone else None
+            stack.enter_context(alarm(look_s, self._end_stuck_workers))
             yield
 
     def _end_stuck_workers(self) -> None:
         """End workers that keep a stop waiting for their batch; not of one of several processes, whose step fails."""
-        if self._agreement.is_alone and is_stop(self._agreement.pending) and waiting_s() > _BATCH_PATIENCE_S:
+        if is_stop(self._agreement.pending) and waiting_s() > _BATCH_PATIENCE_S:
             end_children()
 
     @contextmanager
@@ -142,13 +143,13 @@ def reason_of(request: str) -> str:
 def end_program(request: str) -> NoReturn:
     """End with 128 + the signal's number, as a shell reports it, with 75 when the time is over.
 
-    Data workers end at once, whatever they are at. In a notebook or at a prompt, Ctrl-C ends the call and not the
+    Data workers end within a second, whatever they do. In a notebook or at a prompt, Ctrl-C ends the call and not the
     program.
     """
     reason = reason_of(request)
     if reason == "SIGINT" and _is_interactive():
         raise KeyboardInterrupt
-    end_children()
+    end_children_soon()
     raise StopRun(_exit_code(request))
 
 

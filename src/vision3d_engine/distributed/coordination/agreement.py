@@ -129,25 +129,27 @@ class StoreAgreement(Agreement):
 
     def _listen(self) -> None:
         """Look for requests until the end; a store that fails is asked again, until it has failed for long."""
-        answered_at = looked_at = time.monotonic()
+        looked_at, failing_since = time.monotonic(), None
         while not self._stopped.wait(_POLL_S) and not self._is_lost:
             try:
                 self._look()
-                answered_at = time.monotonic()
+                failing_since = None
             except (RuntimeError, OSError) as error:
-                self._bear(error, time.monotonic() - answered_at)
+                failing_since = self._bear(error, failing_since)
             if time.monotonic() - looked_at > _LAUNCHER_POLL_S:
                 self._look_for_launcher()
                 looked_at = time.monotonic()
 
-    def _bear(self, error: Exception, silent_s: float) -> None:
-        """Go on after an error of the store; give up, for the main thread to hear, when it is one too many."""
-        if silent_s < 2 * _POLL_S:
+    def _bear(self, error: Exception, since: float | None) -> float:
+        """Return since when the store fails; after too long give up, for the main thread to hear."""
+        now = time.monotonic()
+        if since is None:
             self._warn(f"the store of the processes does not answer ({_first_line(error)}); trying again")
-        if silent_s > _PATIENCE_S:
+        elif now - since > _PATIENCE_S:
             with self._changed:
                 self._is_lost = True
                 self._changed.notify_all()
+        return now if since is None else since
 
     def _look_for_launcher(self) -> None:
         """Request a stop when the launcher is gone, with its store."""
