@@ -195,7 +195,7 @@ class StoreFailureDetector(FailureDetector):
         if beat is None or silent_s <= self._heartbeat_s:
             self._warned_of.discard("silent")
             return False
-        if not beat.is_running_here and (beat.host == platform.node() or silent_s > 2 * self._heartbeat_s):
+        if not beat.is_running_here and (beat.is_of_here or silent_s > 2 * self._heartbeat_s):
             return True
         if self._is_first("silent"):
             what = (

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from vision3d_engine.core.children import is_running
+from vision3d_engine.core.children import home, is_running
 from vision3d_engine.distributed.coordination.stack_location import StackLocation, find_location
 
 _STAY_S = 1.0
 _MAX_NAMES = 5
+_HOME = home()
 
 
 class Position:
@@ -58,6 +59,7 @@ class Heartbeat(NamedTuple):
     Attributes:
         number: counted from 1.
         host: machine of the process.
+        home: see `home`.
         pid: its number there.
         position: of its main thread, with the line of code if it has been there for a second.
         is_waiting: it has waited for others for a second.
@@ -66,15 +68,21 @@ class Heartbeat(NamedTuple):
 
     number: int
     host: str
+    home: str
     pid: int
     position: str
     is_waiting: bool
     has_ended: bool
 
     @property
+    def is_of_here(self) -> bool:
+        """Whether its process is one of this machine."""
+        return self.home == _HOME
+
+    @property
     def is_running_here(self) -> bool:
         """Whether its process runs on this machine, though it may be silent: C code may hold python's lock for long."""
-        return self.host == platform.node() and is_running(self.pid)
+        return self.is_of_here and is_running(self.pid)
 
 
 class Heartbeats:
@@ -94,7 +102,9 @@ class Heartbeats:
     def post(self, position: Position, *, has_ended: bool = False) -> None:
         """Post a heartbeat."""
         self.posted += 1
-        beat = Heartbeat(self.posted, platform.node(), os.getpid(), str(position), position.waiting_s() >= 1, has_ended)
+        beat = Heartbeat(
+            self.posted, platform.node(), _HOME, os.getpid(), str(position), position.waiting_s() >= 1, has_ended
+        )
         self._store.set(f"heartbeat/{self._rank}", json.dumps(beat))
 
     @property

@@ -65,8 +65,8 @@ def open_process_group(launch: Launch, device: torch.device, timeout_s: float) -
     dist.all_gather_object(found, (launch.restarts, platform.node(), _cores(), torch.get_num_threads()))
     restarts = max(attempt - 1, *(restarts for restarts, *_ in found))
     notes = thread_warnings([process for _, *process in found])
-    is_one_machine = len({machine for _, machine, *_ in found}) == 1
-    _OPENED[:] = [OpenedGroup(restarts, launch.name, notes, launch.is_store_open and is_one_machine, started_at)]
+    outlives_launcher = launch.is_store_open and launch.is_on_one_machine
+    _OPENED[:] = [OpenedGroup(restarts, launch.name, notes, outlives_launcher, started_at)]
     atexit.register(lambda: dist.destroy_process_group() if is_distributed() else None)
 
 
