@@ -165,14 +165,13 @@ def test_processes_whose_launcher_is_killed_save_and_stop(workers, tmp_path):
 
 
 def test_a_restart_by_the_launcher_does_not_renew_max_time(tmp_path):
-    settings = {"max_time": "4 s", "max_epoch": 1000}
+    settings = {"max_time": "7 s", "max_epoch": 1000}
     process = start(tmp_path, *LAUNCHER, "--max-restarts=1", step_s=0.02, trainer=settings)
     code, text, _ = finish(process)
     assert code == 1
     stops = [int(words.partition("total_steps ")[2].split(")")[0]) for words in text.split("max_time: stopped;")[1:]]
     assert len(stops) == 2, text
-    assert stops[0] > 20
-    assert stops[1] - stops[0] < stops[0], "it stops as soon as the processes agree"
+    assert stops[1] - stops[0] < stops[0] / 3, "it stops as soon as the processes agree"
 
 
 @pytest.mark.parametrize("plain", [False, True])
