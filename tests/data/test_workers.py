@@ -72,12 +72,13 @@ def test_workers_hear_no_signal_that_the_run_handles(name, tmp_path):
 
 
 def test_workers_that_listen_to_nothing_are_ended_with_their_process():
+    others = set(multiprocessing.active_children())
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         loader = build_dataloader(Rows(), 1, num_workers=1, persistent_workers=True)
         toy = ToyEpochTrainer({"trainer": {"max_epoch": 1}}, loader)
         toy.run()
-        (worker,) = [process for process in multiprocessing.active_children() if process.is_alive()]
+        (worker,) = set(multiprocessing.active_children()) - others
         worker.terminate()
         worker.join(0.2)
         assert worker.is_alive()
