@@ -231,7 +231,7 @@ def agreement() -> dict[str, int]:
             agreed._store.set("0/due", "3")  # noqa: SLF001
         with store_requests() as requests:
             agreed.request("save")
-            with agreed.listening():
+            with agreed.listening(print):
                 while agreed.sync_point() is None:
                     time.sleep(0.01)
         found[role] = sum(requests.values())

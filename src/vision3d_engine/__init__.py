@@ -14,6 +14,7 @@ from vision3d_engine.core.errors import (
     RegistrationError,
     ResultError,
     SampleError,
+    WorkerError,
 )
 from vision3d_engine.data.dataloader import build_dataloader
 from vision3d_engine.data.determinism import check_determinism
@@ -59,6 +60,7 @@ __all__ = [
     "SingleTester",
     "SummaryBoard",
     "Timer",
+    "WorkerError",
     "build_dataloader",
     "build_optimizer",
     "build_scheduler",

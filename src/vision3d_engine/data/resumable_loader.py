@@ -13,6 +13,7 @@ from vision3d_engine.data.endless_stream import EndlessStream, Place, StreamPosi
 from vision3d_engine.data.exact_length import ExactLength, placed
 from vision3d_engine.data.loader_hints import sharing_hint
 from vision3d_engine.data.sample_seeds import SeededDataset, announce_epoch
+from vision3d_engine.data.workers import opened
 
 Position = tuple[int, int, int, int]
 """Seed of an epoch, its number, batches that are left out, and the process that its first batch goes to."""
@@ -192,7 +193,7 @@ class ResumableLoader:
         if self._sampler is None:
             return self._read_in_order(seed, start)
         self._sampler.start_at(seed, epoch, start, shift)
-        return self.loader
+        return opened(self.loader)
 
     @property
     def _is_used_up(self) -> bool:
@@ -209,7 +210,7 @@ class ResumableLoader:
             self.loader.load_state_dict(self._state)
             self._state, number = None, start
         seeds.seed(number)
-        stream = iter(self.loader)
+        stream = opened(self.loader)
         return islice(_seeded(stream, seeds, number), start - number, None)
 
     # ------------------------------------------------------------------------------------------- an endless stream

@@ -34,6 +34,7 @@ class World:
         restarts: how often the launcher has started the processes of this run again after one died.
         launch: a name that all attempts of the launch share; empty when it is not known.
         notes: warnings for people.
+        started_at: when the launcher has first started the processes, in ``time.time()``; None when it is not known.
     """
 
     rank = 0
@@ -41,6 +42,7 @@ class World:
     restarts = 0
     launch = ""
     notes: Sequence[str] = ()
+    started_at: float | None = None
 
     def __init__(self, device: torch.device, local_rank: int = 0) -> None:
         self.device = device
@@ -89,11 +91,13 @@ class ProcessGroupWorld(World):
         self._hosts: Any = dist.group.WORLD if dist.get_backend() == "gloo" else None
         self._opened = opened_group()
         if self._opened is not None:
-            self.restarts, self.launch, self.notes = self._opened
+            self.restarts, self.launch, self.notes = self._opened[:3]
+            self.started_at = self._opened.started_at
 
     def agreement(self) -> Agreement:
         """Return a way for the processes to act at the same sync point; to be called by all of them."""
-        return StoreAgreement(self.rank, self.size, str(next(_AGREEMENTS)))
+        outlives = self._opened is not None and self._opened.outlives_launcher
+        return StoreAgreement(self.rank, self.size, str(next(_AGREEMENTS)), outlives_launcher=outlives)
 
     def failure_detector(self, heartbeat_s: float, patience_s: float) -> FailureDetector:
         """Return a failure detector for one run; to be called by all processes."""

@@ -1,6 +1,7 @@
 """When ``checkpoint.pth`` is written: by cadence, on request, after an epoch, at a stop; and what a failure means."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,8 @@ from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.stopping import alarm, end_program, is_stop, reason_of, requeue
 
 _SAVE = "save"
+# Signals to the processes of a group arrive one after the other.
+_SIGNAL_S = 1.0
 
 
 class Autosave:
@@ -95,6 +98,17 @@ class Autosave:
             self._stop(str(request))
         if request == _SAVE:  # at the next update
             self._ask_all()
+
+    def stop_without_data(self) -> None:
+        """Stop at the last update when a worker has died and a stop is on its way: who asks may ask all processes.
+
+        Several processes would have to agree on an update that this one cannot reach.
+        """
+        patience = time.monotonic() + _SIGNAL_S
+        while self.agreement.is_alone and time.monotonic() < patience:
+            if is_stop(self.agreement.pending) and is_stop(request := self.agreement.sync_point()):
+                self.act(request)
+            time.sleep(_SIGNAL_S / 50)
 
     def _stop(self, request: str) -> NoReturn:
         """End the program once the files are written.

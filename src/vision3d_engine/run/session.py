@@ -127,4 +127,4 @@ class Session:
         """
         trainer = self.settings.trainer
         detector = self.world.failure_detector(trainer.heartbeat_s, trainer.collective_timeout_s)
-        return detector.watching(where, self.logger.error)
+        return detector.watching(where, self.logger.log)

@@ -6,7 +6,15 @@ from typing import Any
 
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.durations import parse_duration
-from vision3d_engine.core.errors import CheckpointError, DataError, NonFiniteError, ResultError, did_you_mean, listed
+from vision3d_engine.core.errors import (
+    CheckpointError,
+    DataError,
+    NonFiniteError,
+    ResultError,
+    WorkerError,
+    did_you_mean,
+    listed,
+)
 from vision3d_engine.data.loader_cache import LoaderCache
 from vision3d_engine.data.loader_hints import length_hint
 from vision3d_engine.data.resumable_loader import ResumableLoader
@@ -59,7 +67,8 @@ class TrainingRun:
         self.resume_state = ResumeState(context, self.train_data)
         self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state)
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
-        self._stop_requests = StopRequests(agreement, parse_duration(settings.max_time) if settings.max_time else None)
+        max_time_s = parse_duration(settings.max_time) if settings.max_time else None
+        self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
         self._only_validates = False
@@ -86,7 +95,7 @@ class TrainingRun:
                 self._claim_folder()
             self._prepare()
             self._context.fire("before_train")
-            self._validate_once() if only_validation else self._train()
+            self._validate_once() if only_validation else self._train_or_stop()
             self._context.fire("after_train")
 
     @contextlib.contextmanager
@@ -96,7 +105,7 @@ class TrainingRun:
             if not self._only_validates:
                 stack.enter_context(self._folder.locked())
                 stack.enter_context(self.autosave.running())
-                stack.enter_context(self.autosave.agreement.listening())
+                stack.enter_context(self.autosave.agreement.listening(self._context.logger.warn))
                 stack.enter_context(self._stop_requests.listening())
             stack.enter_context(self._session.detecting_failures(self._trainer._where))  # noqa: SLF001  the engine's own
             yield
@@ -162,6 +171,13 @@ class TrainingRun:
         self._scale_rates()  # first: the rates of a checkpoint are those of its run, whatever the processes now
         self._resuming.load(filename)
         self.autosave.restart_cadence()
+
+    def _train_or_stop(self) -> None:
+        try:
+            self._train()
+        except WorkerError:
+            self.autosave.stop_without_data()
+            raise
 
     def _train(self) -> None:
         """Train and validate epoch by epoch; either may be a loop of the user's own."""

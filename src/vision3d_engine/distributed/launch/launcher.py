@@ -27,6 +27,7 @@ class Launch:
         host: machine of the store that brings the processes together.
         port: port of that store.
         is_store_open: the launcher holds the store, over all attempts; otherwise the main process opens one.
+        is_on_one_machine: so are all processes.
         restarts: how often the launcher says it has started the processes again.
         name: the same for all attempts of one launch, and for no other launch.
     """
@@ -37,6 +38,7 @@ class Launch:
     host: str
     port: int
     is_store_open: bool = False
+    is_on_one_machine: bool = False
     restarts: int = 0
     name: str = ""
 
@@ -92,6 +94,7 @@ def _stated() -> Launch | None:
         host=host,
         port=port,
         is_store_open=is_store_open,
+        is_on_one_machine=env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"],
         restarts=int(env.get("TORCHELASTIC_RESTART_COUNT", "0")),
         name=f"{name} {host}:{port}" if is_store_open else name,
     )

@@ -31,6 +31,8 @@ class OpenedGroup(NamedTuple):
     restarts: int
     launch: str
     notes: Sequence[str]
+    outlives_launcher: bool
+    started_at: float
 
 
 _OPENED: list[OpenedGroup] = []
@@ -108,18 +110,20 @@ def open_process_group(launch: Launch, device_type: str, timeout_s: float) -> No
         ProcessError: when some never come.
     """
     timeout = timedelta(seconds=timeout_s + _MARGIN_S)
-    attempt, store = _shared_store(launch, timeout)
+    attempt, started_at, store = _shared_store(launch, timeout)
     backend = {"cuda": "nccl", "xpu": "xccl"}.get(device_type, "gloo")
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
     own = (launch.restarts, platform.node(), sorted(_cores()), torch.get_num_threads())
     found = _gathered("process", own, timeout_s)
     restarts = max(attempt - 1, *(restarts for restarts, *_ in found))
-    _OPENED[:] = [OpenedGroup(restarts, launch.name, thread_warnings([process for _, *process in found]))]
+    notes = thread_warnings([process for _, *process in found])
+    outlives_launcher = launch.is_store_open and launch.is_on_one_machine
+    _OPENED[:] = [OpenedGroup(restarts, launch.name, notes, outlives_launcher, started_at)]
     atexit.register(lambda: dist.destroy_process_group() if is_distributed() else None)
 
 
-def _shared_store(launch: Launch, timeout: timedelta) -> tuple[int, Any]:
-    """Return the number of this attempt, from 1, and the store that its processes share.
+def _shared_store(launch: Launch, timeout: timedelta) -> tuple[int, float, Any]:
+    """Return the number of this attempt, from 1, when the first one has started, and the store of its processes.
 
     Raises:
         ProcessError: when it cannot be opened or reached, or some never come.
@@ -134,10 +138,11 @@ def _shared_store(launch: Launch, timeout: timedelta) -> tuple[int, Any]:
         message = f"process {launch.rank} of {launch.size} cannot {verb} {where}. {hint}"
         raise ProcessError(message) from error
     if not launch.is_store_open:
-        return 1, store
+        return 1, time.time(), store
     prefixed = PrefixStore("vision3d_engine/attempts", store)
     attempt = meet(prefixed, launch.rank, launch.size, timeout.total_seconds())
-    return attempt, PrefixStore(f"vision3d_engine/attempt{attempt}", store)
+    started_at = float(prefixed.compare_set("started_at", "", str(time.time())))
+    return attempt, started_at, PrefixStore(f"vision3d_engine/attempt{attempt}", store)
 
 
 def meet(store: Any, rank: int, size: int, patience_s: float) -> int:
