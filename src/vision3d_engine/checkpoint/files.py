@@ -14,7 +14,7 @@ import torch
 
 from vision3d_engine.checkpoint.shard_folders import with_tensors
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
-from vision3d_engine.core.files import atomic_write, make_folder
+from vision3d_engine.core.files import absolute_path, atomic_write, make_folder
 from vision3d_engine.core.tree import is_container, map_with_paths
 
 _PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
@@ -151,7 +151,8 @@ def find_checkpoint(name: str | Path, folder: Path, failed: MutableMapping[str, 
     Raises:
         CheckpointError: when there is none (it lists those in the folder), or its last save has failed.
     """
-    path = Path(name) if Path(name).is_file() else folder / name
+    here = absolute_path(name)
+    path = here if here.is_file() else folder / name
     if failed and path.name in failed and path.parent.resolve() == folder.resolve():
         error = failed.pop(path.name)
         raise CheckpointError(f"the last save of '{path}' has failed: {error}. {_older_file(path)}") from error

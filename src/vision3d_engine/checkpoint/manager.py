@@ -17,6 +17,7 @@ from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdate
 from vision3d_engine.checkpoint.state_files import StateFiles
 from vision3d_engine.checkpoint.writer import BackgroundWriter
 from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError
+from vision3d_engine.core.files import absolute_path
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.world import World
 
@@ -57,7 +58,7 @@ class CheckpointManager:
         tolerated: tuple[type[EngineError], ...] = (),
         parallel: Parallel | None = None,
     ) -> None:
-        self._folder = Path(checkpoint_dir)
+        self._folder = absolute_path(checkpoint_dir)
         self._keep = {"keep_latest": save_latest_models, "keep_best": keep_best, "keep_every": keep_every}
         self._saved: list[str] = []
         self._failed: dict[str, BaseException] = {}

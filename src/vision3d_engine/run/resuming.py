@@ -8,7 +8,7 @@ from vision3d_engine.checkpoint.retention import is_run_file
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, listed
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.resume_state import ResumeState
-from vision3d_engine.run.run_folder import Folders
+from vision3d_engine.run.run_folder import Folders, move, overwritten
 from vision3d_engine.run.run_record import recorded_launch
 
 
@@ -27,9 +27,9 @@ class Resuming:
         self, trainer: Any, context: PassContext, folders: Folders, checkpoints: CheckpointManager, state: ResumeState
     ) -> None:
         self._trainer, self._context = trainer, context
-        self._output, self._folder = folders.output, folders.checkpoints.absolute()
+        self._output, self._folder = folders.output, folders.checkpoints
         self._checkpoints, self._state = checkpoints, state
-        self._is_restarted = False
+        self._is_restarted = self._has_damage = False
 
     def starts_anew(self) -> bool:
         """Tell whether the run begins at zero as far as is known before anything is loaded; to be called by all."""
@@ -75,10 +75,12 @@ class Resuming:
             raise CheckpointError(message + "Name one with --checkpoint, or move these files away to start anew")
         else:
             self._context.writers.start_anew()
-            self._trainer.log(f"--resume: '{self._folder}' is empty, so the run starts anew", level="WARNING")
+            aside = overwritten(self._folder)
+            old = f"; what --overwrite has put aside is in '{aside}' until the first '{NEWEST}'" if aside else ""
+            self._trainer.log(f"--resume: '{self._folder}' is empty, so the run starts anew{old}", level="WARNING")
 
     def _load_newest(self) -> None:
-        """Load the newest checkpoint that is whole; a damaged one is put aside under another name."""
+        """Load the newest checkpoint that is whole."""
         newest, previous = self._folder / NEWEST, self._folder / PREVIOUS
         try:
             self._trainer.load(str(newest))
@@ -88,9 +90,13 @@ class Resuming:
                 raise
             self._trainer.log(f"{error}. Going on from '{PREVIOUS}', the one before it", level="WARNING")
             self._trainer.load(str(previous))
-            self._context.world.gather(None)  # all processes have read it
-            if self._context.world.is_main and not is_missing:
-                newest.replace(self._folder / f"{NEWEST}.damaged")
+            self._has_damage = not is_missing
+
+    def put_damaged_aside(self) -> None:
+        """Give a newest checkpoint that could not be read another name; by who holds the folder."""
+        if self._has_damage and self._context.world.is_main:
+            move(self._folder / NEWEST, self._folder / f"{NEWEST}.damaged")
+        self._has_damage = False
 
     def load(self, filename: str) -> None:
         """Load a checkpoint with all parts that it holds, and go on from its moment; see `BaseTrainer.load`."""
