@@ -28,6 +28,7 @@ def test_a_reader_in_the_process_does_not_free_the_folder(tmp_path):
     with locked_folder(folder):
         shutil.copytree(folder, tmp_path / "backup")
         assert not is_free(folder)
+    assert not list(folder.iterdir())
     assert is_free(folder)
 
 

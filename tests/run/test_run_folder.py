@@ -71,7 +71,7 @@ def test_an_overwriting_run_starts_from_a_checkpoint_of_the_folder_itself(tmp_pa
     assert all(torch.equal(toy.first[key], best[key]) for key in best)
     assert toy.total_steps == 3
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert names == {".lock", "checkpoint.pth", "checkpoint.prev.pth", "epoch-1.pth"}
+    assert names == {"checkpoint.pth", "checkpoint.prev.pth", "epoch-1.pth"}
 
 
 class Watching(ToyEpochTrainer):

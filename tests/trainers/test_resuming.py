@@ -271,7 +271,7 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path):
     mine.write_bytes(b"mine")
     ToyEpochTrainer(settings(tmp_path, overwrite=True)).run()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == [".lock", "checkpoint.prev.pth", "checkpoint.pth", "epoch-1.pth", "pretrained.pth"]
+    assert names == ["checkpoint.prev.pth", "checkpoint.pth", "epoch-1.pth", "pretrained.pth"]
     assert mine.read_bytes() == b"mine"
 
 

@@ -13,16 +13,13 @@ from torch import nn
 from vision3d_engine.checkpoint.best_models import BestModels
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.checkpoint.loading import load_model, load_part, model_state, parameter_names
-from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdated
+from vision3d_engine.checkpoint.retention import NEWEST, PREVIOUS, best_name, epoch_files, outdated
 from vision3d_engine.checkpoint.state_files import StateFiles
 from vision3d_engine.checkpoint.writer import BackgroundWriter
-from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError
+from vision3d_engine.core.errors import DamagedCheckpointError, EngineError, FolderError
 from vision3d_engine.core.files import absolute_path
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.world import World
-
-# The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
-NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
 
 
 class CheckpointManager:
@@ -208,7 +205,7 @@ class CheckpointManager:
         path = self.find(filename)
         state = read_checkpoint(path, self._parallel.store)
         if "model" not in state:
-            raise CheckpointError(f"'{path}' has no key 'model' (its keys: {', '.join(map(str, state))})")
+            raise DamagedCheckpointError(f"'{path}' has no key 'model' (its keys: {', '.join(map(str, state))})")
         return path, state
 
     def find(self, filename: str | Path) -> Path:

@@ -16,6 +16,7 @@ except ImportError:  # Windows: no lock, as on file systems without locks
     fcntl = None
 
 _NAME = ".lock"
+_ADVICE = "Wait for it, stop it, or choose another folder"
 _HELD: set[int] = set()  # descriptors of lock files that are open in this process
 
 
@@ -34,22 +35,37 @@ if hasattr(os, "register_at_fork"):
 def locked_folder(folder: Path) -> Iterator[None]:
     """Keep other runs, also those of this process, out of a folder while a block runs.
 
-    ``flock`` is used, not ``lockf``: the latter is lost as soon as anything in the process, such as a copy of the
-    folder, has read and closed the lock file.
+    The lock file goes with the block. ``flock`` is used, not ``lockf``: the latter is lost as soon as anything in the
+    process, such as a copy of the folder, has read and closed the lock file.
 
     Raises:
         FolderInUseError: naming who works there.
         FolderError: when the lock file cannot be made.
     """
-    descriptor = _open(folder / _NAME)
-    _HELD.add(descriptor)
+    path = folder / _NAME
+    descriptor = _acquire(path)
+    while not _is_same(descriptor, path):  # its owner has removed the file before we had the lock
+        _close(descriptor)
+        descriptor = _acquire(path)
     try:
-        if not _lock(descriptor):
-            raise FolderInUseError(_refusal(folder, _owner(descriptor)))
         _sign(descriptor)
         yield
     finally:
-        _release(descriptor)
+        if descriptor in _HELD:  # a forked child has closed it when it began
+            if _is_same(descriptor, path):  # nobody has moved the folder
+                path.unlink()
+            _close(descriptor)
+
+
+def _acquire(path: Path) -> int:
+    """Open and lock a file; raise `FolderInUseError` when another run has it."""
+    descriptor = _open(path)
+    _HELD.add(descriptor)
+    if not _lock(descriptor):
+        owner = _owner(descriptor)
+        _close(descriptor)
+        raise FolderInUseError(f"the folder '{path.parent}' is in use by {owner}. {_ADVICE}")
+    return descriptor
 
 
 def _open(path: Path) -> int:
@@ -78,15 +94,17 @@ def _sign(descriptor: int) -> None:
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 
 
-def _release(descriptor: int) -> None:
-    """Close the lock file, which unlocks it; a forked child has closed its copy when it began."""
-    if descriptor in _HELD:
-        _HELD.discard(descriptor)
-        os.close(descriptor)
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Tell whether a path still leads to the open file."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
-def _refusal(folder: Path, owner: str) -> str:
-    return f"the folder '{folder}' is in use by {owner}. Wait for it, stop it, or choose another folder"
+def _close(descriptor: int) -> None:
+    """Close a lock file, which unlocks it."""
+    _HELD.discard(descriptor)
+    os.close(descriptor)
 
 
 def _owner(descriptor: int) -> str:
