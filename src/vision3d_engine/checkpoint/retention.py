@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 # The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
 NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
+_UNSAFE = re.compile(r"[^\w.+=@-]+")
 _EPOCH_FILE = re.compile(r"epoch-(\d+)\.pth")
 
 
@@ -61,7 +62,7 @@ def best_name(metric: str) -> str:
 
     Letters of all scripts stay.
     """
-    return f"best_{re.sub(r'[^\w.+=@-]+', '_', metric)}.pth"
+    return f"best_{_UNSAFE.sub('_', metric)}.pth"
 
 
 def is_run_file(name: str) -> bool:
