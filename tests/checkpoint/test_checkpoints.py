@@ -328,6 +328,7 @@ def test_a_checkpoint_of_the_2022_engine_resumes(tmp_path):
     }
     torch.save(state, folder / "checkpoint.pth", pickle_protocol=2)
     old_name(folder / "checkpoint.pth")
+    (folder / "best_score.pth").write_bytes(b"of score 0.75")
     assert b"numpy.core" in (folder / "checkpoint.pth").read_bytes()
     with pytest.raises(pickle.UnpicklingError):
         torch.load(folder / "checkpoint.pth", weights_only=True)
@@ -340,7 +341,7 @@ def test_a_checkpoint_of_the_2022_engine_resumes(tmp_path):
     toy.save_best_model_on_metric("score")
     toy.run()
     assert toy.start == (1, 3, 0.25, 0.05)
-    assert "best_score.pth" not in names(tmp_path)
+    assert (folder / "best_score.pth").read_bytes() == b"of score 0.75"
 
 
 def test_files_from_before_there_was_metadata_load(tmp_path):

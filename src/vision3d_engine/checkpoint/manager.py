@@ -79,11 +79,12 @@ class CheckpointManager:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over names and scores; full paths, as the 2022 engine stored them, are reduced to names.
 
-        A metric that was not registered in this run is left out.
+        A metric that was not registered in this run is left out, and so is a best score whose file is not there.
         """
         self._writer.wait()
         self._saved = epoch_files(Path(name).name for name in state["saved_checkpoints"])
-        self._best.load_state_dict(state["best_scores"], state.get("scores", {}))
+        there = {name: one for name, one in state["best_scores"].items() if (self._folder / best_name(name)).is_file()}
+        self._best.load_state_dict(there, state.get("scores", {}))
 
     # ------------------------------------------------------------------------------------------- saving
 
