@@ -14,6 +14,7 @@ from vision3d_engine.core.errors import EngineError, FolderError, NonFiniteError
 from vision3d_engine.distributed.coordination.agreement import Agreement
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.resume_state import ResumeState
+from vision3d_engine.run.run_folder import remove_overwritten
 from vision3d_engine.run.stopping import alarm, end_program, is_stop, reason_of, requeue
 
 _SAVE = "save"
@@ -137,9 +138,10 @@ class Autosave:
         trainer = self._trainer
         parts: dict[str, Any] = {"save_ckpt_manager": with_states, "extra": extra}
         parts |= {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler} if with_states else {}
-        said = partial(self._context.logger.debug, f"saved {filename}")
         try:
-            self._checkpoints.save_checkpoint(filename, trainer.metadata, trainer.model, on_saved=said, **parts)
+            self._checkpoints.save_checkpoint(
+                filename, trainer.metadata, trainer.model, on_saved=partial(self._saved, filename), **parts
+            )
         except FolderError as error:
             self._failure = error
             trainer.log(f"{error}. Training goes on", level="ERROR")
@@ -149,6 +151,12 @@ class Autosave:
             trainer.log(str(error), level="ERROR")
         else:
             self._failure = None
+
+    def _saved(self, filename: str) -> None:
+        """Say that a file is on the disk, and let go of what it replaces; may be called by a thread."""
+        self._context.logger.debug(f"saved {filename}")
+        if filename == NEWEST and self._context.world.is_main:
+            remove_overwritten(self._folder)
 
     def save_best(self, scores: Mapping[str, float]) -> None:
         """Keep the model under the name of each metric that it is best on, and say so."""

@@ -1,7 +1,8 @@
-"""The sequence of a training run: claim the folder, load, train and validate epoch by epoch, end."""
+"""The sequence of a training run: check the folder, load, take it over, train and validate epoch by epoch, end."""
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from vision3d_engine.checkpoint.manager import CheckpointManager
@@ -72,6 +73,7 @@ class TrainingRun:
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
         self._only_validates = False
+        self._starts_anew = False
         self._summary: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------- data
@@ -92,8 +94,10 @@ class TrainingRun:
         with self._session.running(), self._surroundings():
             self._session.check_arguments()
             if not only_validation:
-                self._claim_folder()
+                self._check_folder()
             self._prepare()
+            if not only_validation:
+                self._take_over_folder()
             self._context.fire("before_train")
             self._validate_once() if only_validation else self._train_or_stop()
             self._context.fire("after_train")
@@ -110,10 +114,21 @@ class TrainingRun:
             stack.enter_context(self._session.detecting_failures(self._trainer._where))  # noqa: SLF001  the engine's own
             yield
 
-    def _claim_folder(self) -> None:
-        if self._resuming.starts_anew():
-            self._folder.claim(self._context.writers, self._context.settings.overwrite)
+    def _check_folder(self) -> None:
+        """Refuse a folder that another run has used, and one without space."""
+        self._starts_anew = self._resuming.starts_anew()
+        if self._starts_anew and not self._context.settings.overwrite:
+            self._folder.refuse_used()
         self._folder.tidy(self._trainer.model)
+
+    def _take_over_folder(self) -> None:
+        """Put aside, and cut back, what this run replaces; nothing is lost as long as anything can still be refused."""
+        self._context.world.gather(None)  # all processes have read what they load
+        if self._starts_anew:
+            self._folder.put_old_aside(partial(self._trainer.log, level="WARNING"))
+            self._context.writers.start_anew()
+        self._resuming.put_damaged_aside()
+        self._context.writers.take_over()
         write_record(self._session)
 
     def _prepare(self) -> None:
