@@ -81,7 +81,10 @@ def test_a_sound_checkpoint_that_does_not_fit_is_an_error_and_stays(tmp_path):
     class Other(ToyEpochTrainer):
         def _register(self, *args):
             super()._register(*args)
-            self.register_model(torch.nn.Linear(5, 1).double())
+            self.model = self.optimizer = None
+            model = self.register_model(torch.nn.Linear(5, 1).double())
+            self.register_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+            self.register_scheduler(None)
 
     ToyEpochTrainer(settings(tmp_path, max_epoch=2)).run()
     before = (tmp_path / "checkpoints" / "checkpoint.pth").read_bytes()
