@@ -175,6 +175,7 @@ def test_rows_after_a_checkpoint_that_is_loaded_before_a_run_are_written_once(na
 def test_the_lock_survives_a_backup_of_the_folder_by_a_hook(tmp_path):
     class Backup(ToyEpochTrainer):
         def after_train_epoch(self, epoch, summary_dict):
+            self.finish_saving()
             shutil.copytree(self.output_dir, tmp_path / "backup")
             ToyEpochTrainer(settings(tmp_path / "run")).run()
 

@@ -123,7 +123,7 @@ class ResumeState:
         self._kept_meters = list(means[rank::size])
         if rank < len(loaders):
             self._train_data().load_state_dict(loaders[rank])
-        self._restore_registered(state.get("states") or {})
+        self.restore_registered(state)
 
     def _keep_means(self, saved: Mapping[str, Any]) -> None:
         """Go on with means over what the run has them over: batches in one of an older engine."""
@@ -133,7 +133,9 @@ class ResumeState:
             message = f"means go on over {kept}, as in the checkpoint; trainer.means counts in new runs"
             self._context.logger.warn(message)
 
-    def _restore_registered(self, states: Mapping[str, Any]) -> None:
+    def restore_registered(self, state: Mapping[str, Any]) -> None:
+        """Take over the states of the user's objects; say which are on one side only."""
+        states = state.get("states") or {}
         for name in self.registered.keys() & states.keys():
             _load(self.registered[name], states[name], name)
         for names, what in (

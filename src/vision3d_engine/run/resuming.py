@@ -31,7 +31,8 @@ class Resuming:
         self._trainer, self._context = trainer, context
         self._output, self._folder = folders.output, folders.checkpoints
         self._checkpoints, self._state = checkpoints, state
-        self._is_restarted = self._has_damage = False
+        self._is_restarted = self._has_damage = self._is_starting = False
+        self._open: tuple[str, dict[str, Any]] | None = None
 
     def starts_anew(self) -> bool:
         """Tell whether the run begins at zero as far as is known before anything is loaded; to be called by all."""
@@ -54,6 +55,13 @@ class Resuming:
 
     def start(self) -> None:
         """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
+        self._is_starting = True
+        try:
+            self._start()
+        finally:
+            self._is_starting = False
+
+    def _start(self) -> None:
         trainer, settings = self._trainer, self._context.settings
         if self._is_restarted:
             restarts = self._context.world.restarts
@@ -117,13 +125,34 @@ class Resuming:
         """Load a checkpoint with all parts that it holds, and go on from its moment; see `BaseTrainer.load`."""
         trainer, progress = self._trainer, self._context.progress
         path, state = self._checkpoints.read(filename)
-        has_data = trainer.train_loader is not None
+        has_data, metadata = trainer.train_loader is not None, metadata_of(state)
         if has_data:
             self._state.check(state, str(path))
-        self._checkpoints.restore(state, str(path), trainer.model, trainer.optimizer, trainer.scheduler)
-        metadata = metadata_of(state)
+        self._context.hooks.bind()
+        self._context.hooks.fire("before_load", dict(metadata))
+        self._restore(str(path), state)
         progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0, 1), **metadata})
         if has_data:
             self._state.restore(state)
         where = f"epoch {progress.epoch}, total_steps {progress.total_steps}"
         trainer.log(f"loaded {filename}: {where}" + (", in mid-epoch" if progress.is_open else ""))
+
+    def _restore(self, path: str, state: dict[str, Any]) -> None:
+        """Load the parts; an optimizer that does not fit may still be rebuilt by the first hook of an open epoch."""
+        trainer = self._trainer
+        self._checkpoints.restore(state, path, trainer.model)
+        self._open = (path, state) if self._is_starting and (state.get("progress") or {}).get("is_open") else None
+        try:
+            self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
+        except CheckpointError as error:
+            if self._open is None:
+                raise
+            self._context.logger.debug(f"{error}. It is loaded again after before_train_epoch")
+
+    def restore_again(self) -> None:
+        """Load the parts and the registered states once more, when the first hook of an open epoch has acted again."""
+        if self._open is None:
+            return
+        (path, state), self._open, trainer = self._open, None, self._trainer
+        self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
+        self._state.restore_registered(state)

@@ -211,6 +211,11 @@ class TrainingRun:
             self._check_metrics()
             self.autosave.stop_if_asked()
 
+    def open_training(self) -> None:
+        """Act before an epoch is trained; what a resume goes on with is as it was when it was saved."""
+        self._context.fire("before_train_epoch", self._progress.epoch)
+        self._resuming.restore_again()
+
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Know that an epoch is trained while a block runs."""

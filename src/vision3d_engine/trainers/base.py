@@ -252,7 +252,7 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
 
     def _train_pass(self) -> None:
         """Walk the training data, or what is left of it."""
-        self._context.fire("before_train_epoch", self.epoch)
+        self._run.open_training()
         seeds = self._context.seed_pass("train")
         loader = self._run.train_data()
         lengths, read = self._open_data(loader)
