@@ -12,6 +12,7 @@ from vision3d_engine.core.errors import (
     NonFiniteError,
     ProcessError,
     RegistrationError,
+    ReplicaError,
     ResultError,
     SampleError,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "NonFiniteError",
     "ProcessError",
     "RegistrationError",
+    "ReplicaError",
     "ResultError",
     "SampleError",
     "SingleTester",

@@ -13,6 +13,8 @@ from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError,
 from vision3d_engine.distributed.parallel.shards import like
 from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
 
+# What DistributedDataParallel and torch.compile put into the names of a state.
+_WRAPPERS = ("module", "_orig_mod")
 Patterns = str | Sequence[str]
 
 
@@ -118,6 +120,30 @@ def _stripped(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     own = model_state(model).keys()
     plain = {_own_name(key): value for key, value in weights.items()}
     return plain if plain.keys() & own else {clean_key(key): value for key, value in plain.items()}
+
+
+def with_names_of(own: Any, state: Any) -> Any:
+    """Return a saved state under the names that its owner has now, whatever has wrapped modules then or wraps them now.
+
+    Names that differ by ``module`` and ``_orig_mod`` alone are the same one, in nests too; where that is ambiguous, and
+    where nothing differs, the state is returned as it is.
+
+    Args:
+        own: the state that the owner hands out now.
+        state: the saved one.
+    """
+    if not (isinstance(own, Mapping) and isinstance(state, Mapping)):
+        return state
+    now, then = ({_bare(key): key for key in names} for names in (own, state))
+    if len(now) < len(own) or len(then) < len(state):
+        return state
+    named = {now.get(bare, key): with_names_of(own.get(now.get(bare)), state[key]) for bare, key in then.items()}
+    return state if all(named.get(key) is value for key, value in state.items()) else named
+
+
+def _bare(key: Any) -> Any:
+    """Return a name without what wrappers put into it."""
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS) if isinstance(key, str) else key
 
 
 def _matches(name: str, patterns: Patterns) -> bool:
