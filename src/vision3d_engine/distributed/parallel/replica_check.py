@@ -152,10 +152,10 @@ def _bits_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _mixed(bits: torch.Tensor) -> torch.Tensor:
-    """Return the sum of whole numbers, each multiplied by one of its place and folded, modulo 2 to the power of 64."""
+    """Return how many whole numbers there are, plus each multiplied by one of its place and folded, modulo 2^64."""
     places = torch.arange(1, 2 * len(bits), 2, dtype=torch.int64, device=bits.device).mul_(_ODD)
     product = places.mul_(bits)
-    return product.bitwise_xor_(product >> 32).sum()
+    return product.bitwise_xor_(product >> 32).sum() + len(bits)
 
 
 def _fingerprint(parameter: torch.Tensor) -> str:
