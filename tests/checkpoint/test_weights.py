@@ -1,6 +1,7 @@
 """Weights from any code's file: what is taken, under which name, and what is said of the rest."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from tests.toys import ToyEpochTrainer, settings
 from vision3d_engine import CheckpointError
+from vision3d_engine.checkpoint.loading import with_names_of
 
 
 class Net(nn.Module):
@@ -96,3 +98,25 @@ def test_strict_refuses_with_one_report(tmp_path):
     with pytest.raises(CheckpointError, match=r"unexpected 'extra' \(1,\); shape differs: 'head\.weight'"):
         toy.load_weights(tmp_path / "other.pth", strict=True)
     assert torch.equal(toy.model.encoder.weight, before), "nothing is loaded halfway"
+
+
+class TestNamesOfStates:
+    """A state of a module that was wrapped otherwise when it was saved."""
+
+    own: ClassVar = {"n": 0, "module.a.weight": 1, "module.b.weight": 2}
+
+    @pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "module._orig_mod."])
+    def test_wrappers_in_names_do_not_matter(self, prefix):
+        state = {"n": 7, f"{prefix}a.weight": 8, f"{prefix}b.weight": 9}
+        assert with_names_of(self.own, state) == {"n": 7, "module.a.weight": 8, "module.b.weight": 9}
+
+    def test_nests_are_followed_and_other_names_kept(self):
+        state = {"decay": 0.9, "weights": {"module.a": 1}, "groups": [{"module.a": 1}], 0: "zero"}
+        renamed = with_names_of({"decay": 0.5, "weights": {"a": 0}, "groups": []}, state)
+        assert renamed == {**state, "weights": {"a": 1}}
+
+    def test_what_fits_or_is_ambiguous_is_returned_as_it_is(self):
+        for state in ({**self.own}, {"a": 1, "module.a": 2}, {}, [1]):
+            assert with_names_of(self.own, state) is state
+        state = {"module.a": 1}
+        assert with_names_of({"a": 1, "module.a": 2}, state) is state

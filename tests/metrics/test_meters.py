@@ -87,7 +87,7 @@ def test_moments_give_the_means_over_the_steps_that_had_a_key(steps, window):
             seen.setdefault(key, []).append(value)
             recent.setdefault(key, []).append(value)
         if number % window == 0:
-            means, _ = moments.interval_means()
+            means, *_ = moments.interval_means()
             assert means == pytest.approx({key: np.mean(values) for key, values in recent.items()})
             recent = {}
     assert moments.means() == pytest.approx({key: np.mean(values) for key, values in seen.items()})
@@ -161,8 +161,8 @@ def test_other_numbers_are_read_in_the_same_copy():
     moments = RunningMeans()
     moments.update({"loss": torch.tensor(2.0)})
     moments.update({"loss": torch.tensor(4.0), "rare": torch.tensor(1, dtype=torch.int64)})
-    assert moments.interval_means(torch.tensor(7.0)) == ({"loss": 3.0, "rare": 1.0}, [7.0])
-    assert moments.interval_means(torch.tensor(8.0)) == ({}, [8.0])
+    assert moments.interval_means(torch.tensor(7.0)) == ({"loss": 3.0, "rare": 1.0}, [7.0], {})
+    assert moments.interval_means(torch.tensor(8.0)) == ({}, [8.0], {})
 
 
 @pytest.mark.parametrize("first", [1.0, torch.tensor(1.0)])

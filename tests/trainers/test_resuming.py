@@ -220,7 +220,9 @@ class FineTuning(ToyEpochTrainer):
             raise OSError(28, "broken off")
 
 
-@pytest.mark.parametrize("at", [(1, 2), (1, "validation"), (2, 2), (2, "validation"), (3, 2), (3, "validation"), (4, 1)])
+@pytest.mark.parametrize(
+    "at", [(1, 2), (1, "validation"), (2, 2), (2, "validation"), (3, 2), (3, "validation"), (4, 1)]
+)
 def test_what_a_hook_does_before_an_epoch_is_done_once_however_often_the_epoch_goes_on(at, tmp_path):
     """It advances a state, adds a group of parameters, and changes weights."""
     cfg = {"max_epoch": 4, "save_every": "1 iteration"}

@@ -13,6 +13,8 @@ from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError,
 from vision3d_engine.distributed.parallel.shards import like
 from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
 
+# What DistributedDataParallel and torch.compile put into the names of a state.
+_WRAPPERS = ("module", "_orig_mod")
 Patterns = str | Sequence[str]
 
 
@@ -120,6 +122,30 @@ def _stripped(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     return plain if plain.keys() & own else {clean_key(key): value for key, value in plain.items()}
 
 
+def with_names_of(own: Any, state: Any) -> Any:
+    """Return a saved state under the names that its owner has now, whatever has wrapped modules then or wraps them now.
+
+    Names that differ by ``module`` and ``_orig_mod`` alone are the same one, in nests too; where that is ambiguous, and
+    where nothing differs, the state is returned as it is.
+
+    Args:
+        own: the state that the owner hands out now.
+        state: the saved one.
+    """
+    if not (isinstance(own, Mapping) and isinstance(state, Mapping)):
+        return state
+    now, then = ({_bare(key): key for key in names} for names in (own, state))
+    if len(now) < len(own) or len(then) < len(state):
+        return state
+    named = {now.get(bare, key): with_names_of(own.get(now.get(bare)), state[key]) for bare, key in then.items()}
+    return state if all(named.get(key) is value for key, value in state.items()) else named
+
+
+def _bare(key: Any) -> Any:
+    """Return a name without what wrappers put into it."""
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS) if isinstance(key, str) else key
+
+
 def _matches(name: str, patterns: Patterns) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in ((patterns,) if isinstance(patterns, str) else patterns))
 
@@ -153,8 +179,11 @@ def load_part(part: Any, state: Any, name: str, source: str) -> None:
     try:
         part.load_state_dict(_spread(part, state))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        message = f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote "
-        message += "it (what a later epoch has added to it: in before_load), or start from the weights alone with --checkpoint instead of --resume"
+        message = (
+            f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote it (what "
+            "a later epoch has added to it: in before_load), or start from the weights alone with --checkpoint instead "
+            "of --resume"
+        )
         raise CheckpointError(message) from error
 
 

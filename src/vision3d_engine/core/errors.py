@@ -52,6 +52,10 @@ class ProcessError(EngineError):
     """Another process of the run has failed, died, or does not come."""
 
 
+class ReplicaError(EngineError):
+    """Processes that train one model hold different weights."""
+
+
 class NonFiniteError(EngineError):
     """A loss, a gradient or a weight holds NaN or infinity."""
 

@@ -134,6 +134,9 @@ class TrainerSettings(_Section):
     """Checkpoint to load: a path, or a name in the checkpoint folder."""
     test_epoch: AtLeastOne | None = None
     """Test the model of this epoch (epoch-N.pth)."""
+    replica_check: Literal["error", "warn", "off"] = "error"
+    """What it means when processes that train one model hold different weights: the end of the run, or a warning; or
+    they are not compared (for unlike devices, and for weights that shall differ)."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that a process may wait for another before the run ends, saying where and for whom."""
     heartbeat_s: float = Field(default=60.0, gt=0)

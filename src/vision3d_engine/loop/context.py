@@ -8,7 +8,9 @@ from typing import Any
 from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
+from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.parallel.base import Parallel
+from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import Progress
@@ -42,6 +44,8 @@ class PassContext:
         logger: where messages go.
         progress: the counters.
         sum_up: adds up named sums over all processes (``World.named_sums``).
+        main_numbers: returns the main process's numbers on all.
+        replicas: compares what the processes train.
         hints: says one hint on slow loading a run.
         host_tensors: says once a run what stays on the host of a batch.
         debug_folder: where a batch is kept whose gradient is not finite.
@@ -56,6 +60,8 @@ class PassContext:
     logger: Any
     progress: Progress
     sum_up: Callable[[Any], Any]
+    main_numbers: MainNumbers
+    replicas: ReplicaCheck
     hints: LoaderHints
     host_tensors: HostTensors
     debug_folder: Path

@@ -57,12 +57,21 @@ class EvalPass:
         self._seeds = seeds if self._loader.is_positioned else None  # else they are set before a batch is read
         summary_dict = self.walk(context.data_seed("val", epoch), epoch)
         context.fire("after_val_epoch", epoch, summary_dict)
-        numbers, times = as_numbers(summary_dict), self.runner.clock.means()
+        numbers, times = self._follow_main(summary_dict, "after_val_epoch"), self.runner.clock.means()
         text = get_log_string(numbers, epoch=epoch, max_epoch=owner.max_epoch, time_dict=times)
         owner.log(f"[Val] {text}", level="SUCCESS")
         context.writers.scalars("val", numbers, epoch, epoch=epoch, total_steps=context.progress.total_steps)
         owner.set_train_mode()
         return summary_dict
+
+    def _follow_main(self, summary_dict: dict[str, Any], source: str) -> dict[str, float]:
+        """Let the numbers of a summary be the main process's, to which a hook may have added some; return them."""
+        own = as_numbers(summary_dict)
+        numbers = self._context.main_numbers(own, source)
+        for key in own.keys() - numbers.keys():
+            del summary_dict[key]
+        summary_dict.update({key: value for key, value in numbers.items() if value != own.get(key)})
+        return numbers
 
     def walk(self, seed: int, epoch: int) -> dict[str, Any]:
         """Walk the batches and return the means over all processes.
@@ -132,7 +141,8 @@ class TestPass(EvalPass):
         context.fire("before_test_epoch")
         summary_dict = self.walk(context.data_seed("test"), epoch=1)
         context.fire("after_test_epoch", summary_dict)
-        text = get_log_string(as_numbers(summary_dict), time_dict=self.runner.clock.means())
+        numbers = self._follow_main(summary_dict, "after_test_epoch")
+        text = get_log_string(numbers, time_dict=self.runner.clock.means())
         self._owner.log(f"[Test] {text}", level="SUCCESS")
         return summary_dict
 

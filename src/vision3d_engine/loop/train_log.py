@@ -9,6 +9,7 @@ from vision3d_engine.debug.finite import FiniteWatch
 from vision3d_engine.logs.log_line import get_log_string, train_line
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.runner import Runner
+from vision3d_engine.loop.trained import Trained
 from vision3d_engine.metrics.running_means import RunningMeans
 
 
@@ -37,17 +38,21 @@ class TrainLog:
         self._say = trainer._line_writer()  # noqa: SLF001  the engine's own
         self._after_log = context.hooks.of("after_log")
         self._max_epoch, self._samples_per_step = trainer.max_epoch, loader.samples_per_step
+        context.replicas.watch(partial(Trained, trainer))
 
     def write(self, iteration: int, learning_rate: Any) -> None:
         """Write the means since the last line, with the learning rate that the step used.
 
         Raises:
             NonFiniteError: when the loss, or a weight, is not finite.
+            ReplicaError: when the processes' weights differ.
         """
         context, progress = self._context, self._context.progress
-        means, probed = self._meters.interval_means(*self._finite.probe())
+        shared = self._context.replicas.probe(iteration // self.every)
+        means, probed, sums = self._meters.interval_means(*self._finite.probe(), shared=shared)
         first = self._meters.first_not_finite("loss")
         self._finite.check(means.get("loss", 0.0), probed, progress.epoch, first, iteration)
+        self._context.replicas.judge(sums, self._where())
         interval, position = self._runner.clock.interval(), self._position(float(learning_rate))
         context.writers.scalars("train", means, progress.total_steps, **position)
         self._say(self._line(means, interval, position))
@@ -70,10 +75,13 @@ class TrainLog:
         )
 
     def close(self, learning_rate: Any) -> dict[str, Any]:
-        """Write the line and the row of the epoch, and return its means over all processes."""
+        """Write the line and the row of the epoch, and return its means over all processes.
+
+        Raises:
+            ReplicaError: when the processes' weights differ.
+        """
         context, progress, clock = self._context, self._context.progress, self._runner.clock
-        if progress.iteration % self.every:
-            self._write_rest(float(learning_rate))
+        self._write_rest(float(learning_rate))
         summary_dict: dict[str, Any] = self._meters.means()
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
         text = get_log_string(summary_dict, progress.epoch, self._max_epoch, time_dict=clock.means())
@@ -83,8 +91,14 @@ class TrainLog:
 
     def _write_rest(self, learning_rate: float) -> None:
         """Write the numbers of the last steps, after the last log line, so that the curve has all of an epoch."""
-        progress, (means, _) = self._context.progress, self._meters.interval_means()
-        self._context.writers.scalars("train", means, progress.total_steps, **self._position(learning_rate))
+        progress, shared = self._context.progress, self._context.replicas.probe(0)
+        means, _, sums = self._meters.interval_means(shared=shared)
+        self._context.replicas.judge(sums, self._where())
+        if progress.iteration % self.every:
+            self._context.writers.scalars("train", means, progress.total_steps, **self._position(learning_rate))
+
+    def _where(self) -> str:
+        return f"epoch {self._context.progress.epoch}, iteration {self._context.progress.iteration}"
 
     def _position(self, learning_rate: float) -> dict[str, Any]:
         progress = self._context.progress

@@ -27,6 +27,7 @@ _NOT_ONE_NUMBER = (
 _MAX_BLOCKS = 64
 
 AddUp = Callable[[Sums], Sums]
+Shared = Mapping[str, torch.Tensor | None] | None
 # What a step's numbers weigh: one number or tensor for all keys, or one a key; a key that is left out weighs 1.
 Weights = Any
 
@@ -84,21 +85,26 @@ class RunningMeans:
                 share = (float(weight), number * weight, number * number * weight)
                 self._interval[key] = _add(self._interval.get(key), share)
 
-    def interval_means(self, *also: torch.Tensor) -> tuple[dict[str, float], list[float]]:
+    def interval_means(self, *also: torch.Tensor, shared: Shared = None) -> tuple[dict[str, float], list[float], Sums]:
         """Return the means since the last call, over all processes, and start an interval; one copy from the device.
 
         Args:
             also: single numbers on the device that are read in the same copy and returned as they are.
+            shared: others by name, or None for what only others have; their sums travel with the means.
         """
-        extra = self._read(also)
+        present = {name: number for name, number in (shared or {}).items() if number is not None}
+        extra = self._read([*also, *present.values()])
         interval, self._interval = self._interval, {}
         _merge(self._total, interval)
-        return self._means(interval), extra
+        others = {name: (1.0, x, x * x) for name, x in zip(present, extra[len(also) :], strict=True)}
+        sums = self._sum_up(interval, others)
+        summed = {name: sums.pop(name) for name in shared or () if name in sums}
+        return _means_of(sums), extra[: len(also)], summed
 
     def means(self) -> dict[str, float]:
         """Return the means of the whole pass, over all processes; one copy from the device."""
         self._read()
-        return self._means(_merge(dict(self._total), self._interval))
+        return _means_of(self._sum_up(_merge(dict(self._total), self._interval), {}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that has been taken in, without summing anything up, so that saving changes no later digit."""
@@ -129,11 +135,9 @@ class RunningMeans:
         _merge(self._total, other._total)
         _merge(self._interval, other._interval)
 
-    def _means(self, sums: Sums) -> dict[str, float]:
-        """Return the means over all processes, in the order in which the keys first came."""
-        ordered = {key: sums[key] for key in self._keys if key in sums}
-        summed = self._add_up(ordered)
-        return {key: total / count if count else math.nan for key, (count, total, _) in summed.items()}
+    def _sum_up(self, sums: Sums, others: Sums) -> Sums:
+        """Return sums over all processes; keys are in the order in which they first came."""
+        return self._add_up({key: sums[key] for key in self._keys if key in sums} | others)
 
     def first_not_finite(self, key: str) -> int | None:
         """Return the number of the update, from 1, that first held NaN or infinity under a key, as far as read."""
@@ -297,6 +301,10 @@ def _weights_of(weights: Sequence[Any], block: torch.Tensor) -> torch.Tensor:
 def _on_device(numbers: Sequence[float], block: torch.Tensor) -> torch.Tensor:
     host = torch.tensor(numbers, dtype=block.dtype)
     return host.pin_memory().to(block.device, non_blocking=True) if block.is_cuda else host.to(block.device)
+
+
+def _means_of(sums: Sums) -> dict[str, float]:
+    return {key: total / count if count else math.nan for key, (count, total, _) in sums.items()}
 
 
 def _add(a: tuple[float, float, float] | None, b: tuple[float, float, float]) -> tuple[float, float, float]:

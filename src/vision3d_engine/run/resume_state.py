@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vision3d_engine.checkpoint.loading import with_names_of
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
@@ -169,7 +170,7 @@ class ResumeState:
 
 def _load(part: Any, state: Any, name: str) -> None:
     try:
-        part.load_state_dict(state)
+        part.load_state_dict(with_names_of(part.state_dict(), state))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         message = f"state '{name}' of the checkpoint does not fit {describe(part)}: {error}"
         raise CheckpointError(message) from error

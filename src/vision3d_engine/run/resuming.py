@@ -8,6 +8,8 @@ from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS, CheckpointManag
 from vision3d_engine.checkpoint.retention import is_run_file
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, listed
 from vision3d_engine.core.files import absolute_path
+from vision3d_engine.distributed.coordination.reductions import by_rank
+from vision3d_engine.distributed.parallel.replica_check import checksum
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.run_folder import Folders, move, overwritten
@@ -54,14 +56,49 @@ class Resuming:
         return (self._folder / NEWEST).exists() or (self._folder / PREVIOUS).exists()
 
     def start(self) -> None:
-        """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint)."""
+        """Load what the command line asks for: everything (--resume), or the weights alone (--checkpoint).
+
+        Raises:
+            CheckpointError: also when processes find, or have loaded, different things.
+        """
+        self._compare(self._found())
         self._is_starting = True
         try:
-            self._start()
+            self._load()
         finally:
             self._is_starting = False
+        progress = self._context.progress
+        self._compare(f"epoch {progress.epoch}, total_steps {progress.total_steps}{self._weights()}")
 
-    def _start(self) -> None:
+    def _found(self) -> str:
+        """Say what this process would go on from."""
+        settings = self._context.settings
+        if not (self._is_restarted or settings.resume):
+            return "no resume"
+        newest = f"a '{NEWEST}' or '{PREVIOUS}'" if self._has_newest() else f"no '{NEWEST}'"
+        return settings.checkpoint or newest
+
+    def _weights(self) -> str:
+        """Say which weights this process has, as far as they shall be the same on all and are not spread."""
+        model, world = self._trainer.model, self._context.world
+        return f", weights {int(checksum(model.parameters(), world.device)):x}" if self._context.replicas.is_on else ""
+
+    def _compare(self, answer: str) -> None:
+        """Refuse to go on where the processes have different answers.
+
+        The main process's checkpoint is the run's; where another one's folder is on a disk of its own, training would
+        average two models.
+        """
+        answers = self._context.world.gather((answer, f"{answer} in '{self._folder}'"))
+        if len({what for what, _ in answers}) > 1:
+            message = (
+                f"the processes do not go on from one checkpoint: {by_rank([where for _, where in answers])}. The main "
+                "process, rank 0, writes the checkpoints of all: let exp.output_dir be a folder that all machines "
+                "share, or copy rank 0's checkpoint folder to the same place on the others"
+            )
+            raise CheckpointError(message)
+
+    def _load(self) -> None:
         trainer, settings = self._trainer, self._context.settings
         if self._is_restarted:
             restarts = self._context.world.restarts

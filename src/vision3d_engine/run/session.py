@@ -15,7 +15,9 @@ from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
+from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.parallel.base import Parallel
+from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import join_world
 from vision3d_engine.logs.logger import Logger, set_logger
 from vision3d_engine.loop.context import PassContext
@@ -84,6 +86,8 @@ class Session:
             logger=self.logger,
             progress=Progress(counts_samples=self.settings.trainer.means == "samples"),
             sum_up=self.world.named_sums(),
+            main_numbers=MainNumbers(self.world.gather, self.logger.warn),
+            replicas=ReplicaCheck(self.world, self.settings.trainer.replica_check, self.logger.warn),
             hints=LoaderHints(self.logger.warn),
             host_tensors=HostTensors(self.logger.warn),
             debug_folder=self.folders.output / "debug",

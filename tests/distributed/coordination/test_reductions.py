@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision3d_engine.distributed.coordination.reductions import NamedSums
+from vision3d_engine.distributed.coordination.reductions import MainNumbers, NamedSums
 
 
 class Meeting:
@@ -60,3 +60,26 @@ def test_names_are_exchanged_only_while_one_is_new():
     for _ in range(5):
         sums({"loss": (1.0, 2.0, 4.0)})
     assert meeting.reduced == 6
+
+
+def main_numbers(found, warnings):
+    return MainNumbers(lambda own: [own, *found], warnings.append)
+
+
+def test_the_main_process_decides_and_each_difference_is_said_once():
+    warnings = []
+    numbers = main_numbers([{"a": 1.0, "b": 3.0}, {"a": 1.0, "b": 2.0, "c": 1.0}], warnings)
+    for _ in range(2):
+        assert numbers({"a": 1.0, "b": 2.0}, "a hook") == {"a": 1.0, "b": 2.0}
+    assert [text.partition(":")[0] for text in warnings] == [
+        "'b' of a hook differs between the processes (ranks 0, 2",
+        "'c' of a hook differs between the processes (ranks 0, 1",
+    ]
+    assert "it is left out" in warnings[1]
+
+
+def test_numbers_of_the_main_process_alone_and_nan_everywhere_are_no_difference():
+    warnings = []
+    numbers = main_numbers([{"nan": float("nan")}], warnings)
+    assert numbers({"nan": float("nan"), "mine": 1.0}, "a hook")["mine"] == 1.0
+    assert not warnings

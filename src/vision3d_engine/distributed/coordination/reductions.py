@@ -1,6 +1,7 @@
-"""Sums of named numbers over all processes, in one exchange."""
+"""Named numbers of all processes, in one exchange: their sums, or those of the main process."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,3 +50,55 @@ class NamedSums:
         for keys in self._gather([key for key in sums if key not in self._slots]):
             for key in keys:
                 self._slots.setdefault(key, len(self._slots))
+
+
+class MainNumbers:
+    """Returns the main process's numbers on all processes, so that whatever follows from them is the same everywhere.
+
+    A number that another process has otherwise, or the main one has not, is warned about, once a name. One that only
+    the main process has is what gathering on it is for.
+
+    Args:
+        gather: returns the picklable values of all processes in rank order.
+        warn: says what was found.
+    """
+
+    def __init__(self, gather: Callable[[Any], list[Any]], warn: Callable[[str], object]) -> None:
+        self._gather, self._warn = gather, warn
+        self._said: set[str] = set()
+
+    def __call__(self, numbers: Mapping[str, float], source: str) -> dict[str, float]:
+        """Return the main process's numbers; to be called by all processes.
+
+        Args:
+            numbers: those of this process.
+            source: where they come from, for the warning.
+        """
+        found: list[dict[str, float]] = self._gather(dict(numbers))
+        for key in dict.fromkeys(key for each in found for key in each):
+            values = [each.get(key) for each in found if key in each or each is found[0]]
+            if key not in self._said and any(not _are_same(value, values[0]) for value in values):
+                self._said.add(key)
+                self._warn(_difference(source, key, [each.get(key, "none") for each in found]))
+        return found[0]
+
+
+def _are_same(a: float | None, b: float | None) -> bool:
+    return a == b or (a is not None and b is not None and math.isnan(a) and math.isnan(b))
+
+
+def _difference(source: str, key: str, values: Sequence[Any]) -> str:
+    fate = "that of the main process counts, on all" if values[0] != "none" else "it is left out, since rank 0 decides"
+    return (
+        f"'{key}' of {source} differs between the processes ({by_rank(values)}): {fate}. Make it of what all have: "
+        "return it from val_step, whose means are over all processes, or compute it on the main one from "
+        "gather_records()"
+    )
+
+
+def by_rank(values: Sequence[Hashable]) -> str:
+    """Return in words which processes have which value."""
+    ranks: dict[Hashable, list[str]] = {}
+    for rank, value in enumerate(values):
+        ranks.setdefault(value, []).append(str(rank))
+    return "; ".join(f"rank{'s'[: len(who) > 1]} {', '.join(who)}: {value}" for value, who in ranks.items())
