@@ -180,9 +180,9 @@ def load_part(part: Any, state: Any, name: str, source: str) -> None:
         part.load_state_dict(_spread(part, state))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         message = (
-            f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote it (what "
-            "a later epoch has added to it: in before_load), or start from the weights alone with --checkpoint instead "
-            "of --resume"
+            f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote it "
+            "(what a later epoch has added to it: in before_load), or start from the weights alone with --checkpoint "
+            "instead of --resume"
         )
         raise CheckpointError(message) from error
 
