@@ -10,7 +10,7 @@ from torch import nn
 
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, shortened
-from vision3d_engine.distributed.parallel.shards import like
+from vision3d_engine.distributed.parallel.shards import is_sharded, like
 from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
 
 # What DistributedDataParallel and torch.compile put into the names of a state.
@@ -36,19 +36,41 @@ def _own_name(key: str) -> str:
 def load_model(model: nn.Module, state: Mapping[str, Any], source: str, strict: bool = True) -> list[str]:
     """Load a model's weights and return what did not fit; prefixes of wrappers that the model lacks are ignored.
 
+    A model that takes it by means of its own (``load_state_dict``, hooks, lazy modules, extra state) is let do so.
+
     Raises:
-        CheckpointError: when strict, with missing and unexpected keys and differing shapes in one report; then nothing
-            is loaded.
+        CheckpointError: when strict and torch refuses it, with missing and unexpected keys and differing shapes in one
+            report; then the model is as it was.
     """
     own = unwrap_model(model)
     found, names = _stripped(state, own), {_own_name(key): key for key in own.state_dict()}
     wanted = model_state(own)
     report = _misfits(found, wanted)
     if report and strict:
-        raise CheckpointError(f"part 'model' of '{source}' does not fit: " + "; ".join(report))
+        values = {names.get(key, key): like(value, wanted.get(key)) for key, value in found.items()}
+        _load_as_torch_can(own, values, f"part 'model' of '{source}' does not fit: " + "; ".join(report))
+        return []
     fitting = {key: value for key, value in found.items() if key in wanted and _shape(value) == _shape(wanted[key])}
     own.load_state_dict({names[key]: like(value, wanted[key]) for key, value in fitting.items()}, strict=False)
     return report
+
+
+def _load_as_torch_can(model: nn.Module, values: Mapping[str, Any], report: str) -> None:
+    """Let torch load what does not fit name by name; it copies before it refuses, which is undone."""
+    before = {key: _kept(value) for key, value in model.state_dict().items()}
+    try:
+        model.load_state_dict(values)
+    except Exception as error:
+        try:
+            model.load_state_dict(before)
+        except Exception:  # noqa: BLE001  the model's own code; the first error counts
+            report += ". The model may be loaded in part"
+        raise CheckpointError(report) from error
+
+
+def _kept(value: Any) -> Any:
+    is_plain = isinstance(value, torch.Tensor) and not isinstance(value, nn.parameter.UninitializedTensorMixin)
+    return value.detach().clone() if is_plain else value
 
 
 def load_weights(
@@ -167,6 +189,8 @@ def _misfits(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 
 
 def _shape(value: Any) -> str:
+    if isinstance(value, nn.parameter.UninitializedTensorMixin):
+        return "not known before the first batch"
     return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
@@ -199,4 +223,16 @@ def _spread(part: Any, state: Any) -> Any:
 
 def _spread_like(values: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
     fits = {name for name, value in values.items() if _shape(value) == _shape(parameter)}
-    return {name: like(value, parameter) if name in fits else value for name, value in values.items()}
+    return {
+        name: _laid_out(like(value, parameter), parameter) if name in fits else value for name, value in values.items()
+    }
+
+
+def _laid_out(value: Any, parameter: Any) -> Any:
+    """Return a tensor in the layout of its parameter, since fused optimizers walk through both alike."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or is_sharded(value):
+        return value
+    layout = torch.empty_like(parameter, device="meta").stride()
+    if value.stride() == layout:
+        return value
+    return torch.empty_strided(value.shape, layout, dtype=value.dtype, device=value.device).copy_(value)

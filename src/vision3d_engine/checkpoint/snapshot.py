@@ -42,7 +42,7 @@ class Snapshot:
             return tensor
         if tensor.layout is not torch.strided or tensor.is_quantized:
             return tensor.detach().cpu().clone()
-        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, *_views(tensor))
         if key not in self._copies:
             buffer = self._copies[key] = self._buffers.take(tensor)
             buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)  # returns a subclass if the tensor is one
@@ -59,14 +59,21 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._free: defaultdict[tuple[torch.Size, torch.dtype], list[torch.Tensor]] = defaultdict(list)
+        self._free: defaultdict[tuple[Any, ...], list[torch.Tensor]] = defaultdict(list)
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a host tensor of this shape and type."""
-        free = self._free[tensor.shape, tensor.dtype]
-        return free.pop() if free else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        """Return a host tensor of this shape, type and layout; channels last stay last, as fused optimizers need it."""
+        layout = torch.empty_like(tensor.detach().as_subclass(torch.Tensor), device="meta").stride()
+        if free := self._free[tensor.shape, layout, tensor.dtype]:
+            return free.pop()
+        return torch.empty_strided(tensor.shape, layout, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
     def give_back(self, tensors: Iterable[torch.Tensor]) -> None:
         """Take memory back."""
         for tensor in tensors:
-            self._free[tensor.shape, tensor.dtype].append(tensor)
+            self._free[tensor.shape, tensor.stride(), tensor.dtype].append(tensor)
+
+
+def _views(tensor: torch.Tensor) -> tuple[bool, bool]:
+    """Return how a tensor reads its memory: two that share it may differ in this alone."""
+    return tensor.is_conj(), tensor.is_neg()

@@ -66,7 +66,7 @@ class Engine:
         refuse_second("model", self.model, model, "put both into one nn.Module, such as nn.ModuleDict")
         if (mode := self._context.settings.compile) is not None:
             compile_in_place(model, mode, self.log)
-        name, count = type(unwrap_model(model)).__name__, sum(each.numel() for each in model.parameters())
+        name, count = type(unwrap_model(model)).__name__, sum(map(_size_of, model.parameters()))
         self.model = self._context.parallel.wrap(model)
         self.log(f"model: {name}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")
@@ -138,6 +138,11 @@ class Engine:
             if part is None:
                 message = f"{type(self).__name__} has no {name.replace('_', ' ')}; call register_{_register_name(name)}"
                 raise RegistrationError(message + " before run()")
+
+
+def _size_of(parameter: nn.Parameter) -> int:
+    """Return the numbers of a parameter; 0 of one that a lazy module makes at its first batch."""
+    return 0 if isinstance(parameter, nn.parameter.UninitializedParameter) else parameter.numel()
 
 
 def refuse_second(what: str, registered: Any, part: Any, fix: str) -> None:
