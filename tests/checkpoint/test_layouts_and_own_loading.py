@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import MinMaxObserver
 
 from tests.toys import ToyEpochTrainer, linear_model, rows_loader, settings
 from vision3d_engine import CheckpointError, EpochBasedTrainer
@@ -149,8 +150,8 @@ PAIRS = {
     "extra state": (Extra(4), Extra(2)),
     "own way": (nn.Sequential(ByName(7)), nn.Sequential(ByName(3))),
     "observer": (
-        nn.Sequential(torch.ao.quantization.MinMaxObserver()),
-        nn.Sequential(torch.ao.quantization.MinMaxObserver()),
+        nn.Sequential(MinMaxObserver()),
+        nn.Sequential(MinMaxObserver()),
     ),
     "lazy": (nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.LazyLinear(2))),
 }

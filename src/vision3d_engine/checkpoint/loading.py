@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, shortened
@@ -69,7 +70,7 @@ def _load_as_torch_can(model: nn.Module, values: Mapping[str, Any], report: str)
 
 
 def _kept(value: Any) -> Any:
-    is_plain = isinstance(value, torch.Tensor) and not isinstance(value, nn.parameter.UninitializedTensorMixin)
+    is_plain = isinstance(value, torch.Tensor) and not is_lazy(value)
     return value.detach().clone() if is_plain else value
 
 
@@ -189,7 +190,7 @@ def _misfits(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 
 
 def _shape(value: Any) -> str:
-    if isinstance(value, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(value):
         return "not known before the first batch"
     return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.tree import describe
@@ -142,7 +143,7 @@ class Engine:
 
 def _size_of(parameter: nn.Parameter) -> int:
     """Return the numbers of a parameter; 0 of one that a lazy module makes at its first batch."""
-    return 0 if isinstance(parameter, nn.parameter.UninitializedParameter) else parameter.numel()
+    return 0 if is_lazy(parameter) else parameter.numel()
 
 
 def refuse_second(what: str, registered: Any, part: Any, fix: str) -> None:
