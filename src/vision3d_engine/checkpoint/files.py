@@ -72,7 +72,7 @@ def _plain(path: str, part: Any) -> Any:
         return part
     if isinstance(part, np.generic):
         return part.item()
-    if isinstance(part, np.ndarray):
+    if isinstance(part, np.ndarray) and part.dtype.kind in "?biufc":
         return torch.from_numpy(part.copy())
     if isinstance(part, Mapping):
         return {key if type(key) is str else map_with_paths(_plain, key, path): part[key] for key in part}

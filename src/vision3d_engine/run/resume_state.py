@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from vision3d_engine.checkpoint.files import plain_state
 from vision3d_engine.checkpoint.loading import with_names_of
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
+from vision3d_engine.core.portable import decoded, encoded, with_state
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
 from vision3d_engine.loop.context import PassContext
@@ -47,6 +49,7 @@ class ResumeState:
         Raises:
             RegistrationError: when it has no state, or the name is taken.
         """
+        part = with_state(part)
         if not has_state(part):
             message = f"register_state('{name}') got {describe(part)}; it must have state_dict and load_state_dict"
             raise RegistrationError(message)
@@ -80,7 +83,7 @@ class ResumeState:
             "moments": None if meters is None else gather(meters.state_dict()),
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
             "fingerprint": self._fingerprint(loader),
-            "states": {name: part.state_dict() for name, part in self.registered.items()},
+            "states": {name: encoded(part.state_dict()) for name, part in self.registered.items()},
             "logs": self._context.writers.positions(),
             "about": self._about(),
         }
@@ -93,6 +96,22 @@ class ResumeState:
     def _about(self) -> dict[str, Any]:
         now = dt.datetime.now(tz=dt.UTC).astimezone().isoformat(timespec="seconds")
         return {"date": now, "torch": torch.__version__, "processes": self._world.size}
+
+    def try_out(self, **parts: Any) -> None:
+        """Refuse what a checkpoint could not hold, before the first step; no tensor is copied.
+
+        Args:
+            parts: the optimizer and the like, by name.
+
+        Raises:
+            RegistrationError: naming the part, and the place in its state.
+        """
+        for name, part in {**parts, **self.registered}.items():
+            try:
+                plain_state(encoded(part.state_dict()) if part is not None else None)
+            except CheckpointError as error:
+                message = f"'{name}' ({describe(part)}) could not be saved: {error}"
+                raise RegistrationError(message) from error
 
     # ------------------------------------------------------------------------------------------- restoring
 
@@ -170,7 +189,7 @@ class ResumeState:
 
 def _load(part: Any, state: Any, name: str) -> None:
     try:
-        part.load_state_dict(with_names_of(part.state_dict(), state))
+        part.load_state_dict(with_names_of(part.state_dict(), decoded(state)))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         message = f"state '{name}' of the checkpoint does not fit {describe(part)}: {error}"
         raise CheckpointError(message) from error

@@ -139,6 +139,7 @@ class TrainingRun:
         self._tell_of_schedule()
         for note in filter(None, (self.train_data().note, *self.resume_state.forgotten(trainer))):
             trainer.log(note)
+        self.resume_state.try_out(optimizer=trainer.optimizer, scheduler=trainer.scheduler)
         if settings.fused_optimizer and prefer_fused(trainer.optimizer, trainer.model):
             trainer.log("optimizer: fused kernels", level="DEBUG")
         self._scale_rates()

@@ -113,7 +113,9 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
 
         Args:
             name: its name in the file and in messages.
-            part: anything with ``state_dict`` and ``load_state_dict``; of several processes the main one's is saved.
+            part: anything with ``state_dict`` and ``load_state_dict``, or a generator of torch, numpy or python; of
+                several processes the main one's is saved. States may hold numbers, text, tensors, arrays, enums, sets,
+                deques, paths and times, in dicts, lists and tuples, and come back as they were.
 
         Raises:
             RegistrationError: when it has no state, or the name is taken.
