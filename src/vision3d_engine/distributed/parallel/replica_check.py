@@ -18,11 +18,12 @@ _PIECE = 1 << 22
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CAUSES = (
-    "Usual causes: a backward() or an optimizer of the script's own, whose gradients nobody exchanges; a weight that "
-    "is changed on one process only, or by random numbers, which each process draws for itself. Train everything by "
-    "the loss that train_step returns: put a second network into the registered model, or exchange by hand "
-    "(torch.distributed.broadcast its weights, all_reduce its gradients). For devices that compute differently, or "
-    "weights that shall differ, set trainer.replica_check to 'warn' or 'off'"
+    "Usual causes: a backward() and an optimizer of the script's own in train_step, before gradients are exchanged, or "
+    "of a network that nobody exchanges; a weight that is changed on one process only, or by random numbers, which "
+    "each process draws for itself. Put a second network into the registered model, add its loss to the one that "
+    "train_step returns, and step its optimizer in optimizer_step; or exchange by hand (torch.distributed.broadcast of "
+    "weights, all_reduce of gradients). For devices that compute differently, or weights that shall differ, set "
+    "trainer.replica_check to 'warn' or 'off'"
 )
 
 
