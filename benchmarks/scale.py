@@ -41,6 +41,7 @@ from vision3d_engine import EpochBasedTrainer
 from vision3d_engine.core.cli import without_script_flags
 from vision3d_engine.core.settings import TrainerSettings
 from vision3d_engine.distributed.coordination.agreement import StoreAgreement
+from vision3d_engine.distributed.coordination.store import own_connection
 
 LOG_EVERY, SAVE_EVERY = 10, 23
 BATCH = {"x": torch.randn(16, 64), "y": torch.randint(0, 10, (16,))}
@@ -230,7 +231,7 @@ def agreement() -> dict[str, int]:
             agreed._store.set("0/due", "3")  # noqa: SLF001
         with store_requests() as requests:
             agreed.request("save")
-            with agreed.listening():
+            with agreed.listening(print):
                 while agreed.sync_point() is None:
                     time.sleep(0.01)
         found[role] = sum(requests.values())
@@ -243,6 +244,8 @@ def work(size: int, steps: int) -> None:
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=size)
+        for rank in range(size):  # where the others are, which they do not tell
+            own_connection("launch").set(f"place/{rank}", json.dumps((f"node{rank}", 0)))
     found = {"times": times(steps), **counts(min(steps, 120))}
     found["requests to agree"] = agreement() if size > 1 else {"one of many": 0, "last": 0}
     print("ROW" + json.dumps(found))

@@ -15,6 +15,7 @@ from vision3d_engine.core.errors import (
     ReplicaError,
     ResultError,
     SampleError,
+    WorkerError,
 )
 from vision3d_engine.data.dataloader import build_dataloader
 from vision3d_engine.data.determinism import check_determinism
@@ -61,6 +62,7 @@ __all__ = [
     "SingleTester",
     "SummaryBoard",
     "Timer",
+    "WorkerError",
     "build_dataloader",
     "build_optimizer",
     "build_scheduler",

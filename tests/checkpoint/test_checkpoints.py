@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.toys import ToyEpochTrainer, ToySingleTester, linear_model, rows_loader, settings
-from vision3d_engine import CheckpointError, FolderError
+from vision3d_engine import CheckpointError, FolderError, RegistrationError
 from vision3d_engine.checkpoint.files import plain_state, read_checkpoint, write_checkpoint
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.checkpoint.retention import best_name, outdated
@@ -72,6 +72,24 @@ def test_retention_names_only_old_epochs_of_its_own():
     assert outdated(files, 1) == ["epoch-9.pth", "epoch-10.pth"]
     assert outdated(files, 0) == outdated(files, -1) == []
     assert best_name("val/mIoU@0.5 (all)") == "best_val_mIoU@0.5_all_.pth"
+
+
+def test_metrics_in_letters_of_other_scripts_have_files_of_their_own(tmp_path):
+    toy = scored([0.5])(settings(tmp_path))
+    toy.after_val_epoch = lambda epoch, summary_dict: summary_dict.update({"准确率": 0.5, "召回率": 0.7})
+    for metric in ("准确率", "召回率"):
+        toy.save_best_model_on_metric(metric)
+    toy.run()
+    assert {"best_准确率.pth", "best_召回率.pth"} <= set(names(tmp_path))
+
+
+def test_metrics_whose_best_models_would_lie_in_one_file_are_refused(tmp_path):
+    toy = ToyEpochTrainer(settings(tmp_path))
+    toy.save_best_model_on_metric("val/err")
+    with pytest.raises(
+        RegistrationError, match=r"by 'val/err' and by 'val_err' would both be 'best_val_err\.pth'; rename"
+    ):
+        toy.save_best_model_on_metric("val_err")
 
 
 def test_wrappers_leave_no_trace_in_the_keys(tmp_path):
@@ -311,6 +329,7 @@ def test_a_checkpoint_of_the_2022_engine_resumes(tmp_path):
     }
     torch.save(state, folder / "checkpoint.pth", pickle_protocol=2)
     old_name(folder / "checkpoint.pth")
+    (folder / "best_score.pth").write_bytes(b"of score 0.75")
     assert b"numpy.core" in (folder / "checkpoint.pth").read_bytes()
     with pytest.raises(pickle.UnpicklingError):
         torch.load(folder / "checkpoint.pth", weights_only=True)
@@ -323,7 +342,7 @@ def test_a_checkpoint_of_the_2022_engine_resumes(tmp_path):
     toy.save_best_model_on_metric("score")
     toy.run()
     assert toy.start == (1, 3, 0.25, 0.05)
-    assert "best_score.pth" not in names(tmp_path)
+    assert (folder / "best_score.pth").read_bytes() == b"of score 0.75"
 
 
 def test_files_from_before_there_was_metadata_load(tmp_path):

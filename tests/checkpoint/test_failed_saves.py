@@ -180,6 +180,19 @@ def test_a_file_that_cannot_be_removed_stops_nothing_and_is_tried_again(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-2.pth"]
 
 
+def test_a_best_score_whose_file_is_gone_does_not_count_after_a_resume(tmp_path):
+    def run(scores, **trainer):
+        toy = Failing(settings(tmp_path, max_epoch=len(scores), **trainer))
+        toy.scores, toy.fail, toy.heal = scores, lambda: None, lambda: None
+        toy.run_all()
+        return load(tmp_path / "checkpoints" / "checkpoint.pth")["ckpt_manager"]["best_scores"]["score"]["score"]
+
+    assert run((0.9,)) == 0.9
+    (tmp_path / "checkpoints" / "best_score.pth").unlink()
+    assert run((0.9, 0.5), resume=True) == 0.5
+    assert load(tmp_path / "checkpoints" / "best_score.pth")["metadata"]["epoch"] == 2
+
+
 # ------------------------------------------------------------------------------------------- loading
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys import ToyEpochTrainer, ToySingleTester, save_weights, settings
-from vision3d_engine import ConfigError, get_parser, load_config
+from vision3d_engine import CheckpointError, ConfigError, FolderInUseError, get_parser, load_config
 
 
 def test_the_flags_win_over_the_config(argv, tmp_path):
@@ -124,3 +124,99 @@ def test_test_epoch_and_checkpoint_name_what_to_test(argv, tmp_path):
         log_file = toy.log_file
         toy.run()
         assert name in Path(log_file).read_text()
+
+
+# ------------------------------------------------------------------------------------------- switches and words
+
+
+@pytest.mark.parametrize("name", ["resume", "overwrite", "allow_changed_data", "debug"])
+@pytest.mark.parametrize(("words", "expected"), [([], True), (["False"], False), (["True"], True)])
+def test_every_switch_takes_true_and_false(name, words, expected, argv, tmp_path):
+    for given in ([f"--{name}", *words], [f"--{name}={word}" for word in words] or [f"--{name}"]):
+        argv(*given)
+        assert getattr(ToyEpochTrainer(settings(tmp_path)).args, name) is expected
+    argv(f"--no-{name}")
+    assert getattr(ToyEpochTrainer(settings(tmp_path, **{name: True})).args, name) is False
+
+
+def test_a_run_that_shall_not_overwrite_is_refused(argv, tmp_path):
+    ToyEpochTrainer(settings(tmp_path)).run()
+    argv("--overwrite", "False", "--resume", "False")
+    with pytest.raises(FolderInUseError, match="holds checkpoints of an earlier run"):
+        ToyEpochTrainer(settings(tmp_path)).run()
+
+
+@pytest.mark.parametrize("is_joined", [True, False])
+@pytest.mark.parametrize("path", ["old", "old/checkpoints", "old/checkpoints/checkpoint.pth", "~/checkpoints"])
+def test_resume_takes_the_path_of_a_checkpoint_or_of_a_run(path, is_joined, argv, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "old"))
+    ToyEpochTrainer(settings(tmp_path / "old")).run()
+    argv(*([f"--resume={path}"] if is_joined else ["--resume", path]))
+    toy = ToyEpochTrainer(settings(tmp_path / "new", max_epoch=2))
+    assert toy.args.resume is True
+    toy.run()
+    assert (toy.epoch, toy.total_steps) == (2, 6)
+    assert not (tmp_path / "new" / "checkpoints" / "epoch-1.pth").exists()
+
+
+@pytest.mark.parametrize("path", ["run", "run/checkpoints"])
+def test_resume_with_the_folder_of_the_run_itself_is_a_plain_resume(path, argv, tmp_path):
+    argv("--resume", path)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    ToyEpochTrainer(settings("run")).run()
+    (tmp_path / "run" / "checkpoints" / "checkpoint.pth").write_bytes(b"")
+    toy = ToyEpochTrainer(settings("run", max_epoch=2))
+    toy.run()
+    assert toy.total_steps == 6
+
+
+def test_a_folder_without_checkpoints_is_nothing_to_resume(argv, tmp_path):
+    (tmp_path / "data").mkdir()
+    argv("--resume", "data")
+    with pytest.raises(CheckpointError, match=r"'.*data' is no run folder: .*checkpoint\.pth"):
+        ToyEpochTrainer(settings(tmp_path / "run")).run()
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite", "--debug"])
+def test_another_word_behind_a_switch_is_an_error_before_anything_is_touched(flag, argv, tmp_path):
+    ToyEpochTrainer(settings(tmp_path)).run()
+    before = (tmp_path / "checkpoints" / "epoch-1.pth").stat().st_mtime_ns
+    argv(flag, "flase")
+    with pytest.raises(ConfigError, match=rf"nobody reads 'flase' behind {flag}, which takes True.* before it"):
+        ToyEpochTrainer(settings(tmp_path)).run()
+    assert (tmp_path / "checkpoints" / "epoch-1.pth").stat().st_mtime_ns == before
+
+
+def test_two_flags_that_name_a_checkpoint_are_refused(argv, tmp_path):
+    argv("--resume=a.pth", "--checkpoint", "b.pth")
+    with pytest.raises(ConfigError, match=r"--resume names 'a\.pth' and --checkpoint 'b\.pth'"):
+        ToyEpochTrainer(settings(tmp_path))
+
+
+def test_positionals_and_flags_of_the_script_are_left_alone(argv, tmp_path):
+    (tmp_path / "scene").mkdir()
+    argv("--overwrite", "scene", "--resume", "False", "7", "--debug", "--name", "x")
+    get_parser().add_argument("data")
+    get_parser().add_argument("fold", type=int)
+    get_parser().add_argument("--name")
+    toy = ToyEpochTrainer(settings(tmp_path / "run"))
+    assert (toy.args.data, toy.args.fold, toy.args.name) == ("scene", 7, "x")
+    assert (toy.args.overwrite, toy.args.resume, toy.args.debug) == (True, False, True)
+    toy.run()
+
+
+def test_a_flag_that_the_script_takes_over_after_parsing_belongs_to_the_script(argv, tmp_path):
+    argv("--checkpoint", "not-for-the-engine.pth")
+    get_parser().parse_known_args()
+    get_parser().add_argument("--checkpoint")
+    toy = ToyEpochTrainer(settings(tmp_path))
+    assert toy.args.checkpoint == "not-for-the-engine.pth"
+    toy.run()
+
+
+def test_a_script_that_parses_before_its_trainer_is_made_has_the_flags_of_the_engine_and_its_own(argv, tmp_path):
+    argv("--resume", "--area", "5", "--log_steps", "3")
+    get_parser().add_argument("--area", type=int)
+    args = get_parser().parse_args()
+    assert (args.area, args.resume, args.log_steps) == (5, True, 3)
+    assert ToyEpochTrainer(settings(tmp_path)).log_steps == 3

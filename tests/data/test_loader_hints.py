@@ -1,14 +1,24 @@
 """What is said about a loader that holds the training up: only when it does, once, and what helps."""
 
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 
 from tests.toys import Rows, ToyEpochTrainer, settings
-from vision3d_engine.data.loader_hints import loading_hint, startup_hint
+from vision3d_engine import build_dataloader
+from vision3d_engine.data.dataloader import adopted, sampler_of
+from vision3d_engine.data.loader_hints import length_hint, loading_hint, sharing_hint, startup_hint
 from vision3d_engine.trainers.base import BaseTrainer
 
 
@@ -116,3 +126,67 @@ def test_a_run_whose_workers_only_start_slowly_is_told_of_the_start_and_not_to_r
     said = [line for line in Path(toy.log_file).read_text().splitlines() if "WARNING" in line]
     assert len(said) == 1
     assert "pass persistent_workers=True" in said[0]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(4))
+
+
+class Unsized:
+    def __iter__(self):
+        return iter([[0], [1]])
+
+
+class Ranked(SequentialSampler):
+    rank = "a word of the user's"
+
+
+DATA = Rows(8)
+WEIGHTED = WeightedRandomSampler([1] * 8, 8)
+DISTRIBUTED = DistributedSampler(DATA, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("loader", "level", "text"),
+    [
+        (DataLoader(DATA, 2, sampler=WEIGHTED), "WARNING", "all that its own WeightedRandomSampler yields"),
+        (DataLoader(DATA, batch_sampler=Unsized()), "WARNING", "all that its own Unsized yields"),
+        (type("Own", (DataLoader,), {})(DATA, 2), "WARNING", "all that its own SequentialSampler yields"),
+        (DataLoader(Stream(), 2), "WARNING", "all that its own Stream yields"),
+        (DataLoader(Stream(), 2), "WARNING", "let the data set yield its share: get_rank(), get_world_size()"),
+        ([{"x": 1}], "WARNING", "all that its own list yields"),
+        (build_dataloader(DATA, batch_sampler=Unsized()), "WARNING", "all that its own Unsized yields"),
+        (DataLoader(DATA, 2, sampler=DISTRIBUTED), "INFO", "DistributedSampler has an attribute 'num_replicas'"),
+        (build_dataloader(DATA, sampler=DISTRIBUTED), "INFO", "DistributedSampler has an attribute 'num_replicas'"),
+        (DataLoader(DATA, batch_sampler=BatchSampler(DISTRIBUTED, 2, False)), "INFO", "attribute 'num_replicas'"),
+        (build_dataloader(DATA, sampler=Ranked(DATA)), "INFO", "Ranked has an attribute 'rank'"),
+        (build_dataloader(DATA, sampler=WEIGHTED), "INFO", "the processes share what WeightedRandomSampler draws"),
+    ],
+)
+def test_data_that_the_engine_does_not_share_out_by_itself_is_named_with_who_reads_what(loader, level, text):
+    hint = sharing_hint(loader, sampler_of(loader))
+    assert hint is not None
+    assert hint.level == level
+    assert text in hint.text
+
+
+@pytest.mark.parametrize("loader", [DataLoader(DATA, 2, shuffle=True), build_dataloader(DATA, 2, shuffle=True)])
+def test_a_data_set_that_the_engine_shares_out_needs_no_words(loader):
+    read = adopted(loader)
+    assert sharing_hint(read, sampler_of(read)) is None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "totals", "said"),
+    [
+        ((4, 3), (7, 7), None),
+        ((4, 4), (None, None), None),
+        ((None, None), (None, None), None),
+        ((4, 3), (None, None), "the training loader has different numbers of batches on the processes: 4, 3"),
+        ((2, 2), (3, 4), r"the training loader holds other data on each process \(3, 4 batches before"),
+    ],
+)
+def test_numbers_of_batches_that_differ_for_no_reason_are_told(lengths, totals, said):
+    hint = length_hint("training loader", lengths, totals)
+    assert hint is None if said is None else re.match(said, hint or "")

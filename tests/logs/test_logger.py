@@ -146,7 +146,7 @@ def test_one_folder_holds_config_environment_logs_and_events(tmp_path):
     cfg = settings(tmp_path) | {"model": {"width": 3, "act": torch.nn.ReLU}}
     ToyEpochTrainer(cfg).run()
     found = {path.name for path in tmp_path.iterdir()}
-    assert {".lock", "checkpoints", "config.yaml", "env.json", "events", "logs", "metrics.jsonl"} == found
+    assert {"checkpoints", "config.yaml", "env.json", "events", "logs", "metrics.jsonl"} == found
     environment = json.loads((tmp_path / "env.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
     assert {"command", "seed", "git", "python"} <= environment.keys()

@@ -1,10 +1,11 @@
 """A training, or a test, in which one process fails in the midst of it.
 
 ``failing_script.py FOLDER PLACE FAULT SETTINGS``: in PLACE ("train_step", "val_step", "test_step", "dataset") process 1
-does FAULT ("raise", "kill", "sleep", "leave"); SETTINGS are JSON. With FOREIGN in the environment the script opens the
-process group by itself, as Ray does, and catches what the run raises.
+does FAULT ("raise", "kill", "sleep", "leave", "lock": C code that holds python's lock for 8 s); SETTINGS are JSON. With
+FOREIGN in the environment the script opens the process group by itself, as Ray does, and catches what the run raises.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -29,6 +30,9 @@ def fail_in(place, rank, iteration):
         raise ValueError("a bad cloud")
     if FAULT == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if FAULT == "lock":
+        ctypes.PyDLL(None).sleep(8)
+        return
     if FAULT == "leave":
         sys.exit(3)
     time.sleep(60)

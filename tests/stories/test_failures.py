@@ -103,10 +103,33 @@ def test_a_process_that_does_not_come_is_named_with_the_line_where_it_is(tmp_pat
     text, seconds = fail(tmp_path, "train_step", "sleep", collective_timeout_s=4)
     assert re.search(
         r"ERROR \| process 0 on \S+ has waited \d+ s in train epoch 1, iteration 3 \(update.py:\d+ in backward\) "
-        r"for process 1 on \S+, which is in train epoch 1, iteration 3 \(failing_script.py:\d+ in fail_in\)",
+        r"for process 1 on \S+, which is in train epoch 1, iteration 3 \(failing_script.py:\d+ in fail_in\) "
+        r"\(trainer.collective_timeout_s: 4\)",
         text,
     )
+    assert "The run ends when that time is over" in text.partition("ERROR |")[0], "with a warning before"
     assert 4 < seconds < 20
+
+
+def test_a_process_whose_code_holds_the_lock_of_python_is_warned_of_and_not_gone(tmp_path):
+    script = [SCRIPTS / "failing_script.py", tmp_path, "train_step", "lock"]
+    settings = {"heartbeat_s": 3, "max_epoch": 1, "collective_timeout_s": 300}
+    code, text = finish(start([*LAUNCHER, "--nproc-per-node=2", *script, json.dumps(settings)]))
+    assert code == 0, text
+    warning = (
+        r"WARNING \| process 1 on \S+ gives no sign of life \(trainer.heartbeat_s: 3\), but runs and is waited for"
+    )
+    assert len(re.findall(warning, text)) == 1, text
+    assert "ERROR" not in text
+
+
+def test_the_last_line_of_each_process_is_the_cause(tmp_path):
+    text, _ = fail(tmp_path, "train_step", "raise")
+    lines = [line for line in text.splitlines() if "Error: " in line and line.startswith("[rank")]
+    (own,) = [line for line in lines if line.startswith("[rank1]")]
+    assert own == "[rank1]: ValueError: a bad cloud"
+    assert re.search(r"ProcessError: process 1 on \S+ failed in .*: ValueError: a bad cloud$", text, re.MULTILINE)
+    assert "--resume" not in text
 
 
 def test_in_a_group_of_somebody_else_the_error_can_be_caught_and_the_group_stays_open(tmp_path, monkeypatch):

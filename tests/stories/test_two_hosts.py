@@ -96,7 +96,7 @@ class Agents:
 
     def workers(self, number):
         """Return the training processes that are alive."""
-        words = ["ps", "-o", "stat=,args=", "--ppid", str(self.processes[number].pid)]
+        words = ["ps", "-ww", "-o", "stat=,args=", "--ppid", str(self.processes[number].pid)]
         lines = subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
         return [line for line in lines if SCRIPT.name in line and not line.startswith("Z")]
 

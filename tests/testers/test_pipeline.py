@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.toys import ToyBatchTester, ToySingleTester, save_weights, settings
-from vision3d_engine import CheckpointError
+from vision3d_engine import CheckpointError, DataError
 
 
 def test_the_single_tester_calls_every_step_for_every_batch(tmp_path):
@@ -76,6 +76,33 @@ def test_a_test_step_runs_without_gradients_and_may_turn_them_on(tmp_path):
     assert torch.is_grad_enabled()
 
 
+def test_packed_clouds_of_a_nested_batch_are_evaluated_one_by_one(tmp_path):
+    save_weights(tmp_path)
+    found = []
+
+    class Packed(ToyBatchTester):
+        def test_step(self, iteration, data_dict):
+            return {"scores": data_dict["scan"]["coord"] * 2}
+
+        def eval_step(self, iteration, data_dict, output_dict):
+            found.append((data_dict["scan"]["coord"].tolist(), output_dict["scores"].tolist(), data_dict["name"]))
+            return {"points": len(output_dict["scores"])}
+
+    toy = Packed(settings(tmp_path))
+    scan = {"coord": torch.arange(5), "offset": torch.tensor([3, 5])}
+    toy.register_loader([{"scan": scan, "name": ["a", "b"]}])
+    toy.run()
+    assert found == [([0, 1, 2], [0, 2, 4], "a"), ([3, 4], [6, 8], "b")]
+
+
+def test_a_batch_that_cannot_be_split_stops_the_test_with_the_path(tmp_path):
+    save_weights(tmp_path)
+    toy = ToyBatchTester(settings(tmp_path))
+    toy.register_loader([{"x": torch.zeros(2, 3).double(), "graph": {"edges": object()}}])
+    with pytest.raises(DataError, match=r"data_dict\['graph'\]\['edges'\]: .* or override split_batch_dict"):
+        toy.run()
+
+
 def test_a_split_of_ones_own_replaces_the_default(tmp_path):
     save_weights(tmp_path)
 
@@ -118,3 +145,15 @@ def test_a_checkpoint_is_found_by_absolute_path_by_path_from_here_and_by_name(tm
     absolute = str(tmp_path / "checkpoints" / "weights.pth")
     for checkpoint in (absolute, "checkpoints/weights.pth", "weights.pth"):
         ToySingleTester(settings(tmp_path), checkpoint=checkpoint).run()
+
+
+def test_a_first_batch_without_a_case_needs_no_log_line(tmp_path):
+    save_weights(tmp_path)
+
+    class Filtering(ToyBatchTester):
+        def split_batch_dict(self, iteration, data_dict, output_dict):
+            return ([], []) if iteration == 1 else super().split_batch_dict(iteration, data_dict, output_dict)
+
+    toy = Filtering(settings(tmp_path, log_steps=1))
+    toy.run()
+    assert [call for call in toy.calls if call[0] == "eval_step"] == [("eval_step", case) for case in (1, 2, 3)]

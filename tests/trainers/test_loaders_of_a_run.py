@@ -5,20 +5,23 @@ References: two separate loaders, or a run that nothing has disturbed, compared 
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tests.toys import Rows, linear_model, settings
+from tests.toys import Rows, ToyEpochTrainer, ToyIterTrainer, linear_model, rows_loader, settings
 from vision3d_engine import (
     BatchTester,
+    DataError,
     EpochBasedTrainer,
     IterBasedTrainer,
     SampleError,
     SingleTester,
     build_dataloader,
 )
+from vision3d_engine.data.prefetcher import Prefetcher
 
 KINDS = [EpochBasedTrainer, IterBasedTrainer]
 
@@ -270,6 +273,21 @@ def test_a_pass_has_the_length_that_set_epoch_gives_the_data(make, shuffle, work
 
 
 @pytest.mark.parametrize("make", MAKERS)
+def test_an_epoch_by_iterations_has_the_length_that_set_epoch_gives_the_pass_it_walks(make, tmp_path):
+    options = {"max_epoch": 3}
+    toy = recording(IterBasedTrainer)(tmp_path / "straight", make(Growing(1, LENGTHS)), **options)
+    toy.run()
+    for epoch, length in LENGTHS.items():
+        assert samples_of(toy.seen, epoch) == list(range(length))
+    broken = recording(IterBasedTrainer)(tmp_path / "broken", make(Growing(1, LENGTHS)), **options)
+    broken.fails_at = (2, 4)
+    with pytest.raises(ValueError, match="broken off"):
+        broken.run()
+    broken.run()
+    assert broken.seen == toy.seen
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_validation_has_the_length_that_set_epoch_gives_the_data(make, tmp_path):
     toy = recording(EpochBasedTrainer)(tmp_path, built(Samples(4)), make(Growing(1, LENGTHS)), max_epoch=3)
     toy.run()
@@ -455,3 +473,85 @@ def test_no_attribute_is_born_outside_a_constructor(base, tmp_path):
         names = sorted(vars(resumed))
         resumed.run()
         assert sorted(vars(resumed)) == names
+
+
+# ------------------------------------------------------------------------------------ loaders that end elsewhere
+
+
+class Promising:
+    """A loader that says another number of batches than it yields."""
+
+    def __init__(self, count, length):
+        self.batches, self.length = listed(Samples(2 * count)), length
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def test_a_training_loader_that_ends_before_its_length_stops_the_run_before_the_epoch_counts(tmp_path):
+    toy = recording(EpochBasedTrainer)(tmp_path, Promising(5, 6), max_epoch=2, grad_acc_steps=2)
+    with pytest.raises(
+        DataError, match=r"the training loader \(Promising\) of process 0 ended after 5 batches in epoch 1"
+    ):
+        toy.run()
+    assert (toy.epoch, toy.summaries) == (1, {})
+
+
+def test_a_validation_loader_that_ends_before_its_length_stops_the_run(tmp_path):
+    toy = recording(EpochBasedTrainer)(tmp_path, built(Samples(4)), Promising(3, 4))
+    with pytest.raises(DataError, match=r"the validation loader .* ended after 3 batches in epoch 1, but its len is 4"):
+        toy.run()
+
+
+def test_loaders_that_go_past_their_length_are_cut_there(tmp_path):
+    toy = recording(EpochBasedTrainer)(tmp_path, Promising(5, 3), Promising(3, 2), max_epoch=2)
+    toy.run()
+    assert [iterations_of(toy.seen, epoch) for epoch in (1, 2)] == [[1, 2, 3]] * 2
+    assert [iterations_of(toy.val_seen, epoch) for epoch in (1, 2)] == [[1, 2]] * 2
+
+
+def test_a_loader_whose_length_is_an_estimate_can_be_trained_on_by_iterations(tmp_path):
+    toy = recording(IterBasedTrainer)(tmp_path, Promising(3, 9), num_iters_per_epoch=5)
+    toy.run()
+    assert [indices[0] // 2 for _, _, indices in toy.seen] == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_generator_in_place_of_a_loader_is_told_in_the_second_epoch(part, tmp_path):
+    generator = (batch for batch in listed(Samples(4)))
+    loaders = (generator, None) if part == "training" else (built(Samples(4)), generator)
+    toy = recording(EpochBasedTrainer)(tmp_path, *loaders, max_epoch=2)
+    with pytest.raises(DataError, match=f"the {part} loader .generator. is an iterator.*used up.*starts anew"):
+        toy.run()
+    assert toy.epoch == 2
+
+
+class Pairs:
+    def __init__(self):
+        self.index = torch.ones(2)
+
+
+def with_pairs(samples):
+    return torch.utils.data.default_collate(samples) | {"pairs": Pairs()}
+
+
+@pytest.mark.parametrize("kind", [ToyEpochTrainer, ToyIterTrainer])
+def test_a_run_says_once_what_stays_on_the_host(kind, tmp_path, monkeypatch):
+    """On a device that is not there: nothing moves, so all tensors of the batch stay behind."""
+
+    class Elsewhere(Prefetcher):
+        def __init__(self, device, *args, **options):
+            super().__init__(torch.device("meta"), *args, **options)
+
+    monkeypatch.setattr("vision3d_engine.data.prefetcher.to_device", lambda batch, device: batch)
+    monkeypatch.setattr("vision3d_engine.loop.train_pass.Prefetcher", Elsewhere)
+    monkeypatch.setattr("vision3d_engine.loop.eval_pass.Prefetcher", Elsewhere)
+    loaders = [rows_loader(count, collate_fn=with_pairs) for count in (6, 4)]
+    toy = kind(settings(tmp_path, max_epoch=2), *loaders)
+    toy.run()
+    warnings = [line for line in Path(toy.log_file).read_text().splitlines() if "WARNING" in line and "batch[" in line]
+    assert len(warnings) == 1
+    assert "batch['x'], batch['y'], batch['pairs'].index are on the CPU, and the model on meta: " in warnings[0]

@@ -169,6 +169,89 @@ def test_hooks_around_epochs_draw_the_same_after_any_end(kind, make, tmp_path):
         assert torch.equal(straight.model.weight, resumed.model.weight)
 
 
+class Curriculum:
+    level = 0
+
+    def state_dict(self):
+        return {"level": self.level}
+
+    def load_state_dict(self, state):
+        self.level = state["level"]
+
+
+class FineTuning(ToyEpochTrainer):
+    """In the second epoch the bias is unfrozen, into a group of its own, and the last layer made anew."""
+
+    broken_at = None
+
+    def __init__(self, cfg):
+        super().__init__(cfg, rows_loader(8), rows_loader(4))
+        self.curriculum = self.register_state("curriculum", Curriculum())
+        self.optimizer = None
+        self.model.bias.requires_grad_(False)
+        self.register_optimizer(torch.optim.SGD([self.model.weight], lr=0.1, momentum=0.9))
+        self.register_scheduler(None)
+
+    def before_load(self, metadata):
+        if metadata["epoch"] > 2:
+            self.unfreeze()
+
+    def before_train_epoch(self, epoch):
+        self.curriculum.level += 1
+        if epoch == 2:
+            self.unfreeze()
+            with torch.no_grad():
+                self.model.weight.add_(1)
+
+    def unfreeze(self):
+        self.model.bias.requires_grad_(True)
+        self.optimizer.add_param_group({"params": [self.model.bias], "lr": 0.01})
+
+    def train_step(self, epoch, iteration, data_dict):
+        output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+        return output_dict, {"loss": result_dict["loss"] * self.curriculum.level}
+
+    def after_train_step(self, epoch, iteration, *args):
+        if (epoch, iteration) == self.broken_at:
+            raise OSError(28, "broken off")
+
+    def after_val_step(self, epoch, iteration, *args):
+        if (epoch, "validation") == self.broken_at:
+            raise OSError(28, "broken off")
+
+
+@pytest.mark.parametrize(
+    "at", [(1, 2), (1, "validation"), (2, 2), (2, "validation"), (3, 2), (3, "validation"), (4, 1)]
+)
+def test_what_a_hook_does_before_an_epoch_is_done_once_however_often_the_epoch_goes_on(at, tmp_path):
+    """It advances a state, adds a group of parameters, and changes weights."""
+    cfg = {"max_epoch": 4, "save_every": "1 iteration"}
+    straight = FineTuning(settings(tmp_path / "straight", **cfg))
+    straight.run()
+    broken = FineTuning(settings(tmp_path / "broken", **cfg))
+    broken.broken_at = at
+    with pytest.raises(OSError, match="broken off"):
+        broken.run()
+    resumed = FineTuning(settings(tmp_path / "broken", **cfg, resume=True))
+    resumed.run()
+    assert resumed.curriculum.level == straight.curriculum.level == 4
+    assert torch.equal(resumed.model.weight, straight.model.weight)
+    assert torch.equal(resumed.model.bias, straight.model.bias)
+    assert [group["lr"] for group in resumed.optimizer.param_groups] == [0.1, 0.01]
+
+
+def test_groups_that_no_hook_rebuilds_are_an_error_that_names_the_optimizer(tmp_path):
+    cfg = {"max_epoch": 4, "save_every": "1 iteration"}
+    broken = FineTuning(settings(tmp_path, **cfg))
+    broken.broken_at = (3, 2)
+    with pytest.raises(OSError, match="broken off"):
+        broken.run()
+    resumed = FineTuning(settings(tmp_path, **cfg, resume=True))
+    resumed.before_load = lambda metadata: None
+    with pytest.raises(CheckpointError, match=r"part 'optimizer' of .*before_load"):
+        resumed.run()
+
+
 def test_an_exchanged_loader_is_read_from_its_beginning(tmp_path):
     class Curriculum(ToyEpochTrainer):
         def before_train_epoch(self, epoch):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,10 +48,12 @@ def logger(tmp_path):
 
 
 def running(folder, logger, **options):
-    """Return writers of a run that has begun."""
+    """Return writers of a run that has begun and owns the folder."""
     writers = MetricWriters(folder / "events", folder / "metrics.jsonl", logger, **options)
     with writers.running():
-        return writers
+        pass
+    writers.take_over()
+    return writers
 
 
 @pytest.fixture
@@ -509,6 +512,31 @@ def test_going_back_while_files_are_open_cuts_them_and_goes_on(writers, tmp_path
     foreign.unlink()
     assert events(tmp_path) == {"train/loss": [(1, 1.0), (2, 3.0)]}
     assert [row["values"]["loss"] for row in rows(tmp_path)] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("positions", [{"metrics_bytes": 0, "events": {"none.engine": 0}}, {}])
+def test_who_does_not_own_the_folder_cuts_and_renames_nothing(positions, tmp_path, logger):
+    owner, reader = running(tmp_path, logger), MetricWriters(tmp_path / "events", tmp_path / "metrics.jsonl", logger)
+    owner.scalars("train", {"loss": 1.0}, 2, epoch=1)
+    owner.flush()
+    for ask in (partial(reader.cut_back, positions, 1), reader.start_anew):
+        ask()
+        with reader.running():
+            pass
+        assert [row["values"]["loss"] for row in rows(tmp_path)] == [1.0]
+        assert events(tmp_path) == {"train/loss": [(2, 1.0)]}
+    owner.close()
+
+
+def test_without_a_position_the_rows_of_later_batches_go_and_those_of_the_user_before_them_stay(writers, tmp_path):
+    writers.scalars("train", {"loss": 1.0}, 4, epoch=1, iteration=4)
+    writers.scalars("val", {"loss": 2.0}, 1, epoch=1, total_steps=4)
+    writers.scalars("mine", {"loss": 3.0}, 4000)
+    writers.row("train_epoch", {"loss": 4.0}, epoch=2, step=8)
+    writers.scalars("mine", {"loss": 5.0}, 8000)
+    writers.flush()
+    writers.cut_back({}, 4)
+    assert [row["values"]["loss"] for row in rows(tmp_path)] == [1.0, 2.0, 3.0]
 
 
 def test_positions_of_another_folder_remove_no_file_here(writers, tmp_path):

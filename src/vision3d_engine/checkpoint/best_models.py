@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from vision3d_engine.checkpoint.retention import best_name
 from vision3d_engine.core.errors import RegistrationError
 
 
@@ -26,9 +27,16 @@ class BestModels:
         return dict(self._largest)
 
     def add(self, metric: str, largest: bool) -> None:
-        """Select by one more metric; raise `RegistrationError` when there is one of this name."""
+        """Select by one more metric.
+
+        Raises:
+            RegistrationError: when there is one of this name, or one whose models would lie in the same file.
+        """
         if metric in self._largest:
             raise RegistrationError(f"best models are already selected on '{metric}'; name each metric once")
+        if other := next((one for one in self._largest if best_name(one) == best_name(metric)), None):
+            message = f"the best models by '{other}' and by '{metric}' would both be '{best_name(metric)}'; rename one"
+            raise RegistrationError(message)
         self._largest[metric] = largest
 
     def known(self, summary: Mapping[str, Any]) -> dict[str, float]:

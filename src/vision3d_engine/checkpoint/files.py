@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from vision3d_engine.checkpoint.retention import NEWEST, PREVIOUS
 from vision3d_engine.checkpoint.shard_folders import with_tensors
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
-from vision3d_engine.core.files import atomic_write, make_folder
+from vision3d_engine.core.files import absolute_path, atomic_write, make_folder
 from vision3d_engine.core.tree import is_container, map_with_paths
 
 _PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
@@ -99,8 +100,8 @@ def read_checkpoint(path: Path, store: Any = None, only: Iterable[str] = ()) -> 
         only: parts to read of a sharded run's file, such as ``"model"``; of other tensors only the shape is returned.
 
     Raises:
-        DamagedCheckpointError: when a checksum is wrong or the file cannot be read.
-        CheckpointError: when it would run code, or holds something other than a dict.
+        DamagedCheckpointError: when a checksum is wrong or the file cannot be read, would run code, or holds something
+            other than a dict.
     """
     _check_records(path)
     try:
@@ -109,12 +110,12 @@ def read_checkpoint(path: Path, store: Any = None, only: Iterable[str] = ()) -> 
     except pickle.UnpicklingError as error:
         message = f"'{path}' holds python objects whose loading would run code, so it is refused. Save plain weights "
         message += f"(model.state_dict()) instead. torch says: {str(error).splitlines()[0]}"
-        raise CheckpointError(message) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DamagedCheckpointError(message) from error
+    except Exception as error:  # whatever torch makes of bytes that it did not write
         message = f"'{path}' cannot be read: {error}. It is damaged or not a torch checkpoint; use another one"
         raise DamagedCheckpointError(message) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"'{path}' holds a {type(state).__name__}; expected a dict with the key 'model'")
+        raise DamagedCheckpointError(f"'{path}' holds a {type(state).__name__}; expected a dict with the key 'model'")
     state = plain_state(state)
     return with_tensors(state, path, store, only) if "shards" in state else state
 
@@ -146,18 +147,36 @@ def _numpy_scalar_types() -> list[Any]:
 def find_checkpoint(name: str | Path, folder: Path, failed: MutableMapping[str, BaseException] | None = None) -> Path:
     """Return the file that a user means: an absolute path, one from where the command runs, or a name in the folder.
 
+    Of a run folder it is the newest checkpoint.
+
     What went wrong in the last save of a file in the folder is told once, and then taken out of ``failed``.
 
     Raises:
         CheckpointError: when there is none (it lists those in the folder), or its last save has failed.
+        DamagedCheckpointError: when a folder has its name.
     """
-    path = Path(name) if Path(name).is_file() else folder / name
+    path = _meant(name, folder)
     if failed and path.name in failed and path.parent.resolve() == folder.resolve():
         error = failed.pop(path.name)
         raise CheckpointError(f"the last save of '{path}' has failed: {error}. {_older_file(path)}") from error
     if path.is_file():
         return path
+    if path.is_dir():
+        raise DamagedCheckpointError(f"'{path}' is a folder, no checkpoint; use another one")
     raise CheckpointError(f"no checkpoint '{name}' here or in '{folder}' (there: {listed(available(folder))})")
+
+
+def _meant(name: str | Path, folder: Path) -> Path:
+    here = absolute_path(name)
+    if here.is_dir() and (checkpoints := folder_of_newest(here)):
+        return checkpoints / NEWEST
+    return here if here.is_file() else folder / name
+
+
+def folder_of_newest(path: Path) -> Path | None:
+    """Return where the newest checkpoints of a run folder lie, or of a checkpoint folder; None when there are none."""
+    folders = (path, path / "checkpoints")
+    return next((one for one in folders if (one / NEWEST).exists() or (one / PREVIOUS).exists()), None)
 
 
 def _older_file(path: Path) -> str:
@@ -174,4 +193,4 @@ def written_at(path: Path) -> str:
 
 def available(folder: Path) -> list[str]:
     """Return the names of the checkpoints in a folder, newest last."""
-    return [path.name for path in sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime)]
+    return [path.name for path in sorted(folder.glob("*.pth"), key=lambda path: path.lstat().st_mtime)]

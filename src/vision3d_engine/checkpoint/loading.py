@@ -179,8 +179,11 @@ def load_part(part: Any, state: Any, name: str, source: str) -> None:
     try:
         part.load_state_dict(_spread(part, state))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        message = f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote "
-        message += "it, or start from the weights alone with --checkpoint instead of --resume"
+        message = (
+            f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote it "
+            "(what a later epoch has added to it: in before_load), or start from the weights alone with --checkpoint "
+            "instead of --resume"
+        )
         raise CheckpointError(message) from error
 
 

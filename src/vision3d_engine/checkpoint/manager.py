@@ -13,15 +13,13 @@ from torch import nn
 from vision3d_engine.checkpoint.best_models import BestModels
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.checkpoint.loading import load_model, load_part, model_state, parameter_names
-from vision3d_engine.checkpoint.retention import best_name, epoch_files, outdated
+from vision3d_engine.checkpoint.retention import NEWEST, PREVIOUS, best_name, epoch_files, outdated
 from vision3d_engine.checkpoint.state_files import StateFiles
 from vision3d_engine.checkpoint.writer import BackgroundWriter
-from vision3d_engine.core.errors import CheckpointError, EngineError, FolderError
+from vision3d_engine.core.errors import DamagedCheckpointError, EngineError, FolderError
+from vision3d_engine.core.files import absolute_path
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.world import World
-
-# The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
-NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
 
 
 class CheckpointManager:
@@ -57,7 +55,7 @@ class CheckpointManager:
         tolerated: tuple[type[EngineError], ...] = (),
         parallel: Parallel | None = None,
     ) -> None:
-        self._folder = Path(checkpoint_dir)
+        self._folder = absolute_path(checkpoint_dir)
         self._keep = {"keep_latest": save_latest_models, "keep_best": keep_best, "keep_every": keep_every}
         self._saved: list[str] = []
         self._failed: dict[str, BaseException] = {}
@@ -81,11 +79,12 @@ class CheckpointManager:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over names and scores; full paths, as the 2022 engine stored them, are reduced to names.
 
-        A metric that was not registered in this run is left out.
+        A metric that was not registered in this run is left out, and so is a best score whose file is not there.
         """
         self._writer.wait()
         self._saved = epoch_files(Path(name).name for name in state["saved_checkpoints"])
-        self._best.load_state_dict(state["best_scores"], state.get("scores", {}))
+        there = {name: one for name, one in state["best_scores"].items() if (self._folder / best_name(name)).is_file()}
+        self._best.load_state_dict(there, state.get("scores", {}))
 
     # ------------------------------------------------------------------------------------------- saving
 
@@ -207,7 +206,7 @@ class CheckpointManager:
         path = self.find(filename)
         state = read_checkpoint(path, self._parallel.store)
         if "model" not in state:
-            raise CheckpointError(f"'{path}' has no key 'model' (its keys: {', '.join(map(str, state))})")
+            raise DamagedCheckpointError(f"'{path}' has no key 'model' (its keys: {', '.join(map(str, state))})")
         return path, state
 
     def find(self, filename: str | Path) -> Path:

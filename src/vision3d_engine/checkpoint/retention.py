@@ -4,6 +4,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+# The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
+NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
+_UNSAFE = re.compile(r"[^\w.+=@-]+")
 _EPOCH_FILE = re.compile(r"epoch-(\d+)\.pth")
 
 
@@ -55,8 +58,11 @@ def outdated(
 
 
 def best_name(metric: str) -> str:
-    """Return the file name of the best model by a metric, whose name may hold characters that file names may not."""
-    return f"best_{re.sub(r'[^A-Za-z0-9._+=@-]+', '_', metric)}.pth"
+    """Return the file name of the best model by a metric, whose name may hold characters that file names may not.
+
+    Letters of all scripts stay.
+    """
+    return f"best_{_UNSAFE.sub('_', metric)}.pth"
 
 
 def is_run_file(name: str) -> bool:

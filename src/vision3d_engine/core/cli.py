@@ -3,11 +3,13 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core.errors import ConfigError, did_you_mean
+from vision3d_engine.core.files import absolute_path
 
 # Programs that run other people's code: their command line is not ours.
 _FOREIGN_PROGRAMS = {"pytest", "py.test", "ipykernel_launcher", "colab_kernel_launcher", "ipython", "default_worker"}
@@ -20,14 +22,57 @@ class Flags(argparse.ArgumentParser):
         super().__init__(
             allow_abbrev=False, conflict_handler="resolve", formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        self.engine_keys: set[str] = set()
+        self._engine_flags: dict[str, argparse.Action] = {}
         self.override_words: list[str] = []
 
     def add_engine_flag(self, *names: str, **options: Any) -> None:
         """Add a flag of the engine unless the script has already defined one of its names."""
         if any(name in self._option_string_actions for name in names):
             return
-        self.engine_keys.add(self.add_argument(*names, default=None, **options).dest)
+        flag = self.add_argument(*names, default=None, **options)
+        self._engine_flags[flag.dest] = flag
+
+    @property
+    def engine_keys(self) -> set[str]:
+        """Names of the flags that are still the engine's: a script may have taken one over."""
+        known = self._option_string_actions
+        return {key for key, flag in self._engine_flags.items() if known.get(f"--{key}") is flag}
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]  # its overloads differ by namespace
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Parse words, by default those of this process; the engine's flags are known, and take no word of others."""
+        add_engine_flags(self)
+        words = own_argv() if args is None else list(args)
+        return super().parse_known_args(list(self._spelled_out(words)), namespace)
+
+    def _spelled_out(self, words: Sequence[str]) -> Iterator[str]:
+        """Yield the words, with each switch of the engine joined to its value: argparse would take any word for it."""
+        rest = iter(zip(words, [*words[1:], ""], strict=False))
+        for word, following in rest:
+            switch = self._option_string_actions.get(word)
+            if isinstance(switch, _Switch):
+                is_value = switch.takes(following, self._has_positionals())
+                yield f"{word}={next(rest)[0] if is_value else True}"
+            else:
+                yield word
+
+    def _has_positionals(self) -> bool:
+        return any(not action.option_strings for action in self._actions)
+
+    def misplaced(self, words: Sequence[str], unread: Sequence[str]) -> Iterator[str]:
+        """Say of each switch of the engine which word is behind it, if this is no value and nobody reads it.
+
+        Args:
+            words: a command line.
+            unread: its words that the parser does not know.
+        """
+        for word, following in pairwise(words):
+            switch = self._option_string_actions.get(word)
+            if not isinstance(switch, _Switch) or switch.takes(following, self._has_positionals()):
+                continue
+            if following in unread and not following.startswith("-"):
+                yield f"nobody reads '{following}' behind {word}, which takes {switch.expected}"
 
     def known_flags(self) -> list[str]:
         """Return every flag that can be given."""
@@ -106,28 +151,53 @@ def command_line() -> str:
     return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
+_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_TRUTH: dict[str, bool] = {word: word in _YES for word in (*_YES, *_NO)}
+
+
 class _Switch(argparse.Action):
     """``--name``, ``--name False`` and ``--no-name``: a switch that also takes a word, as old scripts pass one."""
 
+    expected = "True or False"
+
     def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
         opposites = [f"--no-{name[2:]}" for name in option_strings]
-        super().__init__([*option_strings, *opposites], dest, nargs="?", metavar="True|False", **options)
+        super().__init__([*option_strings, *opposites], dest, nargs="?", **{"metavar": "True|False", **options})
+
+    def takes(self, word: str, has_positionals: bool) -> bool:
+        """Tell whether a word behind the switch is its value, and not one that the script reads as a positional."""
+        return word.lower() in (("true", "false") if has_positionals else _TRUTH)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        word = "true" if values is None else str(values).lower()
-        if word not in (true := {"true", "1", "yes", "on"}) | {"false", "0", "no", "off"}:
-            parser.error(f"argument {option_string}: got {values!r}, expected True or False")
-        setattr(namespace, self.dest, (word in true) != (option_string or "").startswith("--no-"))
+        truth = _TRUTH.get(str(values).lower())
+        if truth is None:
+            parser.error(f"argument {option_string}: got {values!r}, expected {self.expected}")
+        setattr(namespace, self.dest, truth != (option_string or "").startswith("--no-"))
+
+
+class _ResumeSwitch(_Switch):
+    """``--resume``, which also takes the path of the checkpoint, or of the run folder, to go on from."""
+
+    expected = "True, False, or a checkpoint or run folder that exists"
+
+    def takes(self, word: str, has_positionals: bool) -> bool:
+        is_path = bool(word) and not has_positionals and absolute_path(word).exists()
+        return is_path or super().takes(word, has_positionals)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        is_path = str(values).lower() not in _TRUTH and option_string == "--resume"
+        namespace.resume_from = values if is_path else None
+        super().__call__(parser, namespace, True if is_path else values, option_string)
 
 
 def add_engine_flags(parser: Flags) -> None:
     """Add the flags that work in any script that builds a trainer or tester."""
     add = parser.add_engine_flag
-    add("--resume", action="store_const", const=True, help="go on from the latest checkpoint")
-    add("--overwrite", action="store_const", const=True, help="remove the checkpoints of an earlier run in the folder")
-    add("--allow_changed_data", action="store_const", const=True, help="resume although data or batch size changed")
+    add("--resume", action=_ResumeSwitch, metavar="PATH", help="go on from the latest checkpoint, or from another")
+    add("--overwrite", action=_Switch, help="remove the checkpoints of an earlier run in the folder")
+    add("--allow_changed_data", action=_Switch, help="resume although data or batch size changed")
     add("--log_steps", type=int, metavar="N", help="iterations from one log line to the next")
-    add("--debug", action="store_const", const=True, help="anomaly detection and a check of every gradient")
+    add("--debug", action=_Switch, help="anomaly detection and a check of every gradient")
     add("--save_latest_n_models", type=int, metavar="N", help="how many epoch-N.pth files to keep (-1 = all)")
     add("--cudnn_deterministic", action=_Switch, help="repeatable cuDNN kernels")
     add("--checkpoint", metavar="PATH", help="checkpoint to load: a path, or a name in the checkpoint folder")
@@ -155,9 +225,19 @@ class Arguments:
         return self._namespace
 
     def engine_values(self) -> dict[str, Any]:
-        """Return the engine's own flags that were given."""
+        """Return the engine's own flags that were given.
+
+        Raises:
+            ConfigError: when two of them name a checkpoint.
+        """
         given = vars(self._namespace)
-        return {key: given[key] for key in self._parser.engine_keys - {"local_rank"} if given.get(key) is not None}
+        values = {key: given[key] for key in self._parser.engine_keys - {"local_rank"} if given.get(key) is not None}
+        if (path := given.get("resume_from")) is None:
+            return values
+        if "checkpoint" in values:
+            message = f"--resume names '{path}' and --checkpoint '{values['checkpoint']}'; name one of them"
+            raise ConfigError(message)
+        return {**values, "checkpoint": path}
 
     def fill(self, values: dict[str, Any]) -> None:
         """Show the settings in force under the engine's flags that were not given."""
@@ -169,9 +249,12 @@ class Arguments:
 
         Raises:
             ConfigError: for one that is nearly the name of a known flag, since a mistyped ``--resume`` must not start
-                a new run.
+                a new run; and for a word behind a switch of the engine that is not one of its values.
         """
         _ = self.namespace
+        for mistake in self._parser.misplaced(self._argv, self._unknown):
+            message = f"{mistake}. Put words that the script itself reads before it"
+            raise ConfigError(message)
         overrides = self._parser.override_words
         strange = [word for word in self._unknown if word.startswith("--") and word not in overrides]
         for word in strange:

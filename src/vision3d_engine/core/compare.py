@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vision3d_engine.core.tree import describe, entries
+from vision3d_engine.core.tree import describe, entries, step
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
@@ -20,9 +20,9 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
     elif left is not None and right is not None:
         for key in left | right:
             if key in left and key in right:
-                yield from differences(left[key], right[key], f"{path}[{key!r}]")
+                yield from differences(left[key], right[key], path + step(a, key))
             else:
-                yield f"{path}[{key!r}]: only in the {'first' if key in left else 'second'}"
+                yield f"{path}{step(a, key)}: only in the {'first' if key in left else 'second'}"
     elif isinstance(a, torch.Tensor | np.ndarray):
         if a.shape != b.shape or a.dtype != b.dtype:
             yield f"{place}: {describe(a)} and {describe(b)}"

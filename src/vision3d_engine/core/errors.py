@@ -24,6 +24,10 @@ class SampleError(DataError):
     """A data set raised while it loaded a sample."""
 
 
+class WorkerError(DataError):
+    """A process that loads data has died."""
+
+
 class ResultError(EngineError):
     """A step returned something that the engine cannot train on or log."""
 

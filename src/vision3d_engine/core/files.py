@@ -12,9 +12,20 @@ from typing import IO
 from vision3d_engine.core.errors import FolderError
 
 
+def absolute_path(path: str | Path) -> Path:
+    """Return a path that stays the same file when the process changes its working folder; ``~`` is the home folder."""
+    with contextlib.suppress(RuntimeError):  # a name that begins with ~ and is nobody's home
+        path = Path(path).expanduser()
+    return Path(path).absolute()
+
+
 def make_folder(path: str | Path) -> Path:
-    """Make a folder and its parents; raise `FolderError` with the reason if that, or writing into it, is impossible."""
-    folder = Path(path).expanduser()
+    """Make a folder and its parents, and return its absolute path.
+
+    Raises:
+        FolderError: with the reason, if that, or writing into it, is impossible.
+    """
+    folder = absolute_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -59,7 +70,7 @@ class GrowingFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = absolute_path(path)
         self._file: IO[bytes] | None = None
 
     @property

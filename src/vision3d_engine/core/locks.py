@@ -7,9 +7,8 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-from vision3d_engine.core.errors import FolderInUseError
+from vision3d_engine.core.errors import FolderError, FolderInUseError
 
 try:
     import fcntl
@@ -17,61 +16,103 @@ except ImportError:  # Windows: no lock, as on file systems without locks
     fcntl = None
 
 _NAME = ".lock"
-_HELD: set[Path] = set()
+_ADVICE = "Wait for it, stop it, or choose another folder"
+_HELD: set[int] = set()  # descriptors of lock files that are open in this process
+
+
+def _let_go_in_child() -> None:
+    """Close the locks of the parent in a forked child, such as a data worker, which would keep them after its death."""
+    for descriptor in _HELD:
+        os.close(descriptor)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Keep other runs, also those of this process, out of a folder while a block runs.
 
-    ``lockf`` is used, not ``flock``: data workers inherit the latter, and would keep the folder after a ``kill -9`` of
-    the run.
+    The lock file goes with the block. ``flock`` is used, not ``lockf``: the latter is lost as soon as anything in the
+    process, such as a copy of the folder, has read and closed the lock file.
 
     Raises:
         FolderInUseError: naming who works there.
+        FolderError: when the lock file cannot be made.
     """
-    folder = folder.absolute()
-    if folder in _HELD:
-        raise FolderInUseError(_refusal(folder, "a run of this process"))
-    with (folder / _NAME).open("a+", encoding="utf-8") as file:
-        if not _lock(file):
-            raise FolderInUseError(_refusal(folder, _owner(file)))
-        _HELD.add(folder)
-        try:
-            _sign(file)
-            yield
-        finally:
-            _HELD.discard(folder)
-            file.truncate(0)
+    path = folder / _NAME
+    descriptor = _acquire(path)
+    while not _is_same(descriptor, path):  # its owner has removed the file before we had the lock
+        _close(descriptor)
+        descriptor = _acquire(path)
+    try:
+        _sign(descriptor)
+        yield
+    finally:
+        if descriptor in _HELD:  # a forked child has closed it when it began
+            if _is_same(descriptor, path):  # nobody has moved the folder
+                path.unlink()
+            _close(descriptor)
 
 
-def _sign(file: IO[str]) -> None:
-    """Write down who holds the lock."""
-    owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    file.truncate(0)
-    file.write(json.dumps(owner))
-    file.flush()
+def _acquire(path: Path) -> int:
+    """Open and lock a file; raise `FolderInUseError` when another run has it."""
+    descriptor = _open(path)
+    _HELD.add(descriptor)
+    if not _lock(descriptor):
+        owner = _owner(descriptor)
+        _close(descriptor)
+        raise FolderInUseError(f"the folder '{path.parent}' is in use by {owner}. {_ADVICE}")
+    return descriptor
 
 
-def _refusal(folder: Path, owner: str) -> str:
-    return f"the folder '{folder}' is in use by {owner}. Wait for it, stop it, or choose another folder"
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        message = f"cannot make the lock file '{path}': {error.strerror or error}. "
+        raise FolderError(message + "Make it writable, or set exp.output_dir to another folder") from error
 
 
-def _lock(file: IO[str]) -> bool:
-    """Lock a file, or do nothing where there are no locks; return False when another process has it."""
+def _lock(descriptor: int) -> bool:
+    """Lock a file, or do nothing where there are no locks; return False when another run has it."""
     try:
         if fcntl is not None:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:  # others than these come from network file systems without locks
         return not isinstance(error, BlockingIOError | PermissionError)
     return True
 
 
-def _owner(file: IO[str]) -> str:
+def _sign(descriptor: int) -> None:
+    """Write down who holds the lock, if the disk has space for it."""
+    owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    with contextlib.suppress(OSError):
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Tell whether a path still leads to the open file."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+def _close(descriptor: int) -> None:
+    """Close a lock file, which unlocks it."""
+    _HELD.discard(descriptor)
+    os.close(descriptor)
+
+
+def _owner(descriptor: int) -> str:
     """Say who holds a lock, as far as it is known."""
-    file.seek(0)
     try:
-        owner = json.loads(file.read())
+        owner = json.loads(os.pread(descriptor, 4096, 0))
+        if (owner["pid"], owner["host"]) == (os.getpid(), platform.node()):
+            return "a run of this process"
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, TypeError, OSError):
         return "another process"

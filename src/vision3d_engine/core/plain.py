@@ -2,6 +2,7 @@
 
 import dataclasses
 from argparse import Namespace
+from collections import deque
 from collections.abc import Mapping
 from pathlib import PurePath
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ def _plain(_path: str, value: Any) -> Any:
     fields = _fields_of(value)
     if fields is not None:
         return {str(key): item for key, item in fields.items()}
-    if isinstance(value, tuple | set | frozenset):
+    if isinstance(value, tuple | set | frozenset | deque):
         return list(value)
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from vision3d_engine.core.durations import parse_cadence, parse_duration
+from vision3d_engine.core.files import absolute_path
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -21,6 +22,13 @@ def _checked(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _from_here(name: str) -> str:
+    """Return the absolute path of what lies where the command runs, which stays the same; other names as they are."""
+    path = absolute_path(name)
+    return str(path) if path.exists() else name
+
+
+CheckpointName = Annotated[str, AfterValidator(_from_here)]
 CadenceText = Annotated[str, _checked(parse_cadence)]
 DurationText = Annotated[str, _checked(parse_duration)]
 
@@ -61,6 +69,9 @@ class TrainerSettings(_Section):
     """When a process has fewer batches in an epoch than others: it joins their updates with gradients of zeros; it
     repeats its last batch without weight, for steps with exchanges of their own; the others' surplus is dropped; or it
     begins its batches again (``cycle``)."""
+    means: Literal["samples", "batches"] = "samples"
+    """What means of validations, epochs and log lines are over: samples, where it is known how many a batch has, or
+    batches, as in the 2022 engine."""
     grad_acc_reduction: Literal["mean", "sum"] = "mean"
     """Mean makes the update equal that of one big batch; sum adds the gradients up, as the 2022 engine did."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
@@ -119,7 +130,7 @@ class TrainerSettings(_Section):
     """Go on from checkpoint.pth."""
     debug: bool = False
     """Anomaly detection and a check of every gradient; slow."""
-    checkpoint: str | None = None
+    checkpoint: CheckpointName | None = None
     """Checkpoint to load: a path, or a name in the checkpoint folder."""
     test_epoch: AtLeastOne | None = None
     """Test the model of this epoch (epoch-N.pth)."""

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
 )
 
 from vision3d_engine.core.seeding import seed_worker
@@ -85,16 +85,43 @@ def sampler_of(loader: Any) -> PositionSampler | PositionBatchSampler | None:
 
 
 def adopted(loader: Any) -> Any:
-    """Return a plain DataLoader with a standard sampler as `build_dataloader` would have made it; others as they are.
+    """Return a plain DataLoader over a map-style data set as `build_dataloader` would have made it.
 
-    Same batch size, workers and collate function; the samples are drawn from the same set. What is not plain (a
-    subclass, a batch sampler of the user's, a sampler of another kind) is not touched.
+    Same batch size, workers and collate function, and the same samples: those of its sampler or batch sampler, which
+    is run under the seed of the epoch. Left as it is: a subclass, a sampler without a length, which is read as it goes,
+    and a data set that loads many samples at once (``__getitems__``).
     """
-    if type(loader) is not DataLoader or sampler_of(loader) is not None or not _is_standard(loader):
+    if type(loader) is not DataLoader or sampler_of(loader) is not None or not _is_by_sample(loader.dataset):
         return loader
-    shuffle, size = isinstance(loader.sampler, RandomSampler), loader.batch_size or 1
-    sampler = PositionSampler(loader.dataset, size, shuffle=shuffle, drop_last=loader.drop_last)
-    return _rebuilt(loader, SeededDataset(loader.dataset), sampler=sampler)
+    dataset, has_own_batches = SeededDataset(loader.dataset), loader.batch_size is None and loader.batch_sampler
+    if not hasattr(loader.batch_sampler if has_own_batches else loader.sampler, "__len__"):
+        return loader
+    if has_own_batches:
+        return _rebuilt(loader, dataset, batch_sampler=PositionBatchSampler(loader.batch_sampler))
+    shuffle, size = _is_shuffle(loader), loader.batch_size or 1
+    own = None if shuffle or _is_in_order(loader) else loader.sampler
+    sampler = PositionSampler(loader.dataset, size, shuffle=shuffle, drop_last=loader.drop_last, sampler=own)
+    return _rebuilt(loader, dataset, sampler=sampler)
+
+
+def _is_by_sample(dataset: Any) -> bool:
+    """Tell whether a data set is read sample by sample; torch's Subset is, if the one inside it is."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    is_map_style = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
+    return is_map_style and not hasattr(dataset, "__getitems__")
+
+
+def _is_in_order(loader: DataLoader) -> bool:
+    return type(loader.sampler) is SequentialSampler and loader.sampler.data_source is loader.dataset
+
+
+def _is_shuffle(loader: DataLoader) -> bool:
+    """Tell whether each sample is drawn once an epoch, by no generator of the script's own."""
+    sampler = loader.sampler
+    if type(sampler) is not RandomSampler or sampler.generator is not None:
+        return False
+    return sampler.data_source is loader.dataset and not sampler.replacement and len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
 
 
 def copied(loader: Any) -> Any:
@@ -117,15 +144,3 @@ def _rebuilt(loader: DataLoader, dataset: Any, **samplers: Any) -> DataLoader:
     if "sampler" in samplers:
         options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
     return DataLoader(dataset, **options)
-
-
-def _is_standard(loader: DataLoader) -> bool:
-    """Tell whether a loader walks a whole map-style data set once an epoch, in order or shuffled."""
-    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__getitem__"):
-        return False
-    if hasattr(loader.dataset, "__getitems__") or type(loader.batch_sampler) not in {BatchSampler, type(None)}:
-        return False
-    if type(loader.sampler) is SequentialSampler:
-        return True
-    sampler = loader.sampler
-    return type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(loader.dataset)  # type: ignore[arg-type]

@@ -1,7 +1,13 @@
-"""Loader settings that cost dearly, noticed from what was measured, and said once a run."""
+"""What is said of a loader: settings that cost dearly, and which process reads what."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from vision3d_engine.core.errors import listed
+from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler
+from vision3d_engine.data.user_samplers import mark_of_process
 
 _SLOW_SHARE = 0.2
 SLOW_S = 0.005
@@ -59,3 +65,70 @@ class LoaderHints:
         if hint is not None and not self._has_said:
             self._has_said = True
             self._say(hint)
+
+
+class SharingHint(NamedTuple):
+    """How processes share the data of a loader, and how loudly that is to be said."""
+
+    text: str
+    level: str
+
+
+def sharing_hint(loader: Any, positions: PositionSampler | PositionBatchSampler | None) -> SharingHint | None:
+    """Return who reads what of a loader; None when the engine shares out a whole data set, as is usual.
+
+    Args:
+        loader: the loader that is read.
+        positions: the part of it that knows positions, None without one.
+    """
+    sampler = _sampler_of(loader) if positions is None else positions.sampler
+    if positions is not None and sampler is None:
+        return None
+    is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    name = type(loader.dataset if is_stream else loader if sampler is None else sampler).__name__
+    if (mark := mark_of_process(sampler)) is not None:
+        return SharingHint(_DIVIDED.format(name, mark), "INFO")
+    if positions is not None and not positions.is_presharded:
+        return SharingHint(_SHARED.format(name), "INFO")
+    return SharingHint(_EVERYTHING.format(name) + (_DIVIDE_STREAM if is_stream else _DIVIDE), "WARNING")
+
+
+def _sampler_of(loader: Any) -> Any:
+    """Return what chooses the samples of a loader that the engine did not build; None when that is not known."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    is_standard = loader.batch_sampler is None or loader.sampler is getattr(loader.batch_sampler, "sampler", None)
+    return loader.sampler if is_standard else loader.batch_sampler
+
+
+def length_hint(name: str, lengths: Sequence[int | None], totals: Sequence[int | None]) -> str | None:
+    """Return how the numbers of batches of the processes differ, other than by the engine's sharing; None if not.
+
+    Args:
+        name: of the loader.
+        lengths: batches of each process, in rank order.
+        totals: batches of all processes together, as each process knows them; None where the engine shares nothing out.
+    """
+    if len(set(totals)) > 1:
+        return (
+            f"the {name} holds other data on each process ({listed(totals)} batches before they are shared out), so "
+            "some are lost and some read twice. Give every process the same data set"
+        )
+    if totals[0] is None and len(set(lengths)) > 1:
+        return f"the {name} has different numbers of batches on the processes: {listed(lengths)}"
+    return None
+
+
+_SHARED = "the processes share what {} draws, batch k going to process k modulo their number"
+_DIVIDED = (
+    "{0} has an attribute '{1}', so it is taken to divide the data by itself, and each process reads what its own "
+    "yields. If it does not divide them, rename the attribute"
+)
+_EVERYTHING = "each process reads all that its own {} yields, since the engine cannot share it out. "
+_DIVIDE = (
+    "If it does not divide the data by rank, so do build_dataloader(dataset, sampler=...) and (batch_sampler=...), "
+    "whose batch k goes to process k modulo their number, where the sampler has a length"
+)
+_DIVIDE_STREAM = (
+    "If it does not divide the data by rank, let the data set yield its share: get_rank(), get_world_size()"
+)

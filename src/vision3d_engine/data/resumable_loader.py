@@ -1,41 +1,31 @@
 """The one answer about a user's loader: its length, its position, its epochs, its endless stream."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, count, islice, repeat
-from typing import Any, NamedTuple
+from itertools import chain, islice, repeat
+from typing import Any
 
 import torch
 
-from vision3d_engine.core.errors import DataError, RegistrationError
+from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.dataloader import adopted, copied, sampler_of
+from vision3d_engine.data.endless_stream import EndlessStream, Place, StreamPosition
+from vision3d_engine.data.exact_length import ExactLength, placed
+from vision3d_engine.data.loader_hints import sharing_hint
 from vision3d_engine.data.sample_seeds import SeededDataset, announce_epoch
+from vision3d_engine.data.workers import opened
 
-Place = tuple[int, int]
-"""An epoch of the data and the number of a batch in it, both counted from 1."""
+Position = tuple[int, int, int, int]
+"""Seed of an epoch, its number, batches that are left out, and the process that its first batch goes to."""
 
 _CPU = torch.device("cpu")
-
-
-class StreamPosition(NamedTuple):
-    """Where an endless stream started, and how far it is.
-
-    Attributes:
-        first_epoch: the first epoch of the data.
-        taken: batches that each process has taken since.
-        place: epoch and batch of the last one that this process took, for loaders that only it can count.
-    """
-
-    first_epoch: int
-    taken: int
-    place: Place
 
 
 def length_of(loader: Any) -> int | None:
     """Return the number of batches of a loader, or None when it does not know."""
     try:
         return len(loader)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 
@@ -44,8 +34,8 @@ class ResumableLoader:
 
     How it starts in the middle of an epoch depends on what the loader is:
 
-    - made by `build_dataloader`, or a plain DataLoader with a standard sampler, which is adopted: by position, without
-      loading anything;
+    - made by `build_dataloader`, or a plain DataLoader over a map-style data set, which is adopted: by position,
+      without loading anything;
     - with ``state_dict`` and ``load_state_dict`` (torchdata's StatefulDataLoader): by its own state;
     - anything else: by reading and skipping, with the same seeds before each batch as the first time.
 
@@ -55,22 +45,38 @@ class ResumableLoader:
         rank: number of this process, which loaders that are read in order draw differently on.
         size: number of processes.
         is_shared: give it an iterator and workers of its own, where that is possible.
+        name: what it is called in messages.
+        counts_samples: whether a batch weighs as many samples as were drawn for it; else each weighs 1.
+        say: takes a message and its level.
 
     Attributes:
         loader: the loader that is read: what was registered, or the one that was adopted in its place.
     """
 
-    def __init__(
-        self, registered: Any, device: torch.device = _CPU, rank: int = 0, size: int = 1, is_shared: bool = False
+    def __init__(  # noqa: PLR0913  who reads it, and whom to tell
+        self,
+        registered: Any,
+        device: torch.device = _CPU,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        is_shared: bool = False,
+        name: str = "loader",
+        counts_samples: bool = True,
+        say: Callable[[str, str], None] = lambda _message, _level: None,
     ) -> None:
         self.registered = registered
+        self.name = f"{name} ({type(registered).__name__})"
         self.loader = copied(adopted(registered)) if is_shared else adopted(registered)
+        self.counts_samples = counts_samples
         self._device = device
         self._rank, self._size = rank, size
         self._sampler = sampler_of(self.loader)
         self._state: Any = None
         self._announced: int | None = None
-        self._stream: _Stream | None = None
+        self._stream: EndlessStream | None = None
+        self._openings = 0
+        self._exact, self._say = ExactLength(self.name, rank, say), say
 
     @property
     def is_positioned(self) -> bool:
@@ -88,9 +94,14 @@ class ResumableLoader:
         return length_of(self.loader)
 
     @property
+    def total_length(self) -> int | None:
+        """Batches of an epoch of all processes together; None unless the engine shares them out."""
+        return getattr(self._sampler, "total_batches", None)
+
+    @property
     def longest_length(self) -> int | None:
         """Batches of an epoch on the process that has most of them, None when not known."""
-        total = getattr(self._sampler, "total_batches", None)
+        total = self.total_length
         return self.length if total is None else -(-total // self._size)
 
     @property
@@ -108,12 +119,18 @@ class ResumableLoader:
             return None if own is None or hasattr(own, "__len__") else _UNSIZED.format(type(own).__name__)
         return (_STATEFUL if self.is_stateful else _SKIPPED).format(name)
 
-    def fingerprint(self) -> dict[str, int | None]:
-        """Return what must not change between a run and its resume: samples and global batch."""
+    def tell_who_reads_what(self) -> None:
+        """Say it when several processes read the data in another way than `build_dataloader` lets them."""
+        if self._size > 1 and (hint := sharing_hint(self.loader, self._sampler)) is not None:
+            self._say(f"the {self.name}, read by {self._size} processes: {hint.text}", hint.level)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what must not change between a run and its resume: samples, global batch, order."""
         batch_size = getattr(self.loader, "batch_size", None)
         samples = length_of(getattr(self.loader, "dataset", None))
         batches = self.length if samples is None else None
-        return {"samples": samples, "batches": batches, "global_batch": batch_size and batch_size * self._size}
+        found = {"samples": samples, "batches": batches, "global_batch": batch_size and batch_size * self._size}
+        return found if self._sampler is None else found | self._sampler.fingerprint()
 
     # ------------------------------------------------------------------------------------------- an epoch
 
@@ -127,6 +144,12 @@ class ResumableLoader:
             part = getattr(self.loader, name, None)
             part.announce(epoch) if isinstance(part, SeededDataset) else announce_epoch(part, epoch)
 
+    def announce_after(self, place: Place) -> None:
+        """Tell samplers and data set which epoch the batch after a place is of."""
+        self.announce(place[0])
+        if place[1] > 0 and place[1] == self.length:
+            self.announce(place[0] + 1)
+
     def batches(self, seed: int, epoch: int, start: int = 0, shift: int = 0) -> Iterator[tuple[Place, Any]]:
         """Return the batches of an epoch, from number ``start`` (counted from 0) on, each with its place.
 
@@ -138,19 +161,44 @@ class ResumableLoader:
             start: batches that are left out.
             shift: lets the batches of an epoch start at another process.
         """
-        return chain.from_iterable(map(self._opened, [(seed, epoch, start, shift)]))
+        return chain.from_iterable(map(self._measured, [(seed, epoch, start, shift)]))
 
-    def _opened(self, where: tuple[int, int, int, int]) -> Iterable[tuple[Place, Any]]:
+    def _measured(self, where: Position) -> Iterator[tuple[Place, Any]]:
+        """Open the loader, whose batches must end where its length says."""
+        _, epoch, start, shift = where
+        batches = iter(self._opened(where))
+        if_empty = _USED_UP.format(self.name) if self._is_used_up else ""
+        sizes = self._sizes(start, shift)
+        return self._exact.hold(batches, self._length_at(shift), epoch, start, sizes=sizes, if_empty=if_empty)
+
+    def _sizes(self, start: int, shift: int) -> Iterator[int]:
+        """Return how many samples were drawn for each batch; 1 for all where it is not known or shall not count."""
+        knows = self.counts_samples and self._sampler is not None
+        return self._sampler.sizes(start, shift) if knows else repeat(1)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _length_at(self, shift: int) -> int | None:
+        """Return this process's number of batches of an epoch that starts at another process."""
+        total = self.total_length
+        return self.length if total is None else len(range((self._rank - shift) % self._size, total, self._size))
+
+    def _opened(self, where: Position) -> Iterable[Any]:
+        """Return the batches from a position on."""
         seed, epoch, start, shift = where
-        places = zip(repeat(epoch), count(start + 1), strict=False)
-        announced, self._announced = self._announced, None
+        self._openings += 1
+        if self._announced != epoch:
+            self.announce(epoch)
+        self._announced = None
+        if self.loader is not self.registered and hasattr(self.registered, "collate_fn"):
+            self.loader.collate_fn = self.registered.collate_fn  # it may have been exchanged
         if self._sampler is None:
-            if announced != epoch:
-                self.announce(epoch)
-                self._announced = None
-            return zip(places, self._read_in_order(seed, start), strict=False)
+            return self._read_in_order(seed, start)
         self._sampler.start_at(seed, epoch, start, shift)
-        return zip(places, self.loader, strict=False)
+        return opened(self.loader)
+
+    @property
+    def _is_used_up(self) -> bool:
+        """Whether it is a generator, or another iterator, that an earlier pass has walked."""
+        return self._openings > 1 and isinstance(self.loader, Iterator)
 
     def _read_in_order(self, seed: int, start: int) -> Iterator[Any]:
         """Yield the batches of a loader that does not know positions.
@@ -162,7 +210,7 @@ class ResumableLoader:
             self.loader.load_state_dict(self._state)
             self._state, number = None, start
         seeds.seed(number)
-        stream = iter(self.loader)
+        stream = opened(self.loader)
         return islice(_seeded(stream, seeds, number), start - number, None)
 
     # ------------------------------------------------------------------------------------------- an endless stream
@@ -181,22 +229,23 @@ class ResumableLoader:
             DataError: when an epoch has no batch.
         """
         if self._stream is None or self._stream.position != position:
-            self._stream = _Stream(self._epochs(seed_of, position), position)
+            self._stream = EndlessStream(self._epochs(seed_of, position), position)
         return self._stream
 
     def _epochs(self, seed_of: Callable[[int], int], position: StreamPosition) -> Iterator[tuple[Place, Any]]:
-        if getattr(self._sampler, "total_batches", None) is None:
-            return self._own_epochs(seed_of, *position.place)
+        if self.total_length is None:
+            return self._own_epochs(seed_of, *position.place[:2])
         return self._shared_epochs(seed_of, position)
 
     def _own_epochs(self, seed_of: Callable[[int], int], epoch: int, start: int) -> Iterator[tuple[Place, Any]]:
         """Yield the rest of an epoch of this process's own batches, then one epoch after the other."""
         while True:
-            place = (epoch, start)
-            for place, batch in self.batches(seed_of(epoch), epoch, start):
+            place = (epoch, start, 1)
+            batches = iter(self._opened((seed_of(epoch), epoch, start, 0)))
+            for place, batch in placed(batches, epoch, start, chain(self._sizes(start, 0), repeat(1))):
                 yield place, batch
-            if place == (epoch, 0):
-                raise DataError(_NO_BATCH)
+            if place[:2] == (epoch, 0):
+                raise DataError(_USED_UP.format(self.name) if self._is_used_up else _NO_BATCH)
             epoch, start = epoch + 1, 0
 
     def _shared_epochs(self, seed_of: Callable[[int], int], position: StreamPosition) -> Iterator[tuple[Place, Any]]:
@@ -213,6 +262,10 @@ class ResumableLoader:
                 ahead = total
             ahead, before, epoch = ahead - total, before + total, epoch + 1
 
+    def close(self) -> None:
+        """Drop the open stream and an adopted loader, so that their workers end."""
+        self.loader, self._stream = self.registered, None
+
     # ------------------------------------------------------------------------------------------- its own state
 
     def state_dict(self) -> Any:
@@ -223,73 +276,6 @@ class ResumableLoader:
         """Let the next epoch start where the state says."""
         self._state = state if self.is_stateful else None
         self._stream = None
-
-
-class _Stream:
-    """An endless stream that knows where it stands; after an error it stands nowhere."""
-
-    def __init__(self, batches: Iterator[tuple[Place, Any]], position: StreamPosition) -> None:
-        self._batches = batches
-        self._first_epoch, self._place = position.first_epoch, position.place
-        self._taken: int | None = position.taken
-
-    @property
-    def position(self) -> StreamPosition | None:
-        """Where it stands; None while it reads a batch, and for good when that fails."""
-        return None if self._taken is None else StreamPosition(self._first_epoch, self._taken, self._place)
-
-    def __iter__(self) -> Iterator[tuple[Place, Any]]:
-        return self
-
-    def __next__(self) -> tuple[Place, Any]:
-        taken, self._taken = self._taken, None
-        self._place, batch = next(self._batches)
-        self._taken = (taken or 0) + 1
-        return self._place, batch
-
-
-class LoaderCache:
-    """The loaders of a trainer or tester by what they are for; each is made once, so that its workers are kept.
-
-    Args:
-        device: where steps run.
-        rank: number of this process.
-        size: number of processes.
-    """
-
-    def __init__(self, device: torch.device, rank: int, size: int) -> None:
-        self._world = (device, rank, size)
-        self._loaders: dict[str, ResumableLoader] = {}
-
-    def get(self, purpose: str, registered: Any) -> ResumableLoader:
-        """Return the loader for a purpose, such as ``"train"``; one that was exchanged is noticed."""
-        found = self._loaders.get(purpose)
-        if found is None or found.registered is not registered:
-            is_shared = any(other.registered is registered for other in self._loaders.values())
-            found = self._loaders[purpose] = ResumableLoader(registered, *self._world, is_shared=is_shared)
-        return found
-
-    def clear(self) -> None:
-        """Forget all; workers of loaders that nobody else holds end now, and not whenever garbage is collected."""
-        for loader in self._loaders.values():
-            loader.loader, loader._stream = loader.registered, None  # noqa: SLF001  of this module
-        self._loaders.clear()
-
-
-def refuse_shared_iterator(train_loader: Any, val_loader: Any) -> None:
-    """Refuse one loader for training and validation when it has a single iterator that both would move.
-
-    Raises:
-        RegistrationError: saying what to do.
-    """
-    if train_loader is not val_loader or ResumableLoader(train_loader).is_positioned:
-        return
-    if getattr(train_loader, "persistent_workers", False) or ResumableLoader(train_loader).is_stateful:
-        message = (
-            f"register_loader got the same {type(train_loader).__name__} for training and validation, which has one "
-            "iterator only, so that each would move the other's place. Build two loaders, or use build_dataloader"
-        )
-        raise RegistrationError(message)
 
 
 def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[Any]:
@@ -305,6 +291,10 @@ def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[An
 
 
 _NO_BATCH = "the training loader yields no batch; check the data set, and drop_last with few samples"
+_USED_UP = (
+    "the {} is an iterator, such as a generator, and used up after one pass. Register something whose __iter__ starts "
+    "anew each time: a DataLoader, a list, or an object whose __iter__ is the generator function"
+)
 _STATEFUL = "resume of {}: by its own state_dict(); as exact as that is"
 _SKIPPED = (
     "resume of {}: by reading and skipping; exact if it yields the same batches in each run and draws only from the "

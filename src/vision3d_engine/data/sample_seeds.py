@@ -62,6 +62,13 @@ class SeededDataset(Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the user's data set: ``loader.dataset.x = value`` reaches it."""
+        if name in {"dataset", "_epoch"}:
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, SampleIndex):
             return self.dataset[index]

@@ -1,18 +1,17 @@
 """Which samples a process loads, in which order, from which position on."""
 
-import contextlib
-import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from vision3d_engine.core.seeding import derived_seed, seed_host
+from vision3d_engine.core.seeding import derived_seed
 from vision3d_engine.data.permutation import Permutation
 from vision3d_engine.data.sample_seeds import SampleIndex
+from vision3d_engine.data.user_samplers import announce_to, drawn_by, fingerprint_of, knows_its_process
 from vision3d_engine.distributed.processes import get_rank, get_world_size
 
 _CHUNK = 1024
@@ -98,7 +97,7 @@ class PositionSampler(_Positioned):
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass, also for the user's sampler."""
         super().set_epoch(epoch)
-        _announce(self.sampler, epoch)
+        announce_to(self.sampler, epoch)
 
     def __len__(self) -> int:
         if self.is_presharded:
@@ -108,12 +107,30 @@ class PositionSampler(_Positioned):
     @property
     def is_presharded(self) -> bool:
         """Whether the user's sampler has been divided between the processes by itself."""
-        return self.sampler is not None and _knows_its_process(self.sampler)
+        return self.sampler is not None and knows_its_process(self.sampler)
 
     @property
     def total_batches(self) -> int | None:
         """Batches of an epoch of all processes together; None when each process has a share of its own."""
         return None if self.is_presharded else _batches(self._count, self._batch_size, self._drop_last)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the order of an epoch is a function of, beside the data."""
+        if self.sampler is not None:
+            return {"drop_last": self._drop_last} | fingerprint_of(self.sampler)
+        return {"order": "shuffled" if self._shuffle else "in order", "drop_last": self._drop_last}
+
+    def sizes(self, start: int, shift: int = 0) -> Iterator[int]:
+        """Return how many samples this process's batches hold, from number ``start`` (counted from 0) on.
+
+        Where a sampler does not know how many it yields, nothing is returned.
+        """
+        if self.is_presharded:
+            count = len(self.sampler) if hasattr(self.sampler, "__len__") else 0  # type: ignore[arg-type]
+            return _sizes(range(start, _batches(count, self._batch_size, self._drop_last)), self._batch_size, count)
+        rank, size = (get_rank() - shift) % get_world_size(), get_world_size()
+        own = range(rank + start * size, self.total_batches or 0, size)
+        return _sizes(own, self._batch_size, self._count)
 
     @property
     def _count(self) -> int:
@@ -121,7 +138,7 @@ class PositionSampler(_Positioned):
 
     def __iter__(self) -> Iterator[SampleIndex]:
         base, epoch, start, shift = self._take_start()
-        _announce(self.sampler, epoch)
+        announce_to(self.sampler, epoch)
         if self.is_presharded:
             yield from self._presharded(base, epoch, start * self._batch_size)
         else:
@@ -131,7 +148,7 @@ class PositionSampler(_Positioned):
     def _permutation(self, seed: int) -> Any:
         """Return which sample stands at which position of the epoch."""
         if self.sampler is not None:
-            return _drawn(self.sampler, seed)
+            return drawn_by(self.sampler, seed)
         return Permutation(len(self._dataset), seed) if self._shuffle else range(len(self._dataset))
 
     def _shares(self, count: int, start: int, shift: int = 0) -> "_Shares":
@@ -145,16 +162,16 @@ class PositionSampler(_Positioned):
 
     def _presharded(self, base: int, epoch: int, start: int) -> Iterator[SampleIndex]:
         rank, size = get_rank(), get_world_size()
-        indices = _drawn(self.sampler, derived_seed(base, "order", rank))  # pyright: ignore[reportArgumentType]
+        indices = drawn_by(self.sampler, derived_seed(base, "order", rank))  # pyright: ignore[reportArgumentType]
         for number, index in enumerate(islice(indices, start, None), start=start):
             yield SampleIndex(index, number * size + rank, epoch, base)
 
 
-def _knows_its_process(sampler: Any) -> bool:
-    """Tell whether a sampler, or the one inside a batch sampler, yields the share of one process only."""
-    parts = (sampler, getattr(sampler, "sampler", None))
-    names = ("num_replicas", "world_size", "rank")
-    return not hasattr(sampler, "__len__") or any(hasattr(part, name) for part in parts for name in names)
+def _sizes(numbers: range, batch_size: int, count: int) -> Iterator[int]:
+    """Return the samples of numbered batches, of which the last one may not be full."""
+    full = range(numbers.start, min(numbers.stop, count // batch_size), numbers.step)
+    rest = [count % batch_size] * (len(numbers) - len(full))
+    return chain(repeat(batch_size, len(full)), rest)
 
 
 class _Shares:
@@ -198,6 +215,7 @@ class PositionBatchSampler(_Positioned):
     def __init__(self, batch_sampler: Any) -> None:
         super().__init__()
         self.sampler = batch_sampler
+        self._drawn: deque[int] = deque()
 
     def __getattr__(self, name: str) -> Any:
         if name == "sampler" or name.startswith("__"):
@@ -207,7 +225,7 @@ class PositionBatchSampler(_Positioned):
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass, also for the user's sampler."""
         super().set_epoch(epoch)
-        _announce(self.sampler, epoch)
+        announce_to(self.sampler, epoch)
 
     def __len__(self) -> int:
         batches = self.total_batches
@@ -216,22 +234,41 @@ class PositionBatchSampler(_Positioned):
     @property
     def is_presharded(self) -> bool:
         """Whether the user's sampler has been divided between the processes by itself."""
-        return _knows_its_process(self.sampler)
+        return knows_its_process(self.sampler)
 
     @property
     def total_batches(self) -> int | None:
         """Batches of an epoch of all processes together; None when each process has a share of its own."""
         return None if self.is_presharded else len(self.sampler)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the order of an epoch is a function of, beside the data."""
+        return fingerprint_of(self.sampler)
+
+    def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
+        """Let the next pass begin somewhere; see `_Positioned.start_at`."""
+        super().start_at(base, epoch, start, shift)
+        self._drawn.clear()
+
+    def sizes(self, _start: int, _shift: int = 0) -> Iterator[int]:
+        """Return the samples of this process's batches, each to be asked for once its batch has been drawn."""
+        return map(lambda _: self._drawn.popleft() if self._drawn else 1, repeat(None))  # noqa: C417  lazy
+
     def __iter__(self) -> Iterator[list[SampleIndex]]:
+        """Yield the batches, and note how many samples each holds."""
+        for batch in self._batches():
+            self._drawn.append(len(batch))
+            yield batch
+
+    def _batches(self) -> Iterator[list[SampleIndex]]:
         base, epoch, start, shift = self._take_start()
-        _announce(self.sampler, epoch)
+        announce_to(self.sampler, epoch)
         rank, size = get_rank(), get_world_size()
         if self.is_presharded:
-            batches = _drawn(self.sampler, derived_seed(base, "order", rank))
+            batches = drawn_by(self.sampler, derived_seed(base, "order", rank))
             yield from _indexed(batches, range(start, _ENDLESS), base, epoch, lambda place: place * size + rank)
         else:
-            batches = _drawn(self.sampler, derived_seed(base, "order"))
+            batches = drawn_by(self.sampler, derived_seed(base, "order"))
             mine = range((rank - shift) % size + start * size, _ENDLESS, size)
             yield from _indexed(batches, mine, base, epoch, lambda place: place)
 
@@ -245,35 +282,3 @@ def _indexed(
         if number in chosen:
             yield [SampleIndex(index, position_of(place + i), epoch, base) for i, index in enumerate(indices)]
         place += len(indices)
-
-
-def _announce(sampler: Any, epoch: int) -> None:
-    """Tell a sampler, or the one inside a batch sampler, which epoch comes."""
-    for part in (sampler, getattr(sampler, "sampler", None)):
-        announce = getattr(part, "set_epoch", None)
-        if callable(announce):
-            announce(epoch)
-
-
-def _drawn(sampler: Iterable[Any], seed: int) -> Iterable[Any]:
-    """Return what a sampler yields when it draws from generators with this seed; the training's are left alone."""
-    if not hasattr(sampler, "__len__"):
-        return sampler
-    with _seeded(seed):
-        for part in (sampler, getattr(sampler, "sampler", None)):
-            if isinstance(generator := getattr(part, "generator", None), torch.Generator):
-                generator.manual_seed(seed)
-        return list(sampler)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Run with the host's generators seeded, and put them back afterwards."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002  the user's draws
-    seed_host(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])

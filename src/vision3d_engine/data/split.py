@@ -1,77 +1,114 @@
 """Take a batch apart into its single cases."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from numbers import Number
+from pathlib import PurePath
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from vision3d_engine.core.errors import DataError
-from vision3d_engine.core.tree import describe
+from vision3d_engine.core.tree import describe, entries, rebuilt, step
+from vision3d_engine.data.packing import (
+    PACKING_KEYS,
+    Packing,
+    Scope,
+    is_array,
+    is_whole_number,
+    packings_in,
+    read_packing,
+)
 
-_FIX = "Give it one entry a case, or override split_batch_dict"
+_FIX = (
+    "Give it one entry a case, or put 'lengths', 'offset' or 'batch' (the case of each point, such as "
+    "coordinates[:, 0]) beside it, or override split_batch_dict"
+)
+# What says nothing of single cases: every case gets it.
+_SHARED = (type(None), Number, str, bytes, Enum, PurePath, np.generic, np.dtype, torch.device, torch.dtype, torch.Size)
 
 
-def split_batch(data_dict: Mapping[str, Any], output_dict: Mapping[str, Any]) -> tuple[list[dict], list[dict]]:
-    """Split the dicts of a batch into lists with one dict for each case.
+def split_batch(data_dict: Mapping[str, Any], output_dict: Any) -> tuple[list[Any], list[Any]]:
+    """Split data and output of a batch into lists with one dict for each case.
 
     - Tensors, arrays and lists with one entry a case are taken apart along it: ``(B, ...)`` becomes ``(...)``.
-    - Packed point clouds are cut by an entry ``lengths`` ``(B,)`` in the same dict or in one around it: ``(sum, ...)``
-      becomes ``(length, ...)``. With ``lengths`` for several levels of detail (a list of ``(B,)``), a list of as many
-      packed tensors is cut level by level.
+    - Packed point clouds ``(sum, ...)`` become ``(points, ...)``. They are cut by ``lengths`` (points of each cloud),
+      ``offset`` (where each cloud ends) or ``batch`` (the cloud of each point) in the same dict, in one around it, or
+      for outputs anywhere in ``data_dict``. With a list of them for several levels of detail, lists of packed tensors
+      are cut level by level; so is a list of dicts that have their own.
+    - ``lengths`` of k B clouds beside a ``batch_size`` B belong to stacked batches: case i has clouds i, i + B, ...
+    - Batches of PyG are taken apart by ``to_data_list``, packed sequences by torch, other objects by ``unbind``.
+    - Dicts, named tuples, dataclasses and namespaces are taken apart entry by entry, at any depth.
     - Numbers, text, None and tensors without dimensions belong to the whole batch and are shared.
 
-    The number of cases B comes from ``lengths``, else from ``batch_size`` in ``data_dict``, else from its first tensor
-    or array.
+    Numbers that point to other points (neighbours) are cut like all others, and not counted anew.
+
+    The number of cases B comes from ``batch_size``, else from the first ``lengths``, ``offset`` or ``batch``, else from
+    the first tensor, array or batch object, else from the first list.
 
     Raises:
-        DataError: naming the key of a value with another leading size.
+        DataError: naming the path of a value that has another leading size, can be read in two ways, or is unknown.
     """
-    lengths = _find_lengths(data_dict, None)
-    size = _batch_size(data_dict, lengths)
-    splitter = _Splitter(size)
-    data = splitter.split_dict(data_dict, lengths, "data_dict")
-    output = splitter.split_dict(output_dict, lengths, "output_dict")
-    return data, output
+    splitter = _Splitter(_count_cases(data_dict))
+    scope = Scope([splitter.packings(data_dict)])
+    return list(splitter.split(data_dict, scope, "data_dict")), list(splitter.split(output_dict, scope, "output_dict"))
 
 
-def _find_lengths(nest: Mapping[str, Any], inherited: list[list[int]] | None) -> list[list[int]] | None:
-    """Return the lengths of the cases, one list a level, from this dict or from the one around it."""
-    if "lengths" not in nest:
-        return inherited
-    found = nest["lengths"]
-    levels = found if isinstance(found, list | tuple) and len(found) > 0 and _is_array(found[0]) else [found]
-    return [_as_ints(level) for level in levels]
+def _fields(value: Any) -> dict[Any, Any] | None:
+    """Return what a dict, named tuple, dataclass or namespace holds by name; None for anything else."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+    has_names = not isinstance(value, list | tuple | deque) or hasattr(type(value), "n_sequence_fields")
+    return entries(value) if has_names else None
 
 
-def _as_ints(lengths: Any) -> list[int]:
-    return [int(length) for length in (lengths.tolist() if _is_array(lengths) else lengths)]
+def _step(value: Any, key: Any) -> str:
+    return f".{key}" if hasattr(value, "_fields") else step(value, key)
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, torch.Tensor | np.ndarray)
+def _cases_of(value: Any) -> list[Any] | None:
+    """Return the cases of an object that knows them; None for anything else."""
+    if isinstance(value, PackedSequence):
+        return unpack_sequence(value)
+    if hasattr(type(value), "to_data_list"):
+        return value.to_data_list()
+    has_cases = hasattr(type(value), "unbind") and getattr(value, "ndim", 1) > 0
+    return list(value.unbind(0)) if has_cases and not is_array(value) else None
 
 
-def _batch_size(data_dict: Mapping[str, Any], lengths: list[list[int]] | None) -> int:
-    if lengths is not None:
-        return len(lengths[0])
-    if isinstance(data_dict.get("batch_size"), int):
-        return data_dict["batch_size"]
-    size = _first_size(data_dict)
-    if size is None:
-        message = f"cannot tell the batch size: data_dict holds no tensor, array, 'lengths' or 'batch_size'. {_FIX}"
-        raise DataError(message)
-    return size
+def _count_cases(data_dict: Any) -> int:
+    """Return the number of cases; what says it most clearly is believed."""
+    found = min(_sizes(data_dict), key=lambda size: size[0], default=None)
+    if found is None:
+        message = "cannot tell the batch size: data_dict holds no tensor, array, 'lengths', 'offset', 'batch' or "
+        raise DataError(f"{message}'batch_size'. {_FIX}")
+    return found[1]
 
 
-def _first_size(nest: Any) -> int | None:
-    """Return the leading size of the first tensor or array in a nest of dicts; else that of its first list."""
-    if _is_array(nest) and nest.ndim > 0:
-        return len(nest)
-    values = list(nest.values()) if isinstance(nest, Mapping) else []
-    sizes = [size for value in values if (size := _first_size(value)) is not None]
-    lists = [len(value) for value in values if isinstance(value, list | tuple)]
-    return next(iter([*sizes, *lists]), None)
+def _sizes(value: Any) -> Iterator[tuple[int, int]]:
+    """Yield numbers of cases that a nest speaks of, each after a rank; 0 is the clearest."""
+    if is_array(value):
+        yield 2, len(value)
+    elif (cases := _cases_of(value)) is not None:
+        yield 2, len(cases)
+    elif (fields := _fields(value)) is not None:
+        yield from _sizes_of_record(fields)
+    elif isinstance(value, list | tuple | deque):
+        yield from ((rank, size) for part in value for rank, size in _sizes(part) if rank < 2)  # noqa: PLR2004
+        yield 3, len(value)
+
+
+def _sizes_of_record(fields: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
+    if is_whole_number(fields.get("batch_size")):
+        yield 0, int(fields["batch_size"])
+    for key in PACKING_KEYS:
+        if packings := packings_in(read_packing(key, fields.get(key)) or {}):
+            yield 1, len(packings[0].lengths)
+    for part in fields.values():
+        yield from _sizes(part)
 
 
 class _Splitter:
@@ -80,50 +117,112 @@ class _Splitter:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def split_dict(self, nest: Mapping[str, Any], lengths: list[list[int]] | None, path: str) -> list[dict]:
-        """Return one dict a case."""
-        lengths = _find_lengths(nest, lengths)
-        cases: list[dict] = [{} for _ in range(self._size)]
-        for key, value in nest.items():
-            for case, part in zip(cases, self._split(value, lengths, f"{path}['{key}']"), strict=True):
-                case[key] = part
-        return cases
+    def packings(self, value: Any) -> Any:
+        """Return the packings that a nest speaks of, at their places in it."""
+        if hasattr(type(value), "to_data_list"):
+            return read_packing("batch", getattr(value, "batch", None), self._size) or {}
+        if isinstance(value, list | tuple | deque) and not hasattr(value, "_fields"):
+            levels = [self.packings(part) for part in value]
+            return levels if all(levels) else {}
+        fields = _fields(value) or {}
+        own = self._own_packings(fields)
+        return own | {key: nest for key, part in fields.items() if key not in own and (nest := self.packings(part))}
 
-    def _split(self, value: Any, lengths: list[list[int]] | None, path: str) -> Sequence[Any]:
-        if isinstance(value, Mapping):
-            return self.split_dict(value, lengths, path)
-        if _is_array(value) and value.ndim > 0:
-            return self._split_array(value, lengths, path)
-        if isinstance(value, list | tuple):
-            return self._split_list(value, lengths, path)
-        return [value] * self._size
+    def _own_packings(self, fields: Mapping[Any, Any]) -> dict[str, Any]:
+        """Return the packings of this number of cases that a dict itself speaks of."""
+        read = {key: read_packing(key, fields.get(key), self._size) for key in PACKING_KEYS}
+        is_stacked = is_whole_number(fields.get("batch_size"))
+        return {key: nest for key, nest in read.items() if nest is not None and self._fits(nest, is_stacked)}
 
-    def _split_array(self, value: Any, lengths: list[list[int]] | None, path: str) -> Sequence[Any]:
-        packed = next((level for level in lengths or () if sum(level) == len(value)), None)
-        if packed is not None and (len(value) != self._size or value.ndim > 1):
-            return _cut(value, packed)
-        if len(value) != self._size:
-            self._refuse(value, lengths, path)
-        return [value[index] for index in range(self._size)]
+    def _fits(self, nest: Any, is_stacked: bool) -> bool:
+        counts = {len(packing.lengths) for packing in packings_in(nest)}
+        return counts == {self._size} or (is_stacked and self._size > 0 and all(n % self._size == 0 for n in counts))
 
-    def _split_list(self, value: Sequence[Any], lengths: list[list[int]] | None, path: str) -> Sequence[Any]:
-        levels = lengths or []
-        is_pyramid = len(levels) == len(value) > 1 and all(map(_is_array, value))
-        if is_pyramid and all(len(item) in {self._size, sum(level)} for item, level in zip(value, levels, strict=True)):
-            parts = [self._split_array(item, [level], path) for item, level in zip(value, levels, strict=True)]
-            return [list(case) for case in zip(*parts, strict=True)]
-        if len(value) != self._size:
-            self._refuse(value, lengths, path)
-        return list(value)
+    def split(self, value: Any, scope: Scope, path: str) -> Sequence[Any]:
+        """Return one part a case."""
+        if is_array(value):
+            return self._split_array(value, scope, path)
+        if (cases := _cases_of(value)) is not None:
+            return cases if len(cases) == self._size else self._refuse(value, scope, path)
+        if isinstance(value, (*_SHARED, torch.Tensor, np.ndarray)):
+            return [value] * self._size
+        if (fields := _fields(value)) is not None:
+            return self._split_record(value, fields, scope, path)
+        if isinstance(value, list | tuple | deque):
+            return self._split_list(value, scope, path)
+        return self._refuse(value, scope, path)
 
-    def _refuse(self, value: Any, lengths: list[list[int]] | None, path: str) -> None:
-        packed = f", nor the sum of 'lengths' ({' or '.join(str(sum(level)) for level in lengths)})" if lengths else ""
+    def _split_record(self, value: Any, fields: Mapping[Any, Any], scope: Scope, path: str) -> list[Any]:
+        own = self._own_packings(fields)
+        scope = scope.within([own, *own.values()])
+        packed = [part for key, part in fields.items() if key not in own]
+        parts = {
+            key: self._split_entry(own[key], part)
+            if key in own and (key == "lengths" or Scope([own[key]]).packs(packed))
+            else self.split(part, scope.towards(key), path + _step(value, key))
+            for key, part in fields.items()
+        }
+        return self._cases(value, parts)
+
+    def _cases(self, value: Any, parts: Mapping[Any, Sequence[Any]]) -> list[Any]:
+        """Return containers like a value, one a case, that hold what each entry has become."""
+        return [rebuilt(value, {key: part[case] for key, part in parts.items()}) for case in range(self._size)]
+
+    def _split_entry(self, packing: Any, entry: Any) -> list[Any]:
+        """Split the entry that speaks of a packing, which may be a nest of them."""
+        if isinstance(packing, Packing):
+            return [packing.entry_of(case, self._size, entry) for case in range(self._size)]
+        parts = entries(entry) or {}
+        return self._cases(entry, {key: self._split_entry(packing[key], part) for key, part in parts.items()})
+
+    def _split_array(self, value: Any, scope: Scope, path: str) -> Sequence[Any]:
+        size, rows = self._size, len(value)
+        if rows == 0:
+            return [value] * size
+        readings = [] if rows != size else [[value[case] for case in range(size)]]
+        readings += [packing.cut(value, size) for packing in scope.nearest(rows)]
+        if rows in {len(packing.lengths) for packing in scope.packings} - {size}:
+            readings.append([value[case::size] for case in range(size)])
+        if len(readings) > 1:
+            message = f"cannot split {path}: it is {describe(value)}, which can be read in {len(readings)} ways: "
+            raise DataError(message + _ways(rows, size, scope) + ". Override split_batch_dict to say which")
+        return readings[0] if readings else self._refuse(value, scope, path)
+
+    def _split_list(self, value: Any, scope: Scope, path: str) -> Sequence[Any]:
+        if self._has_levels(value, scope):
+            nearer = scope.levels(len(value)) or [[]] * len(value)
+            numbered = enumerate(zip(value, nearer, strict=True))
+            parts = {at: self.split(part, scope.within(nests), f"{path}[{at}]") for at, (part, nests) in numbered}
+            return self._cases(value, parts)
+        return list(value) if len(value) == self._size else self._refuse(value, scope, path)
+
+    def _has_levels(self, value: Any, scope: Scope) -> bool:
+        """Tell whether a list has one entry for each level of detail, and not one for each case."""
+        fields = [_fields(part) for part in value]
+        if not fields or any(field is None and not is_array(part) for field, part in zip(fields, value, strict=True)):
+            return False
+        if all(field is not None and _speaks_of_packing(field) for field in fields):
+            return True
+        levels = [Scope(nests) for nests in scope.levels(len(value))]
+        if levels and (len(value) != self._size or any(map(Scope.packs, levels, value))):
+            return True
+        filled = [part for part in value if not (is_array(part) and len(part) == 0)]  # a pyramid may end with none
+        if scope.has_levels:
+            return bool(filled) and all(map(scope.packs, filled))
+        return self._size > 1 and all(map(scope.packs, value))
+
+    def _refuse(self, value: Any, scope: Scope, path: str) -> NoReturn:
+        totals = dict.fromkeys(f"{each.total} points of '{each.key}'" for each in scope.packings)
+        packed = f", nor {' or '.join(totals)}" if totals else ""
         message = f"cannot split {path}: it is {describe(value)}, not {self._size} cases{packed}. {_FIX}"
         raise DataError(message)
 
 
-def _cut(value: Any, lengths: list[int]) -> list[Any]:
-    """Cut a packed tensor or array ``(sum, ...)`` into pieces ``(length, ...)``."""
-    if isinstance(value, torch.Tensor):
-        return list(torch.split(value, lengths))
-    return np.split(value, np.cumsum(lengths)[:-1])
+def _ways(rows: int, size: int, scope: Scope) -> str:
+    """Return what the rows of a tensor may be."""
+    clouds = [f"clouds of {packing.lengths} points" for packing in scope.nearest(rows)]
+    return " or ".join(([f"{size} cases"] if rows == size else []) + clouds)
+
+
+def _speaks_of_packing(fields: Mapping[Any, Any]) -> bool:
+    return any(read_packing(key, fields.get(key)) is not None for key in PACKING_KEYS)

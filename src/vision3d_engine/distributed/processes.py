@@ -9,8 +9,7 @@ import torch.distributed as dist
 
 from vision3d_engine.core.tree import map_leaves
 from vision3d_engine.distributed.launch.device import choose_device
-from vision3d_engine.distributed.launch.launcher import find_local_rank
-from vision3d_engine.distributed.launch.process_group import is_distributed
+from vision3d_engine.distributed.launch.process_group import find_local_rank, is_distributed
 from vision3d_engine.distributed.world import join_world
 
 setup_distributed = join_world
@@ -33,7 +32,7 @@ def get_rank() -> int:
 
 def get_local_rank() -> int:
     """Return the number of this process on its machine, which is the index of its device."""
-    return find_local_rank() if is_distributed() else 0
+    return find_local_rank() or 0 if is_distributed() else 0
 
 
 def is_master() -> bool:

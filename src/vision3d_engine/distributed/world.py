@@ -11,9 +11,14 @@ from vision3d_engine.distributed.coordination.agreement import Agreement, StoreA
 from vision3d_engine.distributed.coordination.failure_detector import FailureDetector, StoreFailureDetector
 from vision3d_engine.distributed.coordination.reductions import NamedSums, Sums
 from vision3d_engine.distributed.coordination.transport_errors import exchange
-from vision3d_engine.distributed.launch.device import choose_device
-from vision3d_engine.distributed.launch.launcher import find_launch, find_local_rank
-from vision3d_engine.distributed.launch.process_group import is_distributed, open_process_group, opened_group
+from vision3d_engine.distributed.launch.device import choose_device, find_device
+from vision3d_engine.distributed.launch.launcher import find_launch
+from vision3d_engine.distributed.launch.process_group import (
+    find_local_rank,
+    is_distributed,
+    open_process_group,
+    opened_group,
+)
 
 _AGREEMENTS, _DETECTORS = count(), count()
 
@@ -29,6 +34,7 @@ class World:
         restarts: how often the launcher has started the processes of this run again after one died.
         launch: a name that all attempts of the launch share; empty when it is not known.
         notes: warnings for people.
+        started_at: when the launcher has first started the processes, in ``time.time()``; None when it is not known.
     """
 
     rank = 0
@@ -36,6 +42,7 @@ class World:
     restarts = 0
     launch = ""
     notes: Sequence[str] = ()
+    started_at: float | None = None
 
     def __init__(self, device: torch.device, local_rank: int = 0) -> None:
         self.device = device
@@ -84,11 +91,13 @@ class ProcessGroupWorld(World):
         self._hosts: Any = dist.group.WORLD if dist.get_backend() == "gloo" else None
         self._opened = opened_group()
         if self._opened is not None:
-            self.restarts, self.launch, self.notes = self._opened
+            self.restarts, self.launch, self.notes = self._opened[:3]
+            self.started_at = self._opened.started_at
 
     def agreement(self) -> Agreement:
         """Return a way for the processes to act at the same sync point; to be called by all of them."""
-        return StoreAgreement(self.rank, self.size, str(next(_AGREEMENTS)))
+        outlives = self._opened is not None and self._opened.outlives_launcher
+        return StoreAgreement(self.rank, self.size, str(next(_AGREEMENTS)), outlives_launcher=outlives)
 
     def failure_detector(self, heartbeat_s: float, patience_s: float) -> FailureDetector:
         """Return a failure detector for one run; to be called by all processes."""
@@ -138,18 +147,19 @@ class ProcessGroupWorld(World):
 
 
 def join_world(device: str | None = None, timeout_s: float = 600.0) -> World:
-    """Join what started this process: an existing process group, torchrun's or SLURM's variables, or nothing.
+    """Join what started this process: an open process group, a launcher's variables, or nothing.
 
     Args:
         device: name of the device; None takes the accelerator of this machine, or the CPU.
         timeout_s: how long a process may wait for another.
 
     Raises:
-        ConfigError: when there is no such device here.
+        ConfigError: when there is no such device here, or the launcher's variables are incomplete.
         ProcessError: when other processes do not come.
     """
-    local_rank = find_local_rank()
-    chosen = choose_device(device, local_rank)
+    device_type = find_device(device).type
     if not is_distributed() and (launch := find_launch()) is not None:
-        open_process_group(launch, chosen, timeout_s)
-    return ProcessGroupWorld(chosen, local_rank) if is_distributed() else World(chosen, local_rank)
+        open_process_group(launch, device_type, timeout_s)
+    local_rank = find_local_rank(timeout_s)
+    chosen = choose_device(device, local_rank)
+    return ProcessGroupWorld(chosen, local_rank or 0) if is_distributed() else World(chosen, local_rank or 0)

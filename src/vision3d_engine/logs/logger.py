@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vision3d_engine.core.background import BackgroundListener
-from vision3d_engine.core.files import GrowingFile, make_folder
+from vision3d_engine.core.files import GrowingFile, absolute_path, make_folder
 
 _LEVELS = {"TRACE": 5, "DEBUG": 10, "INFO": 20, "SUCCESS": 25, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 _COLORS = {"TRACE": 36, "DEBUG": 34, "INFO": 0, "SUCCESS": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 41}  # of ANSI
@@ -113,8 +113,8 @@ class Logger:
         error_file: str | Path | None = None,
     ) -> None:
         self.is_main = is_main
-        self.log_file = str(log_file) if log_file is not None and is_main else None
-        self.event_dir = str(event_dir) if event_dir is not None and is_main else None
+        self.log_file = str(absolute_path(log_file)) if log_file is not None and is_main else None
+        self.event_dir = str(absolute_path(event_dir)) if event_dir is not None and is_main else None
         self._places: list[_Console | _LogFile] = [_Console("INFO" if is_main else "ERROR")]
         if self.log_file is not None:
             make_folder(Path(self.log_file).parent)
@@ -197,8 +197,8 @@ def get_logger(log_file: str | Path | None = None, event_dir: str | Path | None 
     """
     current = _CURRENT.get("logger")
     if current is not None and current.is_main:
-        log_file = current.log_file if log_file is None else str(log_file)
-        event_dir = current.event_dir if event_dir is None else str(event_dir)
+        log_file = current.log_file if log_file is None else str(absolute_path(log_file))
+        event_dir = current.event_dir if event_dir is None else str(absolute_path(event_dir))
     if current is None or (current.is_main and (log_file, event_dir) != (current.log_file, current.event_dir)):
         set_logger(Logger(log_file, event_dir))
     return _CURRENT["logger"]

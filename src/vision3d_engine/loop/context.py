@@ -7,6 +7,7 @@ from typing import Any
 
 from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
 from vision3d_engine.data.loader_hints import LoaderHints
+from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
@@ -46,6 +47,7 @@ class PassContext:
         main_numbers: returns the main process's numbers on all.
         replicas: compares what the processes train.
         hints: says one hint on slow loading a run.
+        host_tensors: says once a run what stays on the host of a batch.
         debug_folder: where a batch is kept whose gradient is not finite.
     """
 
@@ -61,6 +63,7 @@ class PassContext:
     main_numbers: MainNumbers
     replicas: ReplicaCheck
     hints: LoaderHints
+    host_tensors: HostTensors
     debug_folder: Path
 
     def seed_pass(self, phase: str) -> StepSeeds:

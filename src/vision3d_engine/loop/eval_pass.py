@@ -10,6 +10,7 @@ from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.logs.log_line import get_log_string
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.metric_weights import weights_by
 from vision3d_engine.loop.result_checks import ResultChecker, as_numbers
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.metrics.running_means import RunningMeans
@@ -35,12 +36,14 @@ class EvalPass:
         self._owner, self._context, self._loader = owner, context, loader
         self._checks = ResultChecker(self.step_name)
         self._seeds: StepSeeds | None = None
+        self._weighs_all_alike = context.hooks.is_default("metric_weight")
+        loader.counts_samples = context.progress.counts_samples
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner(
             self.phase,
             self._iterate,
             after_iteration,
-            prefetcher=Prefetcher(world.device),
+            prefetcher=Prefetcher(world.device, host_tensors=context.host_tensors),
             progress_bar=world.is_main,
             may_be_empty=world.size > 1,
         )
@@ -89,17 +92,21 @@ class EvalPass:
             self._seeds.seed(iteration)
         with torch.no_grad():
             results = list(self._results(iteration, data_dict))
-        for result_dict in results:
+        for result_dict, weights in results:
             self._checks.check(result_dict)
-            self.meters.update(result_dict)
+            self.meters.update(result_dict, weights)
 
-    def _results(self, iteration: int, data_dict: Any) -> Iterable[dict[str, Any]]:
-        """One validation batch; the results are those after the last hook."""
+    def _weights(self, samples: int, *dicts: Any) -> Any:
+        """Return what the results of a step weigh: what the user says, or the number of samples."""
+        return samples if self._weighs_all_alike else weights_by(self._owner.metric_weight, samples, *dicts)
+
+    def _results(self, iteration: int, data_dict: Any) -> Iterable[tuple[dict[str, Any], Any]]:
+        """One validation batch: the results after the last hook, and what they weigh."""
         owner, hooks, epoch = self._owner, self._context.hooks, self._context.progress.epoch
         hooks.fire("before_val_step", epoch, iteration, data_dict)
         output_dict, result_dict = self._checks.unpack(owner.val_step(epoch, iteration, data_dict))
         hooks.fire("after_val_step", epoch, iteration, data_dict, output_dict, result_dict)
-        return (result_dict,)
+        return ((result_dict, self._weights(self.runner.place[2], data_dict, output_dict, result_dict)),)
 
 
 class TestPass(EvalPass):
@@ -139,15 +146,17 @@ class TestPass(EvalPass):
         self._owner.log(f"[Test] {text}", level="SUCCESS")
         return summary_dict
 
-    def _results(self, iteration: int, data_dict: Any) -> Iterator[dict[str, Any]]:
-        """One test batch, case by case."""
+    def _results(self, iteration: int, data_dict: Any) -> Iterator[tuple[dict[str, Any], Any]]:
+        """One test batch, case by case; each weighs 1, and a whole batch as much as it has samples."""
         owner, hooks = self._owner, self._context.hooks
         hooks.fire("before_test_step", iteration, data_dict)
         output_dict = owner.test_step(iteration, data_dict)
-        for data, output in self._cases_of(iteration, data_dict, output_dict):
+        cases = list(self._cases_of(iteration, data_dict, output_dict))
+        samples = self.runner.place[2] if len(cases) == 1 else 1
+        for data, output in cases:
             number = self.last_case[0] + 1
             result_dict = owner.eval_step(number, data, output)
             self._checks.check(result_dict)
             hooks.fire("after_test_step", number, data, output, result_dict)
             self.last_case = (number, data, output, result_dict)
-            yield result_dict
+            yield result_dict, self._weights(samples, data, output, result_dict)

@@ -6,6 +6,7 @@ from typing import Any
 from vision3d_engine.core.errors import RegistrationError, did_you_mean, listed
 
 TRAIN_HOOKS = (
+    "before_load",
     "before_train",
     "before_train_epoch",
     "before_train_step",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from vision3d_engine.data.resumable_loader import StreamPosition
+from vision3d_engine.data.endless_stream import Place, StreamPosition
 
 
 @dataclass
@@ -20,9 +20,10 @@ class Progress:
         is_open: the epoch has started and its validation has not ended.
         trained: training batches of the open epoch that are behind us.
         is_trained: all of them are, and the schedule has followed; the validation is still to come.
-        place: epoch of the data and batch in it, both from 1, of the last training batch of this process.
+        place: epoch of the data, batch in it and what it weighs, of the last training batch of this process.
         stream_epoch: epoch of the data with which an endless stream started.
         stream_start: training batches that were behind us then.
+        counts_samples: whether means are over samples, where their number is known, or over batches.
         weight_scale: power of two by which ``loss_weight`` is multiplied; a tensor while weights are on the device.
     """
 
@@ -33,9 +34,10 @@ class Progress:
     is_open: bool = False
     trained: int = 0
     is_trained: bool = False
-    place: tuple[int, int] = (1, 0)
+    place: Place = (1, 0, 1)
     stream_epoch: int = 1
     stream_start: int = 0
+    counts_samples: bool = True
     weight_scale: Any = 1.0
 
     def open_epoch(self) -> None:
@@ -49,7 +51,7 @@ class Progress:
     def restart_stream(self) -> None:
         """Let the endless stream start anew with the next epoch of the data."""
         self.stream_epoch, self.stream_start = self.place[0] + 1, self.total_steps
-        self.place = (self.stream_epoch, 0)
+        self.place = (self.stream_epoch, 0, 1)
 
     def stream_position(self) -> StreamPosition:
         """Return where the endless stream stands."""
@@ -69,4 +71,4 @@ class Progress:
             if field.name in state:
                 setattr(self, field.name, state[field.name])
         self.weight_scale = float(self.weight_scale)
-        self.place = (int(self.place[0]), int(self.place[1]))
+        self.place = (int(self.place[0]), int(self.place[1]), 1)

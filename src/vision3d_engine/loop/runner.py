@@ -7,8 +7,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from vision3d_engine.core.errors import DataError
+from vision3d_engine.data.endless_stream import Place
 from vision3d_engine.data.prefetcher import Prefetcher
-from vision3d_engine.data.resumable_loader import Place
 from vision3d_engine.endpoints.context_manager import get_context_manager
 from vision3d_engine.loop.result_checks import check_batch
 from vision3d_engine.metrics.step_clock import StepClock
@@ -45,7 +45,7 @@ class Runner:
         self.phase = phase
         self.clock = StepClock(prefetcher.device)
         self.is_last = False
-        self.place: Place = (0, 0)
+        self.place: Place = (0, 0, 1)
         self.max_iteration: int | None = None
         self._has_ended = False
         self._iterate = iterate

@@ -11,6 +11,7 @@ from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
 from vision3d_engine.debug.finite import check_gradients
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.metric_weights import weights_by
 from vision3d_engine.loop.result_checks import ResultChecker
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.train_log import TrainLog
@@ -52,6 +53,7 @@ class TrainPass:
     ) -> None:
         self._trainer, self._context, self._progress = trainer, context, context.progress
         self._epoch = context.progress.epoch
+        loader.counts_samples = context.progress.counts_samples
         self._read, self._seeds, self._seeds_steps = read, seeds, loader.is_positioned
         self._uneven = UnevenRanks(lengths, context.world.rank, _way_to_join(context))
         self._checks = ResultChecker("train_step")
@@ -61,12 +63,12 @@ class TrainPass:
         self._before_step = context.hooks.of("before_train_step")
         self._after_backward = context.hooks.of("after_backward")
         self._after_step = context.hooks.of("after_train_step")
-        if self._uneven.last_own is not None:
-            self._after_step = [self._keep_last, *self._after_step]
         self._last_dicts: tuple[Any, ...] = ()
+        self._weights: Any = None
+        self._add_own_listeners()
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
         self._schedules_updates, self._scheduled_at = schedule_follows == "update", context.progress.trained
-        prefetcher = Prefetcher(context.world.device, look_ahead=not loader.is_stateful)
+        prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
         self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
@@ -87,6 +89,15 @@ class TrainPass:
             parallel=parallel,
             weights=weights,
         )
+
+    def _add_own_listeners(self) -> None:
+        """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
+        if self._context.settings.debug:
+            self._after_backward = [*self._after_backward, self._check_gradients]
+        if self._uneven.last_own is not None:
+            self._after_step = [self._keep_last, *self._after_step]
+        if not self._context.hooks.is_default("metric_weight"):
+            self._after_step = [*self._after_step, self._weigh]
 
     def run(self) -> None:
         """Walk the batches; when a step fails, the counters stand at the last update that was made."""
@@ -133,8 +144,6 @@ class TrainPass:
             update.backward(loss, weight, self._mean_weight)
         for act in self._after_backward:
             act(epoch, iteration, data_dict, output_dict, result_dict)
-        if self._context.settings.debug:
-            check_gradients(trainer.model, data_dict, epoch, iteration, self._context.debug_folder)
         self._learning_rate = trainer.optimizer.param_groups[0]["lr"]
         if update.is_complete:
             update.step()
@@ -142,7 +151,14 @@ class TrainPass:
         for act in self._after_step:
             act(epoch, iteration, data_dict, output_dict, result_dict)
         self._checks.check(result_dict)
-        self.meters.update(result_dict)
+        self.meters.update(result_dict, self.runner.place[2] if self._weights is None else self._weights)
+
+    def _check_gradients(self, epoch: int, iteration: int, data_dict: Any, *_dicts: Any) -> None:
+        check_gradients(self._trainer.model, data_dict, epoch, iteration, self._context.debug_folder)
+
+    def _weigh(self, _epoch: int, _iteration: int, *dicts: Any) -> None:
+        """Ask the user what the results of the step weigh."""
+        self._weights = weights_by(self._trainer.metric_weight, self.runner.place[2], *dicts)
 
     def _count_update(self, iteration: int) -> None:
         """Count an update; a resume goes on with the batch after this one."""

@@ -64,16 +64,14 @@ class RunningMeans:
         if len(tensors) < len(results):
             self._add_numbers({key: value for key, value in results.items() if key not in tensors}, weights)
         if tensors:
-            self._append(tensors, weights)
+            rows = self._waiting.get(keys := tuple(tensors)) or self._new_rows(keys)
+            weight = weights if type(weights) is int else _row_weight(weights, keys)
+            rows.append([x.detach() if x.requires_grad else x for x in tensors.values()], self._count, weight)
         if len(results) != len(self._keys) or results.keys() != self._keys.keys():
             self._keys |= dict.fromkeys(results)
 
-    def _append(self, tensors: Mapping[str, torch.Tensor], weights: Weights) -> None:
-        """Let the values of a step wait on the device, with their weights."""
-        if (rows := self._waiting.get(keys := tuple(tensors))) is None:
-            rows = self._waiting[keys] = _Rows(keys)
-        values = [value.detach() if value.requires_grad else value for value in tensors.values()]
-        rows.append(values, self._count, _row_weight(weights, keys))
+    def _new_rows(self, keys: tuple[str, ...]) -> "_Rows":
+        return self._waiting.setdefault(keys, _Rows(keys))
 
     def _add_numbers(self, values: Mapping[str, Any], weights: Weights) -> None:
         """Add numbers of the host straight to the interval; where their weights are on the device, there."""
@@ -81,7 +79,8 @@ class RunningMeans:
             number = _number(value, key, self._count)
             weight = weights.get(key, 1) if isinstance(weights, Mapping) else weights
             if isinstance(weight, torch.Tensor):
-                self._append({key: torch.full((), number, dtype=_exact(weight.device), device=weight.device)}, weight)
+                scalar = torch.full((), number, dtype=_exact(weight.device), device=weight.device)
+                self._new_rows((key,)).append([scalar], self._count, _row_weight(weight, (key,)))
             elif weight:
                 share = (float(weight), number * weight, number * number * weight)
                 self._interval[key] = _add(self._interval.get(key), share)
@@ -180,39 +179,38 @@ class _Rows:
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = keys
         self._rows: list[torch.Tensor] = []
-        self._weights: list[Any] = []
+        self._steps: list[tuple[int, Any]] = []
         self._sums: torch.Tensor | None = None
-        self._numbers: list[int] = []
         self._blocks: deque[tuple[list[int], torch.Tensor]] = deque(maxlen=_MAX_BLOCKS)
 
     def append(self, scalars: list[torch.Tensor], number: int, weight: Any) -> None:
         """Copy the values of one step, whose number is given, into one vector."""
-        self._numbers.append(number)
-        self._weights.append(weight)
+        self._steps.append((number, weight))
         try:
             row = torch.stack(scalars)
         except RuntimeError:  # several devices, or shapes such as (1,); to look for them would cost every step
-            scalars = [_scalar(value, key, number) for value, key in zip(scalars, self._keys, strict=True)]
-            row = torch.stack([scalar.to(scalars[0].device) for scalar in scalars])
-        if row.ndim != 1:
-            row = torch.stack([_scalar(value, key, number) for value, key in zip(scalars, self._keys, strict=True)])
-        self._rows.append(row)
+            row = self._flat(scalars, number)
+        self._rows.append(row if row.ndim == 1 else self._flat(scalars, number))
         if len(self._rows) >= _MAX_ROWS:
             self.sum_up()
+
+    def _flat(self, scalars: list[torch.Tensor], number: int) -> torch.Tensor:
+        """Return the values in one vector on one device, if each is one number."""
+        found = [_scalar(value, key, number) for value, key in zip(scalars, self._keys, strict=True)]
+        return torch.stack([value.to(found[0].device) for value in found])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums and the rows that wait, as they are."""
         rows = torch.stack(self._rows) if self._rows else None
-        waiting = {"rows": rows, "weights": list(self._weights), "numbers": list(self._numbers)}
-        return {"keys": list(self._keys), "sums": self._sums, **waiting}
+        numbers, weights = [number for number, _ in self._steps], [weight for _, weight in self._steps]
+        return {"keys": list(self._keys), "sums": self._sums, "rows": rows, "numbers": numbers, "weights": weights}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "_Rows":
         """Return rows with a saved state; they stay on the host until the next sum moves them."""
         rows = cls(state["keys"])
-        rows._numbers = list(state["numbers"])
         rows._rows = [] if state["rows"] is None else list(state["rows"])
-        rows._weights = list(state.get("weights", [1.0] * len(rows._rows)))
+        rows._steps = list(zip(state["numbers"], state.get("weights", [1] * len(rows._rows)), strict=True))
         rows._sums = state["sums"]
         if rows._sums is not None and len(rows._sums) == 2:  # noqa: PLR2004  of a file that counts steps beside the sums
             counts = torch.full_like(rows._sums[:1], state["count"] - len(rows._rows))
@@ -248,16 +246,16 @@ class _Rows:
             return self._sums
         block = self._stacked()
         block = block.to(_exact(block.device))
-        weights = _weights_of(self._weights, block)
-        block = block if self._weights_are_one() else block.masked_fill(weights == 0, 0)
+        weights = _weights_of([weight for _, weight in self._steps], block)
+        block = block if self._weigh_something() else block.masked_fill(weights == 0, 0)
         sums = torch.stack([weights.sum(0), (weights * block).sum(0), (weights * block * block).sum(0)])
         self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
-        self._blocks.append((self._numbers, block))
-        self._rows, self._weights, self._numbers = [], [], []
+        self._blocks.append(([number for number, _ in self._steps], block))
+        self._rows, self._steps = [], []
         return self._sums
 
-    def _weights_are_one(self) -> bool:
-        return all(not isinstance(weight, torch.Tensor | tuple) and weight == 1 for weight in self._weights)
+    def _weigh_something(self) -> bool:
+        return all(type(weight) is int and weight > 0 for _, weight in self._steps)
 
 
 def _exact(device: torch.device) -> torch.dtype:

@@ -115,7 +115,7 @@ def _as_schedule(optimizer: Optimizer, function: _WarmUp) -> LRScheduler:
     return schedule
 
 
-def length_hint(scheduler: Any, steps: int, unit: str) -> str | None:
+def schedule_hint(scheduler: Any, steps: int, unit: str) -> str | None:
     """Return a warning when a run makes far fewer steps of a schedule than it was built for; None when it fits.
 
     Args:

@@ -1,6 +1,7 @@
 """When ``checkpoint.pth`` is written: by cadence, on request, after an epoch, at a stop; and what a failure means."""
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,9 +14,12 @@ from vision3d_engine.core.errors import EngineError, FolderError, NonFiniteError
 from vision3d_engine.distributed.coordination.agreement import Agreement
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.resume_state import ResumeState
+from vision3d_engine.run.run_folder import remove_overwritten
 from vision3d_engine.run.stopping import alarm, end_program, is_stop, reason_of, requeue
 
 _SAVE = "save"
+# Signals to the processes of a group arrive one after the other.
+_SIGNAL_S = 1.0
 
 
 class Autosave:
@@ -96,6 +100,17 @@ class Autosave:
         if request == _SAVE:  # at the next update
             self._ask_all()
 
+    def stop_without_data(self) -> None:
+        """Stop at the last update when a worker has died and a stop is on its way: who asks may ask all processes.
+
+        Several processes would have to agree on an update that this one cannot reach.
+        """
+        patience = time.monotonic() + _SIGNAL_S
+        while self.agreement.is_alone and time.monotonic() < patience:
+            if is_stop(self.agreement.pending) and is_stop(request := self.agreement.sync_point()):
+                self.act(request)
+            time.sleep(_SIGNAL_S / 50)
+
     def _stop(self, request: str) -> NoReturn:
         """End the program once the files are written.
 
@@ -123,9 +138,10 @@ class Autosave:
         trainer = self._trainer
         parts: dict[str, Any] = {"save_ckpt_manager": with_states, "extra": extra}
         parts |= {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler} if with_states else {}
-        said = partial(self._context.logger.debug, f"saved {filename}")
         try:
-            self._checkpoints.save_checkpoint(filename, trainer.metadata, trainer.model, on_saved=said, **parts)
+            self._checkpoints.save_checkpoint(
+                filename, trainer.metadata, trainer.model, on_saved=partial(self._saved, filename), **parts
+            )
         except FolderError as error:
             self._failure = error
             trainer.log(f"{error}. Training goes on", level="ERROR")
@@ -135,6 +151,12 @@ class Autosave:
             trainer.log(str(error), level="ERROR")
         else:
             self._failure = None
+
+    def _saved(self, filename: str) -> None:
+        """Say that a file is on the disk, and let go of what it replaces; may be called by a thread."""
+        self._context.logger.debug(f"saved {filename}")
+        if filename == NEWEST and self._context.world.is_main:
+            remove_overwritten(self._folder)
 
     def save_best(self, scores: Mapping[str, float]) -> None:
         """Keep the model under the name of each metric that it is best on, and say so."""

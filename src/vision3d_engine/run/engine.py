@@ -8,7 +8,7 @@ from torch import nn
 
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.tree import describe
-from vision3d_engine.data.resumable_loader import LoaderCache
+from vision3d_engine.data.loader_cache import LoaderCache
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 from vision3d_engine.loop.context import counter, setting
@@ -30,7 +30,7 @@ class Engine:
         self._hooks = Hooks(self, base, hooks)
         self._context = session.pass_context(parallel, self._hooks)
         self._progress = self._context.progress
-        self._loaders = LoaderCache(session.world.device, session.world.rank, session.world.size)
+        self._loaders = LoaderCache(session.world.device, session.world.rank, session.world.size, session.logger.log)
         self._records = SampleRecords(session.world)
         self._pass: Any = None
         self.model: Any = None

@@ -115,6 +115,7 @@ class ResumeState:
         """Take over a state; one of an older engine holds less, which goes on with the next epoch."""
         rank, size = self._world.rank, self._world.size
         self._progress.load_state_dict(state.get("progress") or {})
+        self._keep_means(state.get("progress") or {})
         places, loaders, means = (state.get(name) or [] for name in ("places", "loaders", "moments"))
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})
@@ -123,9 +124,19 @@ class ResumeState:
         self._kept_meters = list(means[rank::size])
         if rank < len(loaders):
             self._train_data().load_state_dict(loaders[rank])
-        self._restore_registered(state.get("states") or {})
+        self.restore_registered(state)
 
-    def _restore_registered(self, states: Mapping[str, Any]) -> None:
+    def _keep_means(self, saved: Mapping[str, Any]) -> None:
+        """Go on with means over what the run has them over: batches in one of an older engine."""
+        self._progress.counts_samples = bool(saved.get("counts_samples", False))
+        kept = "samples" if self._progress.counts_samples else "batches"
+        if kept != self._context.settings.means:
+            message = f"means go on over {kept}, as in the checkpoint; trainer.means counts in new runs"
+            self._context.logger.warn(message)
+
+    def restore_registered(self, state: Mapping[str, Any]) -> None:
+        """Take over the states of the user's objects; say which are on one side only."""
+        states = state.get("states") or {}
         for name in self.registered.keys() & states.keys():
             _load(self.registered[name], states[name], name)
         for names, what in (

@@ -1,16 +1,18 @@
 """Which checkpoint a run goes on from: the newest, the one before it, one that is named, or none."""
 
+from pathlib import Path
 from typing import Any
 
-from vision3d_engine.checkpoint.files import available
+from vision3d_engine.checkpoint.files import available, folder_of_newest
 from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS, CheckpointManager, metadata_of
 from vision3d_engine.checkpoint.retention import is_run_file
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, listed
+from vision3d_engine.core.files import absolute_path
 from vision3d_engine.distributed.coordination.reductions import by_rank
 from vision3d_engine.distributed.parallel.replica_check import checksum
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.resume_state import ResumeState
-from vision3d_engine.run.run_folder import Folders
+from vision3d_engine.run.run_folder import Folders, move, overwritten
 from vision3d_engine.run.run_record import recorded_launch
 
 
@@ -29,9 +31,10 @@ class Resuming:
         self, trainer: Any, context: PassContext, folders: Folders, checkpoints: CheckpointManager, state: ResumeState
     ) -> None:
         self._trainer, self._context = trainer, context
-        self._output, self._folder = folders.output, folders.checkpoints.absolute()
+        self._output, self._folder = folders.output, folders.checkpoints
         self._checkpoints, self._state = checkpoints, state
-        self._is_restarted = False
+        self._is_restarted = self._has_damage = self._is_starting = False
+        self._open: tuple[str, dict[str, Any]] | None = None
 
     def starts_anew(self) -> bool:
         """Tell whether the run begins at zero as far as is known before anything is loaded; to be called by all."""
@@ -59,7 +62,11 @@ class Resuming:
             CheckpointError: also when processes find, or have loaded, different things.
         """
         self._compare(self._found())
-        self._load()
+        self._is_starting = True
+        try:
+            self._load()
+        finally:
+            self._is_starting = False
         progress = self._context.progress
         self._compare(f"epoch {progress.epoch}, total_steps {progress.total_steps}{self._weights()}")
 
@@ -99,7 +106,7 @@ class Resuming:
         if self._is_restarted or (settings.resume and settings.checkpoint is None):
             self._resume()
         elif settings.checkpoint is not None and settings.resume:
-            trainer.load(settings.checkpoint)
+            self._resume_from(settings.checkpoint)
         elif settings.checkpoint is not None:
             trainer.load_weights(settings.checkpoint, strict=True)
 
@@ -109,17 +116,32 @@ class Resuming:
         An empty folder starts anew, as a requeued job needs it.
         """
         if self._has_newest():
-            self._load_newest()
+            self._load_newest(self._folder)
         elif found := [name for name in available(self._folder) if is_run_file(name)]:
             message = f"--resume found no '{NEWEST}' in '{self._folder}', only {listed(found)}. "
             raise CheckpointError(message + "Name one with --checkpoint, or move these files away to start anew")
         else:
             self._context.writers.start_anew()
-            self._trainer.log(f"--resume: '{self._folder}' is empty, so the run starts anew", level="WARNING")
+            aside = overwritten(self._folder)
+            old = f"; what --overwrite has put aside is in '{aside}' until the first '{NEWEST}'" if aside else ""
+            self._trainer.log(f"--resume: '{self._folder}' is empty, so the run starts anew{old}", level="WARNING")
 
-    def _load_newest(self) -> None:
-        """Load the newest checkpoint that is whole; a damaged one is put aside under another name."""
-        newest, previous = self._folder / NEWEST, self._folder / PREVIOUS
+    def _resume_from(self, name: str) -> None:
+        """Go on from a checkpoint that is named, or from the newest one of a run folder."""
+        path = absolute_path(name)
+        if not path.is_dir():
+            self._trainer.load(name)
+        elif path.resolve() in (self._output.resolve(), self._folder.resolve()):
+            self._resume()
+        elif folder := folder_of_newest(path):
+            self._load_newest(folder)
+        else:
+            message = f"'{path}' is no run folder: neither it nor a folder 'checkpoints' in it has a '{NEWEST}'. "
+            raise CheckpointError(message + "Name the folder of a run, or a checkpoint")
+
+    def _load_newest(self, folder: Path) -> None:
+        """Load the newest checkpoint of a folder that is whole."""
+        newest, previous = folder / NEWEST, folder / PREVIOUS
         try:
             self._trainer.load(str(newest))
         except CheckpointError as error:
@@ -128,21 +150,46 @@ class Resuming:
                 raise
             self._trainer.log(f"{error}. Going on from '{PREVIOUS}', the one before it", level="WARNING")
             self._trainer.load(str(previous))
-            self._context.world.gather(None)  # all processes have read it
-            if self._context.world.is_main and not is_missing:
-                newest.replace(self._folder / f"{NEWEST}.damaged")
+            self._has_damage = folder == self._folder and not is_missing
+
+    def put_damaged_aside(self) -> None:
+        """Give a newest checkpoint that could not be read another name; by who holds the folder."""
+        if self._has_damage and self._context.world.is_main:
+            move(self._folder / NEWEST, self._folder / f"{NEWEST}.damaged")
+        self._has_damage = False
 
     def load(self, filename: str) -> None:
         """Load a checkpoint with all parts that it holds, and go on from its moment; see `BaseTrainer.load`."""
         trainer, progress = self._trainer, self._context.progress
         path, state = self._checkpoints.read(filename)
-        has_data = trainer.train_loader is not None
+        has_data, metadata = trainer.train_loader is not None, metadata_of(state)
         if has_data:
             self._state.check(state, str(path))
-        self._checkpoints.restore(state, str(path), trainer.model, trainer.optimizer, trainer.scheduler)
-        metadata = metadata_of(state)
-        progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0), **metadata})
+        self._context.hooks.bind()
+        self._context.hooks.fire("before_load", dict(metadata))
+        self._restore(str(path), state)
+        progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0, 1), **metadata})
         if has_data:
             self._state.restore(state)
         where = f"epoch {progress.epoch}, total_steps {progress.total_steps}"
         trainer.log(f"loaded {filename}: {where}" + (", in mid-epoch" if progress.is_open else ""))
+
+    def _restore(self, path: str, state: dict[str, Any]) -> None:
+        """Load the parts; an optimizer that does not fit may still be rebuilt by the first hook of an open epoch."""
+        trainer = self._trainer
+        self._checkpoints.restore(state, path, trainer.model)
+        self._open = (path, state) if self._is_starting and (state.get("progress") or {}).get("is_open") else None
+        try:
+            self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
+        except CheckpointError as error:
+            if self._open is None:
+                raise
+            self._context.logger.debug(f"{error}. It is loaded again after before_train_epoch")
+
+    def restore_again(self) -> None:
+        """Load the parts and the registered states once more, when the first hook of an open epoch has acted again."""
+        if self._open is None:
+            return
+        (path, state), self._open, trainer = self._open, None, self._trainer
+        self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
+        self._state.restore_registered(state)

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS
 from vision3d_engine.checkpoint.retention import is_run_file
 from vision3d_engine.checkpoint.shard_folders import is_shard_folder, remove_unfinished, remove_unused
 from vision3d_engine.core.errors import FolderError, FolderInUseError, shortened
-from vision3d_engine.core.files import make_folder
+from vision3d_engine.core.files import absolute_path, make_folder
 from vision3d_engine.core.locks import locked_folder
 
 _MAX_NAMES = 5
+# Folder beside new checkpoints for those that --overwrite replaces, until the first new one is on the disk.
+_OVERWRITTEN = "overwritten"
 
 
 class Folders:
@@ -25,11 +27,11 @@ class Folders:
         self.output = make_folder(exp.output_dir)
         self.checkpoints = make_folder(exp.checkpoint_dir or self.output / "checkpoints")
         self.logs = make_folder(exp.log_dir or self.output / "logs")
-        self.events = Path(exp.event_dir or self.output / "events")
+        self.events = absolute_path(exp.event_dir or self.output / "events")
 
 
 class RunFolder:
-    """Claims, locks and tidies the folder of a training run.
+    """Locks, empties and tidies the folder of a training run.
 
     Args:
         folders: where its files lie.
@@ -40,34 +42,52 @@ class RunFolder:
         self._output, self._checkpoints = folders.output, folders.checkpoints
         self._is_main = is_main
 
-    def locked(self) -> AbstractContextManager[Any]:
-        """Keep other runs out while a block runs; the main process holds the folder for all.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out while a block runs, also of a checkpoint folder that they would share with this one.
+
+        The main process holds the folders for all.
 
         Raises:
             FolderInUseError: naming the process that works there.
         """
-        return locked_folder(self._output) if self._is_main else contextlib.nullcontext()
+        with contextlib.ExitStack() as stack:
+            for folder in dict.fromkeys((self._output, self._checkpoints)) if self._is_main else ():
+                stack.enter_context(locked_folder(folder))
+            yield
 
-    def claim(self, writers: Any, overwrite: bool) -> None:
-        """Make the folder that of a new run: refuse, or remove, checkpoints of another one; put its numbers aside.
+    def refuse_used(self) -> None:
+        """Refuse to start a new run beside checkpoints of another one.
 
         Raises:
-            FolderInUseError: when there are checkpoints and they shall not be overwritten.
+            FolderInUseError: naming them, and what can be done.
         """
-        if not self._is_main:
-            return
-        folder = self._checkpoints
-        old = [path for path in folder.iterdir() if is_run_file(path.name) or is_shard_folder(path.name)]
-        if old and not overwrite:
-            names = shortened(sorted(path.name for path in old), _MAX_NAMES)
+        if self._is_main and (old := self._old_files()):
             message = (
-                f"'{folder}' holds checkpoints of an earlier run ({names}). "
+                f"'{self._checkpoints}' holds checkpoints of an earlier run ({shortened(old, _MAX_NAMES)}). "
                 "Add --resume to go on with it, --overwrite to remove them and start anew, or set exp.output_dir"
             )
             raise FolderInUseError(message)
-        for path in old:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        writers.start_anew()
+
+    def put_old_aside(self, say: Callable[[str], object]) -> None:
+        """Move checkpoints of an earlier run aside, which go when the first ``checkpoint.pth`` of this one is there.
+
+        Those that an earlier call has moved stay too, unless a later ``checkpoint.pth`` has replaced them.
+        """
+        if not (self._is_main and (old := self._old_files())):
+            return
+        aside = self._checkpoints / _OVERWRITTEN
+        if NEWEST in old:
+            shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(exist_ok=True)
+        for name in old:
+            move(self._checkpoints / name, aside / name)
+        say(f"--overwrite: old checkpoints stay in '{aside}' until the first '{NEWEST}' of this run is written")
+
+    def _old_files(self) -> list[str]:
+        """Return the names of checkpoints: first those that a resume looks for, the newest behind the one before it."""
+        names = sorted(path.name for path in self._checkpoints.iterdir())
+        return sorted(filter(_is_checkpoint, names), key=lambda name: (name != PREVIOUS, name != NEWEST))
 
     def tidy(self, model: nn.Module) -> None:
         """Remove half-written files of a process that was killed, and make sure that there is space to save.
@@ -90,3 +110,26 @@ class RunFolder:
                 "Make space, or set exp.output_dir to another disk"
             )
             raise FolderError(message)
+
+
+def _is_checkpoint(name: str) -> bool:
+    return is_run_file(name) or is_shard_folder(name)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder, replacing what has the name."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.replace(target)
+
+
+def overwritten(checkpoints: Path) -> Path | None:
+    """Return the folder with the checkpoints that ``--overwrite`` has put aside, or None when there is none."""
+    aside = checkpoints / _OVERWRITTEN
+    return aside if aside.is_dir() else None
+
+
+def remove_overwritten(checkpoints: Path) -> None:
+    """Remove the checkpoints that ``--overwrite`` has put aside, once the new run has one of its own."""
+    if aside := overwritten(checkpoints):
+        shutil.rmtree(aside, ignore_errors=True)

@@ -26,8 +26,11 @@ def write_record(session: Session) -> None:
     record = to_plain(session.cfg) if session.cfg is not None else {}
     record |= session.settings.model_dump(mode="json")
     folder = session.folders.output
-    _write_text(folder / "config.yaml", yaml.safe_dump(printable(record), sort_keys=False))
-    _write_text(folder / _ENVIRONMENT, json.dumps(_environment(session), indent=2) + "\n")
+    try:
+        _write_text(folder / "config.yaml", yaml.safe_dump(printable(record), sort_keys=False))
+        _write_text(folder / _ENVIRONMENT, json.dumps(_environment(session), indent=2) + "\n")
+    except OSError as error:  # a full disk costs the record, not the run
+        session.logger.warn(f"config.yaml and {_ENVIRONMENT} are not written: {error.strerror or error}")
 
 
 def recorded_launch(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from vision3d_engine.core.config import read_settings
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
 from vision3d_engine.data.loader_hints import LoaderHints
+from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
@@ -83,11 +84,12 @@ class Session:
             hooks=hooks,
             writers=self.writers,
             logger=self.logger,
-            progress=Progress(),
+            progress=Progress(counts_samples=self.settings.trainer.means == "samples"),
             sum_up=self.world.named_sums(),
             main_numbers=MainNumbers(self.world.gather, self.logger.warn),
             replicas=ReplicaCheck(self.world, self.settings.trainer.replica_check, self.logger.warn),
             hints=LoaderHints(self.logger.warn),
+            host_tensors=HostTensors(self.logger.warn),
             debug_folder=self.folders.output / "debug",
         )
 
@@ -129,4 +131,4 @@ class Session:
         """
         trainer = self.settings.trainer
         detector = self.world.failure_detector(trainer.heartbeat_s, trainer.collective_timeout_s)
-        return detector.watching(where, self.logger.error)
+        return detector.watching(where, self.logger.log)

@@ -1,18 +1,29 @@
-"""The sequence of a training run: claim the folder, load, train and validate epoch by epoch, end."""
+"""The sequence of a training run: check the folder, load, take it over, train and validate epoch by epoch, end."""
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.durations import parse_duration
-from vision3d_engine.core.errors import CheckpointError, DataError, NonFiniteError, ResultError, did_you_mean, listed
-from vision3d_engine.data.resumable_loader import LoaderCache, ResumableLoader
+from vision3d_engine.core.errors import (
+    CheckpointError,
+    DataError,
+    NonFiniteError,
+    ResultError,
+    WorkerError,
+    did_you_mean,
+    listed,
+)
+from vision3d_engine.data.loader_cache import LoaderCache
+from vision3d_engine.data.loader_hints import length_hint
+from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.optimizer import prefer_fused, refuse_foreign
-from vision3d_engine.optim.scheduler import length_hint
+from vision3d_engine.optim.scheduler import schedule_hint
 from vision3d_engine.run.autosave import Autosave
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
@@ -57,21 +68,23 @@ class TrainingRun:
         self.resume_state = ResumeState(context, self.train_data)
         self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state)
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
-        self._stop_requests = StopRequests(agreement, parse_duration(settings.max_time) if settings.max_time else None)
+        max_time_s = parse_duration(settings.max_time) if settings.max_time else None
+        self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
         self._only_validates = False
+        self._starts_anew = False
         self._summary: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------- data
 
     def train_data(self) -> ResumableLoader:
         """Return the training data as the engine reads it; a loader that was exchanged during the run is noticed."""
-        return self._loaders.get("train", self._trainer.train_loader)
+        return self._loaders.get("training", self._trainer.train_loader)
 
     def val_data(self) -> ResumableLoader:
         """Return the validation data as the engine reads it."""
-        return self._loaders.get("val", self._trainer.val_loader)
+        return self._loaders.get("validation", self._trainer.val_loader)
 
     # ------------------------------------------------------------------------------------------- the run
 
@@ -81,10 +94,12 @@ class TrainingRun:
         with self._session.running(), self._surroundings():
             self._session.check_arguments()
             if not only_validation:
-                self._claim_folder()
+                self._check_folder()
             self._prepare()
+            if not only_validation:
+                self._take_over_folder()
             self._context.fire("before_train")
-            self._validate_once() if only_validation else self._train()
+            self._validate_once() if only_validation else self._train_or_stop()
             self._context.fire("after_train")
 
     @contextlib.contextmanager
@@ -94,15 +109,26 @@ class TrainingRun:
             if not self._only_validates:
                 stack.enter_context(self._folder.locked())
                 stack.enter_context(self.autosave.running())
-                stack.enter_context(self.autosave.agreement.listening())
+                stack.enter_context(self.autosave.agreement.listening(self._context.logger.warn))
                 stack.enter_context(self._stop_requests.listening())
             stack.enter_context(self._session.detecting_failures(self._trainer._where))  # noqa: SLF001  the engine's own
             yield
 
-    def _claim_folder(self) -> None:
-        if self._resuming.starts_anew():
-            self._folder.claim(self._context.writers, self._context.settings.overwrite)
+    def _check_folder(self) -> None:
+        """Refuse a folder that another run has used, and one without space."""
+        self._starts_anew = self._resuming.starts_anew()
+        if self._starts_anew and not self._context.settings.overwrite:
+            self._folder.refuse_used()
         self._folder.tidy(self._trainer.model)
+
+    def _take_over_folder(self) -> None:
+        """Put aside, and cut back, what this run replaces; nothing is lost as long as anything can still be refused."""
+        self._context.world.gather(None)  # all processes have read what they load
+        if self._starts_anew:
+            self._folder.put_old_aside(partial(self._trainer.log, level="WARNING"))
+            self._context.writers.start_anew()
+        self._resuming.put_damaged_aside()
+        self._context.writers.take_over()
         write_record(self._session)
 
     def _prepare(self) -> None:
@@ -126,15 +152,18 @@ class TrainingRun:
         if trainer.scheduler is None:
             trainer.log("no learning rate schedule is registered: the rate stays as it is")
         is_by_epoch = trainer._schedule_follows == "epoch" and self._context.hooks.is_default("scheduler_step")  # noqa: SLF001
-        if is_by_epoch and (hint := length_hint(trainer.scheduler, trainer.max_epoch, "epoch")):
+        if is_by_epoch and (hint := schedule_hint(trainer.scheduler, trainer.max_epoch, "epoch")):
             trainer.log(hint, level="WARNING")
 
     def _check_loaders(self) -> None:
-        """Refuse loaders that are empty on all processes."""
+        """Refuse loaders that are empty on all processes; say where their lengths differ."""
         for name, loader in (("training", self.train_data()), ("validation", self.val_data())):
-            if set(self._context.world.gather(loader.length)) == {0}:
+            lengths, totals = zip(*self._context.world.gather((loader.length, loader.total_length)), strict=True)
+            if set(lengths) == {0}:
                 message = f"the {name} loader is empty: len(loader) is 0. Check the data set, batch_size and drop_last"
                 raise DataError(message)
+            if (hint := length_hint(loader.name, lengths, totals)) is not None:
+                self._trainer.log(hint, level="WARNING")
 
     def _scale_rates(self) -> None:
         trainer = self._trainer
@@ -158,6 +187,13 @@ class TrainingRun:
         self._resuming.load(filename)
         self.autosave.restart_cadence()
 
+    def _train_or_stop(self) -> None:
+        try:
+            self._train()
+        except WorkerError:
+            self.autosave.stop_without_data()
+            raise
+
     def _train(self) -> None:
         """Train and validate epoch by epoch; either may be a loop of the user's own."""
         trainer, progress = self._trainer, self._progress
@@ -174,6 +210,11 @@ class TrainingRun:
             self._context.writers.flush()
             self._check_metrics()
             self.autosave.stop_if_asked()
+
+    def open_training(self) -> None:
+        """Act before an epoch is trained; what a resume goes on with is as it was when it was saved."""
+        self._context.fire("before_train_epoch", self._progress.epoch)
+        self._resuming.restore_again()
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:

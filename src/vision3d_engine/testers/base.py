@@ -42,6 +42,15 @@ class BaseTester(Engine, abc.ABC):
             raise RegistrationError(message)
         self.test_loader = test_loader
 
+    def metric_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:
+        """Return what the results of a step weigh in means: one number for all, or a dict of numbers for single keys.
+
+        A number may be a tensor of one element, which is not read before a log line. A result without weight may be NaN
+        (a mean over no correspondences). By default, and for keys that a dict leaves out, a case weighs 1, and a
+        whole batch of a SingleTester as many samples as were drawn for it.
+        """
+        return None
+
     def load(self, filename: str) -> None:
         """Load the weights of a checkpoint, strictly.
 
@@ -129,10 +138,10 @@ class BaseTester(Engine, abc.ABC):
         """Return data and output of each case of a batch."""
 
     def _after_iteration(self, iteration: int) -> None:
-        """Write the numbers of the latest case when a log line is due."""
-        if iteration % self.log_steps:
-            return
+        """Write the numbers of the latest case when a log line is due; batches may have held none yet."""
         number, data_dict, output_dict, result_dict = self._pass.last_case
+        if iteration % self.log_steps or number == 0:
+            return
         message = self.get_log_string(number, data_dict, output_dict, read_numbers(result_dict))
         runner = self._pass.runner
         times = get_log_string({}, time_dict=runner.clock.interval().times())

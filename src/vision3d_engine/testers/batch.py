@@ -19,11 +19,12 @@ class BatchTester(BaseTester):
     def split_batch_dict(self, iteration: int, data_dict: Any, output_dict: Any) -> tuple[list[Any], list[Any]]:
         """Return a list of data dicts and a list of output dicts, one of each for every case.
 
-        By default tensors, arrays and lists are taken apart along the batch, packed point clouds by ``lengths``; see
-        `vision3d_engine.data.split.split_batch`. Override it for batches of another make.
+        By default tensors, arrays and lists are taken apart along the batch, packed point clouds by ``lengths``,
+        ``offset`` or ``batch``, at any depth; see `vision3d_engine.split_batch`. Override it for batches of another
+        make.
 
         Raises:
-            DataError: naming the key of a value that cannot be split.
+            DataError: naming the path of a value that cannot be split.
         """
         return split_batch(data_dict, output_dict)
 

@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vision3d_engine.checkpoint.loading import load_weights
 from vision3d_engine.core.errors import RegistrationError, listed
 from vision3d_engine.core.tree import describe
-from vision3d_engine.data.resumable_loader import ResumableLoader, refuse_shared_iterator
+from vision3d_engine.data.loader_cache import refuse_shared_iterator
+from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.distributed.parallel.choose import choose_parallel
 from vision3d_engine.loop.context import counter, setting
 from vision3d_engine.loop.eval_pass import EvalPass
@@ -251,7 +252,7 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
 
     def _train_pass(self) -> None:
         """Walk the training data, or what is left of it."""
-        self._context.fire("before_train_epoch", self.epoch)
+        self._run.open_training()
         seeds = self._context.seed_pass("train")
         loader = self._run.train_data()
         lengths, read = self._open_data(loader)

@@ -7,11 +7,21 @@ from typing import Any
 class TrainHooks:
     """Two steps to implement, and moments to act at; what is not overridden costs nothing."""
 
+    def before_load(self, metadata: dict[str, int]) -> None:
+        """Act before a checkpoint is loaded: rebuild what it needs, such as parameter groups that an epoch has added.
+
+        ``metadata`` says its moment: ``epoch`` and ``total_steps``.
+        """
+
     def before_train(self) -> None:
         """Act once before the first epoch, after a checkpoint has been loaded."""
 
     def before_train_epoch(self, epoch: int) -> None:
-        """Act before a training epoch; the data may still be changed or exchanged."""
+        """Act before a training epoch; the data may still be changed or exchanged.
+
+        A resume in the midst of an epoch calls it again, and then takes model, optimizer, schedule and registered
+        states once more from the checkpoint: what is unfrozen or rebuilt here is there, and nothing is advanced twice.
+        """
 
     def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Act before a training step; the batch is on the device."""
@@ -31,6 +41,15 @@ class TrainHooks:
         update equals that of one big batch. By default every batch counts 1.
         """
         return 1
+
+    def metric_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:
+        """Return what the results of a step weigh in means: one number for all, or a dict of numbers for single keys.
+
+        A number may be a tensor of one element, which is not read before a log line. A result without weight may be NaN
+        (a mean over no correspondences). By default, and for keys that a dict leaves out, results weigh as many samples
+        as were drawn for the batch, or 1 where that is not known.
+        """
+        return None
 
     def after_backward(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Act after the backward pass; in the batch that ends a window the gradients are those of the update.

@@ -43,6 +43,7 @@ class IterBasedTrainer(BaseTrainer):
         if self._streamed is not None and self._streamed is not loader.registered:
             self._progress.restart_stream()
         self._streamed = loader.registered
+        loader.announce_after(self._progress.place)
         numbers = self._context.world.gather(self.num_iters_per_epoch)
         return [max(numbers)] * len(numbers), partial(self._stream, loader, max(numbers))
 

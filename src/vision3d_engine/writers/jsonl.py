@@ -1,5 +1,7 @@
 """Numbers as JSON lines: one object a line, readable by ``grep``, pandas and other programs."""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -8,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vision3d_engine.core.files import GrowingFile
+from vision3d_engine.core.files import GrowingFile, absolute_path
 from vision3d_engine.writers.protocol import MetricWriter
 
 
@@ -16,7 +18,7 @@ class JsonLinesWriter(MetricWriter):
     """Appends rows to a file, which is made with the first one."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = absolute_path(path)
         self._file = GrowingFile(path)
         self._rows: list[Mapping[str, Any]] = []
         self._started = time.time()
@@ -51,13 +53,32 @@ class JsonLinesWriter(MetricWriter):
         return self.path.stat().st_size if self.path.exists() else 0
 
     def cut_back(self, position: int | None, step: int) -> None:
-        """Cut the file."""
-        if position is not None and self.position() > position:
+        """Cut the file; without a position, before the engine's first row that is later than the step."""
+        position = self._end_of(step) if position is None else position
+        if self.position() > position:
             os.truncate(self.path, position)
+
+    def _end_of(self, step: int) -> int:
+        """Return the bytes of the rows until a number of training batches."""
+        end = 0
+        with self.path.open("rb") if self.path.exists() else io.BytesIO() as file:
+            for line in file:
+                if _batches(line) > step:
+                    break
+                end += len(line)
+        return end
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _batches(line: bytes) -> int:
+    """Return how many batches were trained at a row of the engine, which has an epoch; 0 for any other line."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        row = json.loads(line)
+        return int(row.get("total_steps", row["step"])) if "epoch" in row else 0
+    return 0
 
 
 def _as_line(row: Mapping[str, Any]) -> str:

@@ -4,9 +4,9 @@ import copy
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partialmethod
+from functools import partial, partialmethod
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class MetricWriters:
         self._listener = BackgroundListener(self._delivery.deliver)
         self._held: list[_Call] = []
         self._is_holding = True
+        self._is_owner = False
+        self._asked: Callable[[], None] | None = None
         weakref.finalize(self, _finish, self._held, self._listener, self._delivery)
 
     def add(self, writer: MetricWriter) -> None:
@@ -125,13 +127,29 @@ class MetricWriters:
             self._held.clear()
             raise
         finally:
+            self._is_owner = False
             self.close()
+
+    def take_over(self) -> None:
+        """Own the files until the block of `running` ends: do now what `start_anew` or `cut_back` has asked for.
+
+        To be called by who holds the lock of the folder. Whoever else looks into it may not change what is there.
+        """
+        self._is_owner = True
+        self._as_owner(self._asked)
+
+    def _as_owner(self, act: Callable[[], None] | None) -> None:
+        """Change what is in the files now, or when the run takes them over; only the last request counts."""
+        self._asked = None if self._is_owner else act
+        if self._is_owner and self._is_here and act is not None:
+            self._listener.flush()
+            act()
 
     def start_anew(self) -> None:
         """Put the numbers of an earlier run in the same folder aside, under the time of their last change."""
-        if not self._is_here:
-            return
-        self._listener.flush()
+        self._as_owner(self._put_aside)
+
+    def _put_aside(self) -> None:
         for writer in (self._jsonl, self._tensorboard):
             if not writer.is_open and writer.path.exists():
                 stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(writer.path.stat().st_mtime))
@@ -148,17 +166,19 @@ class MetricWriters:
     def cut_back(self, positions: Mapping[str, Any], step: int) -> None:
         """Forget what was written after a checkpoint, since a resumed run writes it again: no curve goes back.
 
-        What was held is dropped: the run that is resumed has written it.
+        What was held is dropped: the run that is resumed has written it. Files are cut by `take_over`, if that has not
+        been called.
 
         Args:
             positions: what `positions` returned when the checkpoint was saved.
             step: training batches until then.
         """
-        if self._is_here:
-            self._held.clear()
-            self._listener.flush()
-            for name in self._delivery.writers:
-                self._delivery.attempt(name, "cut_back", positions.get(name), step)
+        self._held.clear()
+        self._as_owner(partial(self._cut, positions, step))
+
+    def _cut(self, positions: Mapping[str, Any], step: int) -> None:
+        for name in self._delivery.writers:
+            self._delivery.attempt(name, "cut_back", positions.get(name), step)
 
     def flush(self) -> None:
         """Write the log lines and numbers of the run until now."""

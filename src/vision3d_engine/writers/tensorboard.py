@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vision3d_engine.core.files import absolute_path
 from vision3d_engine.writers.protocol import MetricWriter
 
 # At the end of the names of our files: others in the folder are left alone.
@@ -28,7 +29,7 @@ class TensorBoardWriter(MetricWriter):
     """Writes events into a file of its own in an event folder, both made with the first event."""
 
     def __init__(self, event_dir: str | Path) -> None:
-        self.path = Path(event_dir)
+        self.path = absolute_path(event_dir)
         self._writer: Any = None
         self._file: Path | None = None
         self._whole = 0

@@ -1,12 +1,19 @@
 """How processes of one attempt find each other in a store that outlives attempts, and their threads."""
 
+import socket
 import threading
 
 import pytest
 import torch.distributed as dist
 
 from vision3d_engine import ProcessError
-from vision3d_engine.distributed.launch.process_group import meet, thread_warnings
+from vision3d_engine.distributed.launch.launcher import Launch
+from vision3d_engine.distributed.launch.process_group import (
+    local_rank_among,
+    meet,
+    open_process_group,
+    thread_warnings,
+)
 
 
 def test_processes_of_an_attempt_meet_although_the_store_remembers_dead_ones():
@@ -41,3 +48,22 @@ def test_too_many_threads_for_the_cores_are_said_with_the_fix():
     (note,) = thread_warnings(process(shared, 8) + process(shared, 8))
     assert "2 processes on node1 have 16 torch threads on 8 cores" in note
     assert "set OMP_NUM_THREADS=4" in note
+
+
+def test_processes_count_themselves_on_their_machine_unless_the_launcher_speaks_of_all():
+    unknown = [("a", 0), ("b", None), ("a", None), ("b", None)]
+    assert [local_rank_among(unknown, rank) for rank in range(4)] == [0, 0, 1, 1]
+    in_containers = [("same name", 0), ("same name", 0)]
+    assert [local_rank_among(in_containers, rank) for rank in range(2)] == [0, 0]
+
+
+def test_a_port_that_is_taken_is_an_error_that_says_where_and_what_to_set():
+    with socket.socket() as other:
+        other.bind(("localhost", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        launch = Launch(rank=0, size=2, local_rank=0, host="localhost", port=port)
+        with pytest.raises(
+            ProcessError, match=f"process 0 of 2 cannot open .* at localhost:{port}.* another MASTER_PORT"
+        ):
+            open_process_group(launch, "cpu", 1)

@@ -4,12 +4,15 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from vision3d_engine.distributed.coordination.store import own_connection
+from vision3d_engine.core.errors import ProcessError, shortened
+from vision3d_engine.distributed.coordination.store import lasting_connection, own_connection
 
+LAUNCHER_IS_GONE = "stop the launcher is gone"
 _POLL_S = 0.2
+_LAUNCHER_POLL_S = 1.0
 # Longer than a busy machine needs to answer, shorter than what a scheduler waits between SIGTERM and SIGKILL.
 _PATIENCE_S = 15.0
 # More processes than this look less often for the sync point, so that the store's work does not grow with their number.
@@ -21,9 +24,13 @@ class Agreement:
     """Requests such as "stop" or "save", which one process makes and all carry out. Here the process is alone.
 
     `sync_point` is called at points that all processes pass in the same order, such as the end of an update.
+
+    Attributes:
+        is_alone: there is no other process to agree with.
     """
 
     def __init__(self) -> None:
+        self.is_alone = True
         self._requests: deque[str] = deque()  # a signal may come between any two operations, so each is atomic
 
     def request(self, what: str) -> None:
@@ -40,8 +47,12 @@ class Agreement:
         return self._requests.popleft() if self._requests else None
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen to the other processes while a block runs; whoever ends it first ends the agreement of all."""
+    def listening(self, warn: Callable[[str], None]) -> Iterator[None]:
+        """Listen to the other processes while a block runs; whoever ends it first ends the agreement of all.
+
+        Args:
+            warn: says to people what stands in the way of an agreement; called by a thread.
+        """
         self._requests.clear()  # what nobody carried out in an earlier block
         yield
 
@@ -59,12 +70,19 @@ class StoreAgreement(Agreement):
         rank: number of this process.
         size: number of processes.
         name: tells this agreement from others of the same processes.
+        outlives_launcher: all processes are on one machine, and the store that has brought them together is that of
+            their launcher: when it is gone they stop.
     """
 
-    def __init__(self, rank: int, size: int, name: str) -> None:
+    def __init__(self, rank: int, size: int, name: str, *, outlives_launcher: bool = False) -> None:
         super().__init__()
+        self.is_alone = size == 1
         self._rank, self._size = rank, size
-        self._store: Any = own_connection(name)
+        shared = own_connection(name)
+        self._store: Any = lasting_connection(name, is_main=rank == 0) if outlives_launcher else shared
+        self._launcher: Any = shared if outlives_launcher else None
+        self._warn: Callable[[str], None] = print
+        self._is_lost = False
         self._round = 0
         self._next = 1
         self._due: int | None = None
@@ -74,10 +92,16 @@ class StoreAgreement(Agreement):
         self._stopped = threading.Event()
 
     def sync_point(self) -> str | None:
-        """Pass a sync point; waits only while the processes agree on a request, a fraction of a second."""
+        """Pass a sync point; waits only while the processes agree on a request, a fraction of a second.
+
+        Raises:
+            ProcessError: when the processes can agree on nothing any more.
+        """
         with self._changed:
-            while self._is_agreeing:
+            while self._is_agreeing and not self._is_lost:
                 self._changed.wait()
+            if self._is_lost:
+                raise ProcessError(_LOST)
             is_due = self._due is not None and self._due <= self._next
             self._next += 1
             if is_due:
@@ -87,10 +111,11 @@ class StoreAgreement(Agreement):
             return self._agreed if is_due else None
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, warn: Callable[[str], None]) -> Iterator[None]:
         """Listen to the other processes while a block runs; whoever ends it first ends the agreement of all."""
         self._requests.clear()
         self._stopped.clear()
+        self._warn = warn
         thread = threading.Thread(target=self._listen, name="agreement", daemon=True)
         thread.start()
         try:
@@ -103,11 +128,37 @@ class StoreAgreement(Agreement):
                     self._store.compare_set(self._due_key, "", _NEVER)
 
     def _listen(self) -> None:
-        try:
-            while not self._stopped.wait(_POLL_S):
+        """Look for requests until the end; a store that fails is asked again, until it has failed for long."""
+        looked_at, failing_since = time.monotonic(), None
+        while not self._stopped.wait(_POLL_S) and not self._is_lost:
+            try:
                 self._look()
-        except (RuntimeError, OSError):  # the store is gone with the process that held it: nobody is left to ask
-            return
+                failing_since = None
+            except (RuntimeError, OSError) as error:
+                failing_since = self._bear(error, failing_since)
+            if time.monotonic() - looked_at > _LAUNCHER_POLL_S:
+                self._look_for_launcher()
+                looked_at = time.monotonic()
+
+    def _bear(self, error: Exception, since: float | None) -> float:
+        """Return since when the store fails; after too long give up, for the main thread to hear."""
+        now = time.monotonic()
+        if since is None:
+            self._warn(f"the store of the processes does not answer ({_first_line(error)}); trying again")
+        elif now - since > _PATIENCE_S:
+            with self._changed:
+                self._is_lost = True
+                self._changed.notify_all()
+        return now if since is None else since
+
+    def _look_for_launcher(self) -> None:
+        """Request a stop when the launcher is gone, with its store."""
+        try:
+            if self._launcher is not None:
+                self._launcher.check(["launcher"])
+        except (RuntimeError, OSError):
+            self._launcher = None
+            self.request(LAUNCHER_IS_GONE)
 
     def _look(self) -> None:
         """Hand this process's request on, and agree on the sync point when there is one."""
@@ -122,7 +173,7 @@ class StoreAgreement(Agreement):
         with self._changed:
             self._is_agreeing = True
             self._store.set(f"{self._round}/next/{self._rank}", str(self._next))
-        if self._store.add(f"{self._round}/posted", 1) == self._size:
+        if self._store.add(f"{self._round}/posted", 1) >= self._size:  # more, when this is tried again
             posted = [self._store.get(f"{self._round}/next/{rank}") for rank in range(self._size)]
             self._store.compare_set(self._due_key, "", str(max(map(int, posted))))
         due = self._await_due()
@@ -135,14 +186,31 @@ class StoreAgreement(Agreement):
             self._changed.notify_all()
 
     def _await_due(self) -> str:
-        """Wait for the sync point; never, for all alike, when one has ended its run, or does not answer."""
-        patience = time.monotonic() + _PATIENCE_S
+        """Wait for the sync point, and say for whom; never, for all alike, when one has ended its run."""
+        said_at = time.monotonic()
         pause = _POLL_S / 10 * max(1.0, self._size / _MANY)
         while not self._store.check([self._due_key]):
-            if self._stopped.wait(pause) or time.monotonic() > patience:
+            if self._stopped.wait(pause):
                 self._store.compare_set(self._due_key, "", _NEVER)
+            elif time.monotonic() - said_at > _PATIENCE_S:
+                said_at = time.monotonic()
+                self._warn(f"to agree on a request ('{self.pending or 'of another process'}') {self._late()}")
         return self._store.get(self._due_key).decode()
+
+    def _late(self) -> str:
+        late = [rank for rank in range(self._size) if not self._store.check([f"{self._round}/next/{rank}"])]
+        return f"this process still waits for process {shortened(late)}"
 
     @property
     def _due_key(self) -> str:  # the first value that is set counts, so that all read the same
         return f"{self._round}/due"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+_LOST = (
+    "the store of the processes is gone, with the launcher or the machine that held it: they could no longer agree to "
+    "save or to stop. 'checkpoint.pth' is that of the last save; go on with --resume"
+)

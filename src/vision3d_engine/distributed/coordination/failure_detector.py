@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal, NoReturn
 
+from vision3d_engine.core.children import end_children
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, described
 from vision3d_engine.distributed.coordination.stack_location import line_of
@@ -24,6 +25,7 @@ _CLOSING_S = 20.0
 _MAX_TEXT = 2000
 _WHAT_TO_DO = "All processes end with code 1; go on with --resume"
 
+Tell = Callable[[str, str], None]
 Suspicion = Literal["lost", "late", "silent"]
 
 
@@ -31,12 +33,12 @@ class FailureDetector:
     """Looks after the processes of one run. Here the process is alone."""
 
     @contextmanager
-    def watching(self, where: Callable[[], str], tell: Callable[[str], None]) -> Iterator[None]:
+    def watching(self, where: Callable[[], str], tell: Tell) -> Iterator[None]:
         """Watch while a block runs.
 
         Args:
             where: returns the position of this process, such as ``train epoch 1, iteration 5``; called by a thread.
-            tell: says a message to people; called by a thread.
+            tell: says a message of a level, WARNING or ERROR, to people; called by a thread.
 
         Raises:
             ProcessError: when another process has failed, died or does not come, with what is known of it.
@@ -51,6 +53,10 @@ class StoreFailureDetector(FailureDetector):
     at one neighbour, so that the cost of a process does not grow with their number. Another thread looks at the clocks,
     since the store may not answer. The first failure that is posted ends every process: the main thread gets a few
     seconds to end by the error that a lost connection raises, then the thread ends the process.
+
+    A process that is silent and runs is none that has died: C code may hold python's lock for minutes. On this machine
+    its number tells; one on another machine gets twice the time. Before a process is ended that gives signs of life, or
+    that runs, a warning says so.
 
     Args:
         rank: number of this process.
@@ -68,7 +74,10 @@ class StoreFailureDetector(FailureDetector):
         self._store = own_connection(f"failure_detector/{name}")
         self._heartbeats = Heartbeats(self._store, rank, size)
         self._heartbeat_s = heartbeat_s
+        self._limit_s = patience_s
         self._patience_s = max(patience_s - _SILENCE_S, patience_s / 2)  # the rest goes by while we look who is late
+        self._warned_of: set[Suspicion] = set()
+        self._tell: Tell = print
         self._ends_process = ends_process
         self._ended = threading.Event()
         self._failure: str | None = None
@@ -81,11 +90,12 @@ class StoreFailureDetector(FailureDetector):
         self._store_thread = threading.Thread(target=self._talk_to_store, name="failure-detector", daemon=True)
 
     @contextmanager
-    def watching(self, where: Callable[[], str], tell: Callable[[str], None]) -> Iterator[None]:
+    def watching(self, where: Callable[[], str], tell: Tell) -> Iterator[None]:
         """Watch while a block runs; see `FailureDetector.watching`. Once only."""
         self._position = Position(threading.get_ident(), where).updated()
+        self._tell = tell
         self._store_thread.start()
-        threading.Thread(target=self._look_at_clocks, args=(tell,), name="failure-detector-clock", daemon=True).start()
+        threading.Thread(target=self._look_at_clocks, name="failure-detector-clock", daemon=True).start()
         try:
             yield
         except Exception as error:
@@ -117,7 +127,7 @@ class StoreFailureDetector(FailureDetector):
         """
         _tell_torchrun(error)
         place = f"{self._position.where_now()} ({line_of(error.__traceback__)})"
-        self._own_failure = f"{self._name()} failed in {place}: {_in_short(error)}\n{_WHAT_TO_DO}"
+        self._own_failure = f"{self._name()} failed in {place}: {_in_short(error)}"
         if self._failure is None and self._is_posted.wait(_GRACE_S):
             time.sleep(2 * _INTERVAL_S)
 
@@ -126,17 +136,18 @@ class StoreFailureDetector(FailureDetector):
 
     # ------------------------------------------------------------------------------------------- the clock thread
 
-    def _look_at_clocks(self, tell: Callable[[str], None]) -> None:
+    def _look_at_clocks(self) -> None:
         """Keep the position of the main thread, tell a failure, and end the process when its time is over."""
         while self._failure is None and not self._ended.wait(_INTERVAL_S / 2):
             self._position = self._position.updated()
             if self._is_cut_off():
                 silence = time.monotonic() - self._answered_at
                 text = f"{self._name()} has heard nothing of the others for {silence:.0f} s in {self._position.where}"
-                self._failure = f"{text}: the network, or the machine with their store, is gone. {_WHAT_TO_DO}"
+                text = f"{text} ({self._heartbeat_limit()}): the network, or the machine with their store, is gone"
+                self._failure = f"{text}. {_WHAT_TO_DO}"
         if self._failure is not None:
             with suppress(Exception):
-                tell(self._failure)
+                self._tell(self._failure, "ERROR")
             is_ending = self._ended.wait(_GRACE_S)
             if is_ending and (self._own_failure is not None or not self._ends_process):
                 return
@@ -167,12 +178,45 @@ class StoreFailureDetector(FailureDetector):
             self._is_posted.set()
         if self._own_failure is None and self._store.check(["failure"]):
             self._failure = self._store.get("failure").decode()
-        if self._heartbeats.neighbour_silent_s() > self._heartbeat_s:
+        if self._is_neighbour_silent():
             self._suspicion = self._suspicion or "silent"
         if position.waiting_s() > self._patience_s:
             self._suspicion = self._suspicion or "late"
+        elif position.waiting_s() < self._patience_s / 2:
+            self._warned_of.discard("late")
+        elif self._is_first("late"):
+            self._warn_of_late()
         if self._suspicion is not None and self._failure is None:
             self._investigate(self._suspicion)
+
+    def _is_neighbour_silent(self) -> bool:
+        """Tell whether the neighbour is silent for too long; warn of one that may well live."""
+        beat, silent_s = self._heartbeats.silent_neighbour()
+        if beat is None or silent_s <= self._heartbeat_s:
+            self._warned_of.discard("silent")
+            return False
+        if not beat.is_running_here and (beat.is_of_here or silent_s > 2 * self._heartbeat_s):
+            return True
+        if self._is_first("silent"):
+            what = (
+                f"process {self._heartbeats.neighbour} on {beat.host} gives no sign of life ({self._heartbeat_limit()})"
+            )
+            until = f"runs and is waited for ({self._patience_limit()})" if beat.is_running_here else "may be gone"
+            self._tell(f"{what}, but {until}: its last one was in {beat.position}", "WARNING")
+        return False
+
+    def _warn_of_late(self) -> None:
+        """Say whom this process waits for, if it is the first of those that wait."""
+        beats = self._heartbeats.read_all()
+        waiting = [rank for rank, beat in enumerate(beats) if beat is not None and beat.is_waiting]
+        if self._rank == min(waiting, default=self._rank) and len(waiting) < len(beats):
+            self._tell(f"{self._waits_for([], beats)}. The run ends when that time is over", "WARNING")
+
+    def _is_first(self, suspicion: Suspicion) -> bool:
+        """Tell whether nobody was warned of this yet."""
+        was_warned = suspicion in self._warned_of
+        self._warned_of.add(suspicion)
+        return not was_warned
 
     def _investigate(self, suspicion: Suspicion) -> None:
         """Look at all processes twice, some seconds apart, and post a failure if one of them is to blame."""
@@ -189,24 +233,31 @@ class StoreFailureDetector(FailureDetector):
         """Say who is to blame; an empty text when nobody is."""
         others = [(rank, beat) for rank, beat in enumerate(now) if rank != self._rank and beat is not None]
         ended = [rank for rank, beat in others if beat.has_ended and suspicion != "silent"]
-        gone = ended + [rank for rank, beat in others if not beat.has_ended and beat == before[rank]]
+        silent = [rank for rank, beat in others if not beat.has_ended and beat == before[rank]]
         if suspicion == "late":
-            return self._waits_for(gone, now)
+            has_come = self._position.waiting_s() < self._patience_s
+            return "" if has_come else self._waits_for(ended + silent, now)
+        gone = ended + [rank for rank, beat in others if rank in silent and not beat.is_running_here]
         if gone:
-            return described(sorted(gone), now, are_gone=True)
+            limit = f" ({self._heartbeat_limit()})" if suspicion == "silent" else ""
+            return described(sorted(gone), now, are_gone=True) + limit
         return "the connection to another process is lost, though all give signs of life" if suspicion == "lost" else ""
 
     def _waits_for(self, gone: list[int], now: list[Heartbeat | None]) -> str:
-        """Say whom this process waits for; an empty text when they have come meanwhile."""
+        """Say whom this process waits for."""
         position = self._position
-        waited_s = position.waiting_s()
-        if waited_s < self._patience_s:
-            return ""
-        text = f"{self._name()} has waited {waited_s:.0f} s in {position}"
+        text = f"{self._name()} has waited {position.waiting_s():.0f} s in {position}"
         late = [rank for rank, beat in enumerate(now) if rank in gone or beat is None or not beat.is_waiting]
         if late:
-            return f"{text} for {described(late, now)}"
-        return f"{text}, as all processes wait, for different things: {described(range(len(now)), now)}"
+            return f"{text} for {described(late, now)} ({self._patience_limit()})"
+        everybody = described(range(len(now)), now)
+        return f"{text}, as all processes wait, for different things: {everybody} ({self._patience_limit()})"
+
+    def _patience_limit(self) -> str:
+        return f"trainer.collective_timeout_s: {self._limit_s:g}"
+
+    def _heartbeat_limit(self) -> str:
+        return f"trainer.heartbeat_s: {self._heartbeat_s:g}"
 
 
 def _in_short(error: Exception) -> str:
@@ -231,4 +282,5 @@ def _end_process() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
+    end_children()
     os._exit(1)

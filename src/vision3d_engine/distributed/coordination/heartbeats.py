@@ -1,16 +1,19 @@
 """The signs of life that the processes of a run post in their store, each with the position of its main thread."""
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from vision3d_engine.core.children import home, is_running
 from vision3d_engine.distributed.coordination.stack_location import StackLocation, find_location
 
 _STAY_S = 1.0
 _MAX_NAMES = 5
+_HOME = home()
 
 
 class Position:
@@ -56,6 +59,8 @@ class Heartbeat(NamedTuple):
     Attributes:
         number: counted from 1.
         host: machine of the process.
+        home: see `home`.
+        pid: its number there.
         position: of its main thread, with the line of code if it has been there for a second.
         is_waiting: it has waited for others for a second.
         has_ended: it is the last one, of a process that has ended its run.
@@ -63,9 +68,21 @@ class Heartbeat(NamedTuple):
 
     number: int
     host: str
+    home: str
+    pid: int
     position: str
     is_waiting: bool
     has_ended: bool
+
+    @property
+    def is_of_here(self) -> bool:
+        """Whether its process is one of this machine."""
+        return self.home == _HOME
+
+    @property
+    def is_running_here(self) -> bool:
+        """Whether its process runs on this machine, though it may be silent: C code may hold python's lock for long."""
+        return self.is_of_here and is_running(self.pid)
 
 
 class Heartbeats:
@@ -85,15 +102,22 @@ class Heartbeats:
     def post(self, position: Position, *, has_ended: bool = False) -> None:
         """Post a heartbeat."""
         self.posted += 1
-        beat = Heartbeat(self.posted, platform.node(), str(position), position.waiting_s() >= 1, has_ended)
+        beat = Heartbeat(
+            self.posted, platform.node(), _HOME, os.getpid(), str(position), position.waiting_s() >= 1, has_ended
+        )
         self._store.set(f"heartbeat/{self._rank}", json.dumps(beat))
 
-    def neighbour_silent_s(self) -> float:
-        """Return for how long the next process has given no sign of life; 0 for one that has not started its run."""
-        beat, now = self._last_of((self._rank + 1) % self._size), time.monotonic()
+    @property
+    def neighbour(self) -> int:
+        """The process that this one looks at."""
+        return (self._rank + 1) % self._size
+
+    def silent_neighbour(self) -> tuple[Heartbeat | None, float]:
+        """Return the last heartbeat of the neighbour, and for how long it has been that; 0 before its run has begun."""
+        beat, now = self._last_of(self.neighbour), time.monotonic()
         if beat is None or beat != self._neighbour[0]:
             self._neighbour = (beat, now)
-        return now - self._neighbour[1]
+        return beat, now - self._neighbour[1]
 
     def read_all(self) -> list[Heartbeat | None]:
         """Return the last heartbeat of every process, in rank order; None of one that has not started its run."""

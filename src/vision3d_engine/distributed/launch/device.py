@@ -5,12 +5,11 @@ import torch
 from vision3d_engine.core.errors import ConfigError
 
 
-def choose_device(name: str | None, local_rank: int) -> torch.device:
-    """Return the named device, or this process's accelerator, or the CPU; and make it the current one.
+def find_device(name: str | None) -> torch.device:
+    """Return the named device, the accelerator of this machine, or the CPU; without an index unless it is named.
 
     Args:
-        name: such as ``cuda:1``; one without an index means that of this process.
-        local_rank: number of this process on its machine.
+        name: such as ``cuda:1``.
 
     Raises:
         ConfigError: when there is no such device here.
@@ -22,11 +21,44 @@ def choose_device(name: str | None, local_rank: int) -> torch.device:
         message = f"device '{name}' is not a device that torch knows; use cpu, cuda, cuda:1, mps, ..."
         raise ConfigError(message) from error
     _check_device(device, accelerator)
+    return device
+
+
+def choose_device(name: str | None, local_rank: int | None) -> torch.device:
+    """Return the named device, or this process's accelerator, or the CPU; and make it the current one.
+
+    Args:
+        name: such as ``cuda:1``; one without an index means that of this process.
+        local_rank: number of this process on its machine; None when it is not known.
+
+    Raises:
+        ConfigError: when there is no such device here, or none for this process.
+    """
+    device = find_device(name)
     if device.type in {"cuda", "xpu"}:
-        own = local_rank if torch.accelerator.device_count() > 1 else 0  # a launcher may show each process its own only
-        device = torch.device(device.type, own if device.index is None else device.index)
+        own = _own_index(device.type, local_rank) if device.index is None else device.index
+        device = torch.device(device.type, own)
         torch.get_device_module(device).set_device(device)
     return device
+
+
+def _own_index(kind: str, local_rank: int | None) -> int:
+    """Return which of several devices is this process's; a launcher may also show each process its own only."""
+    count = torch.accelerator.device_count()
+    if count == 1:
+        return 0
+    if local_rank is None:
+        message = (
+            f"which of {count} x {kind} is this process's is not known yet; set LOCAL_RANK, or make the trainer first"
+        )
+        raise ConfigError(message)
+    if local_rank >= count:
+        message = (
+            f"process {local_rank} of this machine, counted from 0, has no device: there are {count} x {kind}. "
+            f"Start {count} processes a machine, set LOCAL_RANK, or show it its own device only (CUDA_VISIBLE_DEVICES)"
+        )
+        raise ConfigError(message)
+    return local_rank
 
 
 def _check_device(device: torch.device, accelerator: torch.device | None) -> None:

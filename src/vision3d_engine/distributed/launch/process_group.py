@@ -1,6 +1,7 @@
 """Open torch's default process group, also in a store that still holds what a dead attempt has written."""
 
 import atexit
+import json
 import os
 import platform
 import time
@@ -14,7 +15,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from vision3d_engine.core.errors import ProcessError, shortened
-from vision3d_engine.distributed.launch.launcher import Launch
+from vision3d_engine.distributed.coordination.store import own_connection
+from vision3d_engine.distributed.launch.launcher import Launch, find_launch, stated_local_rank
 
 _STORES: Any = dist  # its stores are public, though type checkers do not see it
 _MAX_NAMES = 5
@@ -29,6 +31,8 @@ class OpenedGroup(NamedTuple):
     restarts: int
     launch: str
     notes: Sequence[str]
+    outlives_launcher: bool
+    started_at: float
 
 
 _OPENED: list[OpenedGroup] = []
@@ -44,37 +48,101 @@ def opened_group() -> OpenedGroup | None:
     return _OPENED[-1] if _OPENED else None
 
 
-def open_process_group(launch: Launch, device: torch.device, timeout_s: float) -> None:
+def find_local_rank(timeout_s: float = 600.0) -> int | None:
+    """Return the number of this process on its machine, which is the index of its device.
+
+    The processes of an open group tell each other through its store what their launcher says, or else on which machine
+    they are, so all must call this. While no group is open, None means that the launcher does not say.
+
+    Args:
+        timeout_s: how long a process may wait for another.
+
+    Raises:
+        ProcessError: when others never say where they are.
+    """
+    if is_distributed():
+        rank = dist.get_rank()
+        stated = stated_local_rank(rank, dist.get_world_size())
+        return local_rank_among(_gathered("place", (platform.node(), stated), timeout_s), rank)
+    launch = find_launch()
+    return launch.local_rank if launch is not None else stated_local_rank() or 0
+
+
+def local_rank_among(places: Sequence[Sequence[Any]], rank: int) -> int:
+    """Return what the launcher says of a process if it speaks of all; else how many of a lower rank share its machine.
+
+    Args:
+        places: machine, and number on it as the launcher says it or None, of all processes in rank order.
+        rank: number of this process.
+    """
+    machines, stated = zip(*places, strict=True)
+    return machines[:rank].count(machines[rank]) if None in stated else stated[rank]
+
+
+def _gathered(name: str, value: Any, timeout_s: float) -> list[Any]:
+    """Return the values of all processes in rank order, through the store: before a device is chosen nothing else can.
+
+    Raises:
+        ProcessError: when others never come.
+    """
+    store, size = own_connection("launch"), dist.get_world_size()
+    keys = [f"{name}/{rank}" for rank in range(size)]
+    store.set(keys[dist.get_rank()], json.dumps(value))
+    try:
+        store.wait(keys, timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        late = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        message = f"{len(late)} of {size} processes did not say within {timeout_s:.0f} s where they run: "
+        hint = "All of them must make the trainer or tester"
+        raise ProcessError(f"{message}{shortened(late, _MAX_NAMES)}. {hint}") from error
+    return [json.loads(found) for found in store.multi_get(keys)]
+
+
+def open_process_group(launch: Launch, device_type: str, timeout_s: float) -> None:
     """Open torch's default group for the rest of the process, so that a tester can follow a trainer; waits for all.
 
     Args:
         launch: who we are.
-        device: where tensors that are exchanged lie; it chooses the backend.
+        device_type: of the device where tensors that are exchanged lie; it chooses the backend.
         timeout_s: how long a process may wait for another.
 
     Raises:
         ProcessError: when some never come.
     """
     timeout = timedelta(seconds=timeout_s + _MARGIN_S)
-    attempt, store = _shared_store(launch, timeout)
-    backend = {"cuda": "nccl", "xpu": "xccl"}.get(device.type, "gloo")
+    attempt, started_at, store = _shared_store(launch, timeout)
+    backend = {"cuda": "nccl", "xpu": "xccl"}.get(device_type, "gloo")
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
-    found: list[Any] = [None] * launch.size
-    dist.all_gather_object(found, (launch.restarts, platform.node(), _cores(), torch.get_num_threads()))
+    own = (launch.restarts, platform.node(), sorted(_cores()), torch.get_num_threads())
+    found = _gathered("process", own, timeout_s)
     restarts = max(attempt - 1, *(restarts for restarts, *_ in found))
-    _OPENED[:] = [OpenedGroup(restarts, launch.name, thread_warnings([process for _, *process in found]))]
+    notes = thread_warnings([process for _, *process in found])
+    outlives_launcher = launch.is_store_open and launch.is_on_one_machine
+    _OPENED[:] = [OpenedGroup(restarts, launch.name, notes, outlives_launcher, started_at)]
     atexit.register(lambda: dist.destroy_process_group() if is_distributed() else None)
 
 
-def _shared_store(launch: Launch, timeout: timedelta) -> tuple[int, Any]:
-    """Return the number of this attempt, from 1, and the store that its processes share."""
+def _shared_store(launch: Launch, timeout: timedelta) -> tuple[int, float, Any]:
+    """Return the number of this attempt, from 1, when the first one has started, and the store of its processes.
+
+    Raises:
+        ProcessError: when it cannot be opened or reached, or some never come.
+    """
     is_host = launch.rank == 0 and not launch.is_store_open
-    store = _STORES.TCPStore(launch.host, launch.port, launch.size, is_host, timeout, multi_tenant=True)
+    try:
+        store = _STORES.TCPStore(launch.host, launch.port, launch.size, is_host, timeout, multi_tenant=True)
+    except RuntimeError as error:
+        verb = "open" if is_host else "reach"
+        where = f"the store of the processes at {launch.host}:{launch.port} ({str(error).splitlines()[0]})"
+        hint = "Look at MASTER_ADDR; for a port that is taken, choose another MASTER_PORT"
+        message = f"process {launch.rank} of {launch.size} cannot {verb} {where}. {hint}"
+        raise ProcessError(message) from error
     if not launch.is_store_open:
-        return 1, store
+        return 1, time.time(), store
     prefixed = PrefixStore("vision3d_engine/attempts", store)
     attempt = meet(prefixed, launch.rank, launch.size, timeout.total_seconds())
-    return attempt, PrefixStore(f"vision3d_engine/attempt{attempt}", store)
+    started_at = float(prefixed.compare_set("started_at", "", str(time.time())))
+    return attempt, started_at, PrefixStore(f"vision3d_engine/attempt{attempt}", store)
 
 
 def meet(store: Any, rank: int, size: int, patience_s: float) -> int:
@@ -132,7 +200,7 @@ def thread_warnings(processes: Sequence[Sequence[Any]]) -> list[str]:
     loads = []
     for machine, members in machines.items():
         cores, threads = zip(*members, strict=True)
-        loads.append((sum(threads), len(frozenset[int]().union(*cores)), len(members), machine))
+        loads.append((sum(threads), len(set[int]().union(*cores)), len(members), machine))
     threads, cores, count, machine = max(loads, key=lambda load: load[0] / load[1])
     if threads <= max(cores, count):
         return []

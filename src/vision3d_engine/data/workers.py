@@ -1,0 +1,101 @@
+"""Reading a loader whose batches come from worker processes, which belong to the run."""
+
+import multiprocessing
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+from vision3d_engine.core.children import lost_children, starting_children
+from vision3d_engine.core.errors import WorkerError
+
+_DIED = re.compile(r"DataLoader worker \(pid")
+_RAISED = re.compile(r"Caught \w+ in DataLoader worker")
+_END = object()
+
+
+def opened(loader: Iterable[Any]) -> Iterator[Any]:
+    """Return the iterator of a loader, now; what ends the run does not end its workers before.
+
+    Raises:
+        WorkerError: while a batch is awaited, when a worker has died.
+    """
+    if not getattr(loader, "num_workers", 0):
+        return iter(loader)
+    context: Any = getattr(loader, "multiprocessing_context", None) or multiprocessing
+    context.Lock()  # starts what spawned processes need; before Python 3.12 it would unblock signals when they start
+    with starting_children():
+        stream = iter(loader)
+    _WAITING.take_over()
+    return _awaited(stream)
+
+
+def _awaited(stream: Iterator[Any]) -> Iterator[Any]:
+    while (batch := _WAITING.next_of(stream)) is not _END:
+        yield batch
+
+
+def waiting_s() -> float:
+    """Return for how long the main thread has waited for the batch of a worker; a thread may ask."""
+    return _WAITING.seconds()
+
+
+class _Waiting:
+    """Where the death of a worker is told: only while a batch is awaited.
+
+    torch tells it by an exception out of a signal handler, wherever the main thread is: in the midst of an update, or
+    in the start of a thread, which then waits for ever. Here its handler is called when the next batch is awaited.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._is_late = False
+        self._raise_if_dead: Any = None
+
+    def take_over(self) -> None:
+        """Put torch's handler behind this one; only a main thread can do so, and torch has one there only."""
+        if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+            return
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler != self._handle:
+            self._raise_if_dead = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._is_late = self._since is None
+        if not self._is_late:
+            self._raise_if_dead(number, frame)
+
+    def next_of(self, stream: Iterator[Any]) -> Any:
+        """Return the next batch, or the mark of the end."""
+        self._since = time.monotonic()
+        try:
+            if self._is_late:
+                self._handle(signal.SIGCHLD, None)
+            return next(stream, _END)
+        except (RuntimeError, OSError, EOFError) as error:
+            if _DIED.match(str(error)) or (lost_children() and not _RAISED.match(str(error))):
+                raise WorkerError(_described(error)) from error
+            raise
+        finally:
+            self._since = None
+
+    def seconds(self) -> float:
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+def _described(error: BaseException) -> str:
+    """Say what is known of the death, and what to do."""
+    codes = sorted({-(process.exitcode or 0) for process in lost_children()})
+    known = f" (ended by {', '.join(signal.Signals(code).name for code in codes)})" if codes else ""
+    return (
+        f"a data worker has died{known}: {str(error).strip()}. SIGKILL is mostly the system that is out of memory, "
+        "SIGBUS a full /dev/shm, SIGSEGV a library; use fewer workers, or num_workers=0 to see it happen here"
+    )
+
+
+_WAITING = _Waiting()
