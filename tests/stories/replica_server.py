@@ -98,6 +98,26 @@ class SecondNetwork(Plain):
         self.others[0].zero_grad()
 
 
+class TwoInOne(Plain):
+    """The same two networks as one model: both losses are returned, both optimizers stepped in optimizer_step."""
+
+    def prepare(self):
+        self.net.critic = nn.Linear(1, 1)
+        self.other = torch.optim.SGD(self.net.critic.parameters(), lr=0.1)
+
+    def parameters(self):
+        return [*self.net.encoder.parameters(), *self.net.head.parameters()]
+
+    def train_step(self, epoch, iteration, data_dict):
+        value = self.model(data_dict["x"])
+        return {}, {"loss": value.square().mean() + self.model.critic(value.detach()).sum()}
+
+    def optimizer_step(self):
+        super().optimizer_step()
+        self.other.step()
+        self.other.zero_grad()
+
+
 class LateEncoder(Plain):
     """An encoder that is frozen in epoch 1; what happens to it there may differ between processes."""
 

@@ -33,7 +33,7 @@ def test_a_run_whose_processes_stay_equal_shows_nothing_of_the_check(world, tmp_
     assert found[0]["lines"] == [(epoch, step, ["loss"]) for epoch in (1, 2) for step in range(1, steps + 1)]
 
 
-@pytest.mark.parametrize("kind", ["LossWeights", "LateEncoder"])
+@pytest.mark.parametrize("kind", ["LossWeights", "TwoInOne", "LateEncoder"])
 def test_what_is_exchanged_beside_the_first_model_stays_equal(world, tmp_path, kind):
     assert errors_of(world.run(kind=kind, folder=str(tmp_path), trainer={"max_epoch": 2})) == ""
 

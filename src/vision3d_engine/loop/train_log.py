@@ -48,11 +48,11 @@ class TrainLog:
             ReplicaError: when the processes' weights differ.
         """
         context, progress = self._context, self._context.progress
-        shared = self._context.replicas.probe(iteration // self.every)
+        shared = context.replicas.probe(iteration // self.every)
         means, probed, sums = self._meters.interval_means(*self._finite.probe(), shared=shared)
+        context.replicas.judge(sums, self._where())
         first = self._meters.first_not_finite("loss")
         self._finite.check(means.get("loss", 0.0), probed, progress.epoch, first, iteration)
-        self._context.replicas.judge(sums, self._where())
         interval, position = self._runner.clock.interval(), self._position(float(learning_rate))
         context.writers.scalars("train", means, progress.total_steps, **position)
         self._say(self._line(means, interval, position))

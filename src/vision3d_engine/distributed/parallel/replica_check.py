@@ -13,16 +13,17 @@ from vision3d_engine.distributed.world import World
 # Two parts of 20 bits: the sum of their squares over 8,000 processes is still exact in float64.
 _BITS = 20
 _PARTS = ("replica checksum, first part", "replica checksum, second part")
-# Numbers that are mixed at a time, which bounds the memory that a checksum takes.
-_PIECE = 1 << 22
+# Whole numbers that are mixed at a time: what the cache of a CPU holds; elsewhere, few large kernels of bounded memory.
+_CPU_PIECE, _PIECE = 1 << 16, 1 << 22
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CAUSES = (
-    "Usual causes: a backward() or an optimizer of the script's own, whose gradients nobody exchanges; a weight that "
-    "is changed on one process only, or by random numbers, which each process draws for itself. Train everything by "
-    "the loss that train_step returns: put a second network into the registered model, or exchange by hand "
-    "(torch.distributed.broadcast its weights, all_reduce its gradients). For devices that compute differently, or "
-    "weights that shall differ, set trainer.replica_check to 'warn' or 'off'"
+    "Usual causes: a backward() and an optimizer of the script's own in train_step, before gradients are exchanged, or "
+    "of a network that nobody exchanges; a weight that is changed on one process only, or by random numbers, which "
+    "each process draws for itself. Put a second network into the registered model, add its loss to the one that "
+    "train_step returns, and step its optimizer in optimizer_step; or exchange by hand (torch.distributed.broadcast of "
+    "weights, all_reduce of gradients). For devices that compute differently, or weights that shall differ, set "
+    "trainer.replica_check to 'warn' or 'off'"
 )
 
 
@@ -135,7 +136,7 @@ def checksum(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Ten
 
     Nothing waits for the device. Parts of tensors that are spread over processes are left out.
     """
-    numbers = [_mixed(piece) for each in tensors if _has_bits(each) for piece in _bits_of(each).split(_PIECE)]
+    numbers = [_mixed(piece) for each in tensors if _has_bits(each) for piece in _pieces_of(each)]
     sums = [number.to(device) for number in numbers]
     return _mixed(torch.stack(sums)) if sums else torch.zeros((), dtype=torch.int64, device=device)
 
@@ -144,11 +145,14 @@ def _has_bits(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and not is_sharded(tensor) and tensor.numel() > 0
 
 
-def _bits_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of a tensor as whole numbers of the same bits."""
+def _pieces_of(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return the bits of a tensor as whole numbers, of 64 bits where that comes out even, wherever the tensor lies."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
-    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return tensor.contiguous().view(-1).view(_INTEGERS[tensor.element_size()])
+    flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).contiguous().view(-1)
+    width = flat.element_size() if flat.nbytes % 8 else 8
+    if flat.storage_offset() * flat.element_size() % width:
+        flat = flat.clone()
+    return flat.view(_INTEGERS[width]).split(_CPU_PIECE if flat.device.type == "cpu" else _PIECE)
 
 
 def _mixed(bits: torch.Tensor) -> torch.Tensor:
