@@ -102,3 +102,21 @@ def test_an_index_of_numpy_or_a_tensor_costs_no_other_row(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["phase"] == "mine"] == [1, 1, 2, 2, 3, 3]
     assert [row["step"] for row in rows if row["phase"] == "train"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_a_metric_that_selects_models_and_is_nan_is_said_once_with_the_first_batch_that_made_it_so(
+    tmp_path, capsys, as_tensor
+):
+    class Unmeasured(ToyEpochTrainer):
+        def val_step(self, epoch, iteration, data_dict):
+            recall = float("nan") if iteration == 2 else 1.0
+            return {}, {"recall": torch.tensor(recall) if as_tensor else recall}
+
+    toy = Unmeasured(settings(tmp_path, max_epoch=2), rows_loader(8), rows_loader(6))
+    toy.save_best_model_on_metric("recall")
+    toy.run()
+    said = capsys.readouterr().err
+    assert said.count("the metric 'recall', which selects best models, is NaN in epoch 1") == 1
+    assert ("from batch 2 of this process on" in said) is as_tensor
+    assert said.count("which selects best models, is NaN") == 1

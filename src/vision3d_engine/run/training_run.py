@@ -1,6 +1,7 @@
 """The sequence of a training run: check the folder, load, take it over, train and validate epoch by epoch, end."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -75,6 +76,7 @@ class TrainingRun:
         self._only_validates = False
         self._starts_anew = False
         self._summary: dict[str, Any] | None = None
+        self._said_nan: set[str] = set()
 
     # ------------------------------------------------------------------------------------------- data
 
@@ -246,8 +248,23 @@ class TrainingRun:
     def judge(self, summary_dict: dict[str, Any]) -> None:
         """Keep the model where a validation was the best so far, unless the run only validates."""
         self._summary = summary_dict
+        numbers = as_numbers(summary_dict)
+        for metric in self.checkpoints.metrics:
+            if math.isnan(numbers.get(metric, 0.0)) and metric not in self._said_nan:
+                self._said_nan.add(metric)
+                self._trainer.log(self._nan_text(metric), level="WARNING")
         if not self._only_validates:
-            self.autosave.save_best(as_numbers(summary_dict))
+            self.autosave.save_best(numbers)
+
+    def _nan_text(self, metric: str) -> str:
+        """Say that a metric that selects best models is NaN, and where that began."""
+        meters = getattr(self._trainer._pass, "meters", None)  # noqa: SLF001  the engine's own
+        first = None if meters is None else meters.first_not_finite(metric)
+        where = f", from batch {first} of this process on" if first is not None else ""
+        return (
+            f"the metric '{metric}', which selects best models, is NaN in epoch {self._progress.epoch}{where}; NaN is "
+            "never best. Where a batch has nothing to measure, give it no weight (metric_weight). This is said once"
+        )
 
     def _check_metrics(self) -> None:
         """Refuse to go on when a metric that selects best models is never there."""
