@@ -69,10 +69,15 @@ def exchange(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.
     return future
 
 
-def wrapped(model: Any) -> Any:
-    if isinstance(model, DistributedDataParallel):
-        model.register_comm_hook(dist.group.WORLD, exchange)
-    return model
+def exchange_by_hook() -> None:
+    """Let every DistributedDataParallel, whoever makes it, exchange gradients by the hook."""
+    construct = DistributedDataParallel.__init__
+
+    def with_hook(self: Any, *args: Any, **options: Any) -> None:
+        construct(self, *args, **options)
+        self.register_comm_hook(dist.group.WORLD, exchange)
+
+    DistributedDataParallel.__init__ = with_hook
 
 
 def results(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
@@ -92,7 +97,7 @@ class Trainer(EpochBasedTrainer):
         super().__init__({"exp": {"output_dir": str(folder)}, "trainer": settings})
         self.read, self.steps, self.passes = read, [], {"start": read()}
         self.register_loader(Loader(steps), Loader(10))
-        model = wrapped(self.register_model(network()))
+        model = self.register_model(network())
         self.register_optimizer(torch.optim.SGD(model.parameters(), lr=0.01))
 
     def before_train(self) -> None:
@@ -122,7 +127,7 @@ def bare(steps: int) -> list[float]:
     """Return when each step of a bare loop began."""
     model: nn.Module = network()
     if dist.is_initialized():
-        model = wrapped(DistributedDataParallel(model))
+        model = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     began = []
     for batch in Loader(steps):
@@ -243,6 +248,7 @@ def work(size: int, steps: int) -> None:
     without_script_flags()
     torch.set_num_threads(1)
     if size > 1:
+        exchange_by_hook()
         dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=size)
         for rank in range(size):  # where the others are, which they do not tell
             own_connection("launch").set(f"place/{rank}", json.dumps((f"node{rank}", 0)))
