@@ -42,7 +42,7 @@ def test_an_error_of_the_engine_is_a_message_not_a_traceback(tmp_path):
     (tmp_path / "file").write_text("")
     done = demo(tmp_path, *SHORT, "--output-dir", "file/run")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot write into the folder 'file/run'")
+    assert done.stderr.startswith(f"error: cannot write into the folder '{tmp_path.resolve() / 'file' / 'run'}'")
 
 
 def test_the_picture_is_drawn_with_mistakes(tmp_path):

@@ -47,7 +47,10 @@ ALL = "each process reads all that its own"
         (
             "weighted",
             "weighted, built",
-            [f"{ALL} WeightedRandomSampler yields", "the processes share what WeightedRandomSampler draws"],
+            [
+                f"the {part} loader (DataLoader), read by 2 processes: the processes share what Weighted"
+                for part in ("training", "validation")
+            ],
         ),
         (
             "subclass",

@@ -59,7 +59,7 @@ class Update:
         self._is_mean = reduction == "mean"
         self._parallel = parallel
         self._weights = weights
-        self._is_first = True
+        self._checks_gradients = parallel.checks_gradients
         self._collected = 0
         self._weight: Any = 0
 
@@ -106,8 +106,7 @@ class Update:
 
     def _divide(self) -> None:
         """Divide the gradients by the weight of the window; the mean over processes needs the mean of their weights."""
-        if self._is_first:
-            self._is_first = False
+        if self._checks_gradients:
             self._parallel.check_gradients()
         weight = self._weight if self._weights is None else self._weights.close()
         if isinstance(weight, torch.Tensor):

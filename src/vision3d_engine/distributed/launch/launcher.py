@@ -94,7 +94,7 @@ def _stated() -> Launch | None:
         host=host,
         port=port,
         is_store_open=is_store_open,
-        is_on_one_machine=env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"],
+        is_on_one_machine=env.get("LOCAL_WORLD_SIZE") == variables["WORLD_SIZE"],
         restarts=int(env.get("TORCHELASTIC_RESTART_COUNT", "0")),
         name=f"{name} {host}:{port}" if is_store_open else name,
     )

@@ -23,6 +23,8 @@ class Parallel:
     store: Any = None
     #: whether a process without a batch can join an update by a `zero_loss`; otherwise it needs a real step.
     joins_with_zeros = True
+    #: whether `check_gradients` looks at anything.
+    checks_gradients = False
 
     def __init__(self, world: World) -> None:
         self.world = world

@@ -126,9 +126,17 @@ class DataParallel(Parallel):
         broadcast(model.buffers(), self.world)
         yield
 
+    @property
+    def checks_gradients(self) -> bool:
+        """Whether every parameter must have a gradient."""
+        return not (self._trainer.find_unused_parameters or self._trainer.static_graph)
+
     def check_gradients(self) -> None:
-        """Name the parameters without a gradient, which DistributedDataParallel would miss only a step later."""
-        if self._holder is not None and not (self._trainer.find_unused_parameters or self._trainer.static_graph):
+        """Name the parameters without a gradient, which DistributedDataParallel would miss only a step later.
+
+        What lies in a bucket with them has not been exchanged, so the update would drive the processes apart.
+        """
+        if self._holder is not None:
             self._holder.check_gradients()
 
 
