@@ -31,7 +31,7 @@ class Rows(Dataset):
 
 
 def note_worker(worker_id):
-    print("WORKER", worker_id, flush=True)
+    print(f"WORKER {worker_id}\n", end="", flush=True)
 
 
 class Trainer(EpochBasedTrainer):
@@ -60,10 +60,10 @@ class Trainer(EpochBasedTrainer):
         return {}, {"loss": self.model(data_dict["x"]).square().mean()}
 
     def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):
-        print("STEP", self.total_steps, flush=True)
+        print(f"STEP {self.total_steps}\n", end="", flush=True)  # in one piece, also where nothing is buffered
 
     def val_step(self, epoch, iteration, data_dict):
-        print("VALIDATES", flush=True)
+        print("VALIDATES\n", end="", flush=True)
         time.sleep(self.step_s)
         return {}, {"error": self.model(data_dict["x"]).abs().mean()}
 

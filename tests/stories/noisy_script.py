@@ -45,10 +45,10 @@ class Steps:
         return {}, {"loss": (self.model(data_dict["x"]) - 1).square().mean()}
 
     def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):
-        print("STEP", self.total_steps, flush=True)
+        print(f"STEP {self.total_steps}\n", end="", flush=True)  # in one piece, also where nothing is buffered
 
     def val_step(self, epoch, iteration, data_dict):
-        print("VALIDATES", flush=True)
+        print("VALIDATES\n", end="", flush=True)
         time.sleep(self.step_s)
         return {}, {"error": (self.model(data_dict["x"]) - 1).abs().mean()}
 

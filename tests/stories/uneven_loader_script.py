@@ -107,4 +107,4 @@ if __name__ == "__main__":
     sys.argv[1:] = []
     engine = Trainer(folder, *kinds) if role == "train" else Tester(folder, *kinds)
     engine.run()
-    print("RESULT", RANK, engine.steps, engine.val_steps, flush=True)
+    print(f"RESULT {RANK} {engine.steps} {engine.val_steps}\n", end="", flush=True)
