@@ -220,3 +220,10 @@ def test_a_script_that_parses_before_its_trainer_is_made_has_the_flags_of_the_en
     args = get_parser().parse_args()
     assert (args.area, args.resume, args.log_steps) == (5, True, 3)
     assert ToyEpochTrainer(settings(tmp_path)).log_steps == 3
+
+
+def test_positionals_of_the_shared_parser_get_the_words_behind_the_value_of_an_override(argv, tmp_path):
+    argv("--trainer.max_epoch", "1", "scene", "--exp.output_dir", str(tmp_path))
+    get_parser().add_argument("data")
+    toy = ToyEpochTrainer(load_config(None))
+    assert (toy.args.data, toy.max_epoch) == ("scene", 1)

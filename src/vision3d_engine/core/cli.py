@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,23 @@ class Flags(argparse.ArgumentParser):
         return super().parse_known_args(list(self._spelled_out(words)), namespace)
 
     def _spelled_out(self, words: Sequence[str]) -> Iterator[str]:
-        """Yield the words, with each switch of the engine joined to its value: argparse would take any word for it."""
-        rest = iter(zip(words, [*words[1:], ""], strict=False))
+        """Yield the words, with each switch of the engine joined to its value: argparse would take any word for it.
+
+        Overrides of `take_overrides` are read already, each with one word behind it.
+        """
+        rest = iter(zip(words, [*words[1:], "--"], strict=False))
         for word, following in rest:
             switch = self._option_string_actions.get(word)
-            if isinstance(switch, _Switch):
-                is_value = switch.takes(following, self._has_positionals())
+            if word in self.override_words:
+                _ = "=" in word or _is_flag(following) or next(rest)
+            elif isinstance(switch, _Switch):
+                is_value = switch.takes(following, self.has_positionals())
                 yield f"{word}={next(rest)[0] if is_value else True}"
             else:
                 yield word
 
-    def _has_positionals(self) -> bool:
+    def has_positionals(self) -> bool:
+        """Tell whether words without dashes have a reader."""
         return any(not action.option_strings for action in self._actions)
 
     def misplaced(self, words: Sequence[str], unread: Sequence[str]) -> Iterator[str]:
@@ -69,7 +75,7 @@ class Flags(argparse.ArgumentParser):
         """
         for word, following in pairwise(words):
             switch = self._option_string_actions.get(word)
-            if not isinstance(switch, _Switch) or switch.takes(following, self._has_positionals()):
+            if not isinstance(switch, _Switch) or switch.takes(following, self.has_positionals()):
                 continue
             if following in unread and not following.startswith("-"):
                 yield f"nobody reads '{following}' behind {word}, which takes {switch.expected}"
@@ -255,8 +261,7 @@ class Arguments:
         for mistake in self._parser.misplaced(self._argv, self._unknown):
             message = f"{mistake}. Put words that the script itself reads before it"
             raise ConfigError(message)
-        overrides = self._parser.override_words
-        strange = [word for word in self._unknown if word.startswith("--") and word not in overrides]
+        strange = [word for word in self._unknown if word.startswith("--")]
         for word in strange:
             if hint := did_you_mean(word.split("=")[0], self._parser.known_flags(), similarity=0.85):
                 message = f"unknown argument {word}{hint}"
@@ -264,14 +269,22 @@ class Arguments:
         return strange
 
 
-def take_overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield ``(key, text)`` for ``--a.b text``, ``--a.b=text`` and ``--a.b`` (true); the shared parser knows them then.
+def take_overrides(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the key of each ``--a.b`` or ``--a.b=text`` and all words behind it.
+
+    The shared parser passes over an override and its value then.
 
     Args:
         argv: words of a command line.
     """
-    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
+    for index, word in enumerate(argv):
         name, equals, text = word.removeprefix("--").partition("=")
         if word.startswith("--") and "." in name:
             get_parser().override_words.append(word)
-            yield name, text if equals else "true" if following.startswith("--") else following
+            behind = takewhile(lambda each: not _is_flag(each), argv[index + 1 :])
+            yield name, [*([text] if equals else []), *behind]
+
+
+def _is_flag(word: str) -> bool:
+    """Tell whether a word is a flag and no value, such as a negative number."""
+    return word.startswith("-") and not word[1:2].isdigit() and not word.startswith("-.")
