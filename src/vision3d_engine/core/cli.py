@@ -80,9 +80,10 @@ class Flags(argparse.ArgumentParser):
             if following in unread and not following.startswith("-"):
                 yield f"nobody reads '{following}' behind {word}, which takes {switch.expected}"
 
-    def known_flags(self) -> list[str]:
-        """Return every flag that can be given."""
-        return list(self._option_string_actions)
+    def misspelt(self, flag: str) -> str:
+        """Name the flag that is nearly this one; ``--devices``, which goes on where ``--device`` ends, is another's."""
+        others = [known for known in self._option_string_actions if not flag.startswith(known)]
+        return did_you_mean(flag, others, similarity=0.85)
 
     def count(self) -> int:
         """Return how many arguments are defined; it grows when a script adds one."""
@@ -127,8 +128,11 @@ def own_argv() -> list[str]:
     return [] if is_foreign or "parsed elsewhere" in _SHARED else sys.argv[1:]
 
 
-def without_script_flags() -> None:
-    """Say that another parser reads this process's command line, as the engine's own commands do."""
+def ignore_command_line() -> None:
+    """Leave this process's command line to a parser of the script's own: no trainer, tester or `load_config` reads it.
+
+    To be called before the first of them is made; settings come from configs alone then.
+    """
     _SHARED["parsed elsewhere"] = True
 
 
@@ -263,8 +267,9 @@ class Arguments:
             raise ConfigError(message)
         strange = [word for word in self._unknown if word.startswith("--")]
         for word in strange:
-            if hint := did_you_mean(word.split("=")[0], self._parser.known_flags(), similarity=0.85):
-                message = f"unknown argument {word}{hint}"
+            if hint := self._parser.misspelt(word.split("=")[0]):
+                fix = "Correct it; a flag of the script's own is defined at get_parser(), or see ignore_command_line()"
+                message = f"unknown argument {word}{hint} {fix}"
                 raise ConfigError(message)
         return strange
 
