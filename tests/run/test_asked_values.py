@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.toys import ToyEpochTrainer, ToyIterTrainer, linear_model, rows_loader, settings
 from vision3d_engine import CheckpointError, build_scheduler
@@ -167,3 +168,6 @@ def test_a_resume_from_weights_says_what_starts_anew_and_writes_no_row_twice(kin
     ]
     assert len(keys) == len(set(keys))
     assert max(row["step"] for row in rows) == 9
+    curves = EventAccumulator(str(tmp_path / "events")).Reload()
+    steps = {tag: [event.step for event in curves.Scalars(tag)] for tag in curves.Tags()["scalars"]}
+    assert steps == {"train/loss": [*range(1, 10)], "train/mae": [*range(1, 10)], "val/mae": [1, 2, 3]}
