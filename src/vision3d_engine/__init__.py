@@ -1,6 +1,6 @@
 """A training engine for 3D vision: exact, free, clear."""
 
-from vision3d_engine.core.cli import get_parser
+from vision3d_engine.core.cli import get_parser, ignore_command_line
 from vision3d_engine.core.config import Config, load_config
 from vision3d_engine.core.errors import (
     CheckpointError,
@@ -71,6 +71,7 @@ __all__ = [
     "get_log_string",
     "get_logger",
     "get_parser",
+    "ignore_command_line",
     "load_config",
     "replay_sample",
     "sample_seed",

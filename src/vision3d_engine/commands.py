@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from vision3d_engine.checkpoint.export import consolidate, describe_checkpoint, export_weights
-from vision3d_engine.core.cli import own_words, without_script_flags
+from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
 from vision3d_engine.verification import verify_resume
@@ -71,7 +71,7 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; an error of the engine ends the program with its message instead of a traceback."""
-    without_script_flags()
+    ignore_command_line()
     own, _OF_SCRIPT[:] = _split(own_words() if argv is None else list(argv))
     try:
         tyro.extras.subcommand_cli_from_dict(

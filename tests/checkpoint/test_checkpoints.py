@@ -42,7 +42,9 @@ def test_a_run_leaves_the_files_of_the_description(tmp_path):
     assert state["model"].keys() == {"weight", "bias"}
     full = torch.load(tmp_path / "checkpoints" / "checkpoint.pth", weights_only=True)
     named = {"metadata", "model", "optimizer", "scheduler", "ckpt_manager"}
-    assert full.keys() == named | {"progress", "places", "moments", "loaders", "fingerprint", "states", "logs", "about"}
+    assert full.keys() == named | {
+        *("progress", "places", "moments", "loaders", "fingerprint", "asked", "states", "logs", "about")
+    }
 
 
 def test_what_a_user_adds_to_the_summary_selects_the_best_model(tmp_path):

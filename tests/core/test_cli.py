@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys import ToyEpochTrainer, ToySingleTester, save_weights, settings
-from vision3d_engine import CheckpointError, ConfigError, FolderInUseError, get_parser, load_config
+from vision3d_engine import CheckpointError, ConfigError, FolderInUseError, get_parser, ignore_command_line, load_config
 
 
 def test_the_flags_win_over_the_config(argv, tmp_path):
@@ -220,3 +220,42 @@ def test_a_script_that_parses_before_its_trainer_is_made_has_the_flags_of_the_en
     args = get_parser().parse_args()
     assert (args.area, args.resume, args.log_steps) == (5, True, 3)
     assert ToyEpochTrainer(settings(tmp_path)).log_steps == 3
+
+
+def test_positionals_of_the_shared_parser_get_the_words_behind_the_value_of_an_override(argv, tmp_path):
+    argv("--trainer.max_epoch", "1", "scene", "--exp.output_dir", str(tmp_path))
+    get_parser().add_argument("data")
+    toy = ToyEpochTrainer(load_config(None))
+    assert (toy.args.data, toy.max_epoch) == ("scene", 1)
+
+
+def test_a_longer_flag_of_a_parser_of_the_scripts_own_is_not_taken_for_ours(argv, tmp_path):
+    argv("--devices", "2", "--log_steps_val=3", "--checkpoints", "x")
+    toy = ToyEpochTrainer(settings(tmp_path, device="cpu"))
+    log_file = toy.log_file
+    toy.run()
+    assert (toy.args.device, toy.args.checkpoint, toy.log_steps) == ("cpu", None, 100)
+    assert "unknown argument --devices is ignored" in Path(log_file).read_text()
+
+
+def test_a_script_with_a_parser_of_its_own_keeps_its_command_line(argv, tmp_path):
+    argv(
+        "scene",
+        "--device",
+        "2,3",
+        "--resum",
+        "--overwrite",
+        "scene",
+        "--trainer.max_epoch",
+        "1",
+        "2",
+        "trainer.log_steps=2",
+    )
+    ignore_command_line()
+    cfg = load_config(None)
+    assert cfg == {}
+    toy = ToyEpochTrainer(settings(tmp_path))
+    log_file = toy.log_file
+    toy.run()
+    assert (toy.args.device, toy.args.overwrite, toy.log_steps) == (None, False, 100)
+    assert "unknown argument" not in Path(log_file).read_text()

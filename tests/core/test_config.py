@@ -166,3 +166,85 @@ def test_a_missing_attribute_of_a_config_names_the_nearest(yaml_file):
     cfg = load_config(yaml_file("model: {width: 64}\n"), [])
     with pytest.raises(AttributeError, match="no key 'widht'; did you mean 'width'"):
         _ = cfg.model.widht
+
+
+# ------------------------------------------------------------------------------------------- what would go unsaid
+
+
+@pytest.mark.parametrize("words", [["--trainer.log_steps"], ["--trainer.log_steps", "--resume"]])
+def test_an_override_without_a_value_is_an_error_where_it_is_no_switch(words, yaml_file):
+    with pytest.raises(ConfigError, match=r"--trainer\.log_steps has no value; expected one, such as .*log_steps 10"):
+        load_config(yaml_file("model: {width: 64, deep: false}\n"), words)
+    with pytest.raises(ConfigError, match=r"--model\.width has no value; expected one, such as --model\.width 64"):
+        load_config(yaml_file("model: {width: 64}\n"), ["--model.width"])
+    assert load_config(yaml_file("model: {deep: false}\n"), ["--model.deep"]).model.deep is True
+
+
+@pytest.mark.parametrize("word", ["trainer.log_steps=2", "-trainer.log_steps=2", "trainer.log_steps", "model.width=2"])
+def test_an_override_that_lacks_its_dashes_is_an_error(word, yaml_file):
+    with pytest.raises(ConfigError, match=rf"'{word}' on the command line sets nothing; expected --\w+\.\w+="):
+        load_config(
+            yaml_file("model: {width: 64}\n"), ["data", "--trainer.max_epoch=1", "--resume", "--log_steps=3", word]
+        )
+
+
+def test_dotted_words_that_a_script_reads_itself_stay_its_own(yaml_file):
+    words = ["exp.yaml", "data.root=x", "--note", "trainer.log_steps=2", "--trainer.max_epoch", "2"]
+    cfg = load_config(yaml_file("model: {width: 64}\n"), words)
+    assert (cfg.trainer, cfg.model) == ({"max_epoch": 2}, {"width": 64})
+
+
+@pytest.mark.parametrize("words", [["--model.width", "1", "2"], ["--model.width=1", "2"], ["--model.width", "1", "-2"]])
+def test_an_override_with_several_values_is_an_error_that_shows_a_list(words, yaml_file):
+    with pytest.raises(ConfigError, match=r"--model\.width has 2 values \(1 -?2\); expected one: .*'\[1, -?2\]'"):
+        load_config(yaml_file("model: {width: 64}\n"), words)
+    assert load_config(yaml_file("model: {width: 64}\n"), ["--model.width", "[1, 2]"]).model.width == [1, 2]
+
+
+def test_negative_numbers_are_values_of_overrides(yaml_file):
+    words = ["--model.rate", "-1", "--model.size", "-0.5", "--model.deep"]
+    cfg = load_config(yaml_file("model: {rate: 1, size: 1, deep: false}\n"), words)
+    assert cfg.model == {"rate": -1, "size": -0.5, "deep": True}
+
+
+@pytest.mark.parametrize(("key", "section"), [("trianer", "trainer"), ("Exp", "exp")])
+def test_a_misspelt_section_is_an_error_with_its_line(key, section, yaml_file):
+    path = yaml_file(f"model: {{width: 1}}\n{key}: {{seed: 3}}\n")
+    with pytest.raises(ConfigError, match=rf"cfg\.{key} is unknown; did you mean '{section}'\? \(.*, line 2\)"):
+        load_config(path, [])
+    with pytest.raises(ConfigError, match=rf"cfg\.{key} is unknown; did you mean '{section}'"):
+        read_settings({key: {}})
+    assert read_settings(EasyDict({key: {}}))[1] == [f"cfg.{key} is unknown; did you mean '{section}'?"]
+
+
+def test_groups_of_a_script_beside_the_sections_are_its_own(yaml_file):
+    text = (
+        "train: {size: 1}\nexperiment: {a: 1}\ntrainer: {max_epoch: 1}\ntrainers: [1]\noptimizers: {a: {type: SGD}}\n"
+    )
+    assert load_config(yaml_file(text), []).train.size == 1
+
+
+def test_a_misspelt_section_of_the_command_line_names_the_nearest_setting(yaml_file):
+    with pytest.raises(ConfigError, match=r"--trianer\.log_steps is unknown; did you mean 'trainer\.log_steps'"):
+        load_config(yaml_file("model: {width: 64}\n"), ["--trianer.log_steps", "2"])
+
+
+def test_a_key_that_is_given_twice_is_an_error_with_both_lines(yaml_file):
+    path = yaml_file("trainer:\n  max_epoch: 3\nmodel:\n  blocks:\n  - {k: 1, k: 2}\ntrainer:\n  log_steps: 2\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [])
+    assert f"cfg.trainer is given 2 times, in lines 1, 6; expected once: merge them into one ({path}" in str(
+        caught.value
+    )
+    assert "cfg.model.blocks.0.k is given 2 times, in lines 5, 5" in str(caught.value)
+
+
+def test_keys_that_anchors_bring_in_may_be_given_again(yaml_file):
+    text = "base: &base {a: 1, b: 2}\nother: &other {c: 3}\nmodel:\n  <<: *base\n  <<: *other\n  a: 5\nagain: *base\n"
+    cfg = load_config(yaml_file(text), [])
+    assert (cfg.model.a, cfg.again.a) == (5, 1)
+
+
+def test_an_unknown_key_that_is_near_nothing_is_told_what_there_is(yaml_file):
+    with pytest.raises(ConfigError, match=r"cfg\.exp\.zebra is unknown \(cfg\.exp has: name, output_dir, "):
+        read_settings({"exp": {"zebra": 1}})

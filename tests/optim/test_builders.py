@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from easydict import EasyDict
 from torch import nn
 
 from tests.toys import ToyEpochTrainer, settings
@@ -116,3 +117,29 @@ def test_a_schedule_in_other_units_than_the_trainer_s_is_said(tmp_path, kind, ca
     toy.run()
     said = capsys.readouterr().err
     assert "is built for 1,000 steps, but this trainer moves it on once an epoch, 3 times in all, so the run " in said
+
+
+def test_an_unknown_key_of_a_schedule_is_an_error_with_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"cfg\.scheduler\.warm_up_steps is unknown; did you mean 'warmup_steps'"):
+        rates({"type": "Cosine", "total_steps": 9, "warm_up_steps": 2})
+    with pytest.raises(ConfigError, match=r"cfg\.scheduler\.zebra is unknown \(cfg\.scheduler has: type, total_steps"):
+        rates({"type": "Cosine", "total_steps": 9, "zebra": 2})
+
+
+def test_keys_of_a_script_in_an_object_of_its_own_stay_unless_they_are_nearly_ours():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    assert build_scheduler(optimizer, EasyDict(scheduler={"type": None, "zebra": 2})) is None
+    with pytest.raises(ConfigError, match=r"cfg\.scheduler\.total_step is unknown; did you mean 'total_steps'"):
+        build_scheduler(optimizer, EasyDict(scheduler={"type": "Linear", "total_step": 2}))
+
+
+def test_a_misspelt_section_of_a_builder_is_an_error():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ConfigError, match=r"cfg\.schedular is unknown; did you mean 'scheduler'"):
+        build_scheduler(optimizer, {"schedular": {"type": "Linear", "total_steps": 2}})
+    with pytest.raises(ConfigError, match=r"cfg\.optimiser is unknown; did you mean 'optimizer'"):
+        build_optimizer(nn.Linear(1, 1), EasyDict(optimiser={"type": "SGD"}))
+    with pytest.raises(
+        ConfigError, match=r"cfg\.optimizer\.momentom is not an argument of SGD; did you mean 'momentum'"
+    ):
+        build_optimizer(nn.Linear(1, 1), {"optimizer": {"type": "SGD", "lr": 0.1, "momentom": 0.9}})

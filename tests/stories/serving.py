@@ -6,13 +6,13 @@ from multiprocessing.connection import Client
 
 import torch.distributed as dist
 
-from vision3d_engine.core.cli import without_script_flags
+from vision3d_engine.core.cli import ignore_command_line
 
 
 def serve(run):
     """Send back what ``run(case)`` returns, or the error that it ends with, until the test sends None."""
     warnings.simplefilter("ignore")
-    without_script_flags()
+    ignore_command_line()
     dist.init_process_group("gloo")
     connection = Client(("localhost", int(sys.argv[1])), authkey=b"test")
     connection.send(dist.get_rank())

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,23 @@ class Flags(argparse.ArgumentParser):
         return super().parse_known_args(list(self._spelled_out(words)), namespace)
 
     def _spelled_out(self, words: Sequence[str]) -> Iterator[str]:
-        """Yield the words, with each switch of the engine joined to its value: argparse would take any word for it."""
-        rest = iter(zip(words, [*words[1:], ""], strict=False))
+        """Yield the words, with each switch of the engine joined to its value: argparse would take any word for it.
+
+        Overrides of `take_overrides` are read already, each with one word behind it.
+        """
+        rest = iter(zip(words, [*words[1:], "--"], strict=False))
         for word, following in rest:
             switch = self._option_string_actions.get(word)
-            if isinstance(switch, _Switch):
-                is_value = switch.takes(following, self._has_positionals())
+            if word in self.override_words:
+                _ = "=" in word or _is_flag(following) or next(rest)
+            elif isinstance(switch, _Switch):
+                is_value = switch.takes(following, self.has_positionals())
                 yield f"{word}={next(rest)[0] if is_value else True}"
             else:
                 yield word
 
-    def _has_positionals(self) -> bool:
+    def has_positionals(self) -> bool:
+        """Tell whether words without dashes have a reader."""
         return any(not action.option_strings for action in self._actions)
 
     def misplaced(self, words: Sequence[str], unread: Sequence[str]) -> Iterator[str]:
@@ -69,14 +75,15 @@ class Flags(argparse.ArgumentParser):
         """
         for word, following in pairwise(words):
             switch = self._option_string_actions.get(word)
-            if not isinstance(switch, _Switch) or switch.takes(following, self._has_positionals()):
+            if not isinstance(switch, _Switch) or switch.takes(following, self.has_positionals()):
                 continue
             if following in unread and not following.startswith("-"):
                 yield f"nobody reads '{following}' behind {word}, which takes {switch.expected}"
 
-    def known_flags(self) -> list[str]:
-        """Return every flag that can be given."""
-        return list(self._option_string_actions)
+    def misspelt(self, flag: str) -> str:
+        """Name the flag that is nearly this one; ``--devices``, which goes on where ``--device`` ends, is another's."""
+        others = [known for known in self._option_string_actions if not flag.startswith(known)]
+        return did_you_mean(flag, others, similarity=0.85)
 
     def count(self) -> int:
         """Return how many arguments are defined; it grows when a script adds one."""
@@ -121,8 +128,11 @@ def own_argv() -> list[str]:
     return [] if is_foreign or "parsed elsewhere" in _SHARED else sys.argv[1:]
 
 
-def without_script_flags() -> None:
-    """Say that another parser reads this process's command line, as the engine's own commands do."""
+def ignore_command_line() -> None:
+    """Leave this process's command line to a parser of the script's own: no trainer, tester or `load_config` reads it.
+
+    To be called before the first of them is made; settings come from configs alone then.
+    """
     _SHARED["parsed elsewhere"] = True
 
 
@@ -255,23 +265,31 @@ class Arguments:
         for mistake in self._parser.misplaced(self._argv, self._unknown):
             message = f"{mistake}. Put words that the script itself reads before it"
             raise ConfigError(message)
-        overrides = self._parser.override_words
-        strange = [word for word in self._unknown if word.startswith("--") and word not in overrides]
+        strange = [word for word in self._unknown if word.startswith("--")]
         for word in strange:
-            if hint := did_you_mean(word.split("=")[0], self._parser.known_flags(), similarity=0.85):
-                message = f"unknown argument {word}{hint}"
+            if hint := self._parser.misspelt(word.split("=")[0]):
+                fix = "Correct it; a flag of the script's own is defined at get_parser(), or see ignore_command_line()"
+                message = f"unknown argument {word}{hint} {fix}"
                 raise ConfigError(message)
         return strange
 
 
-def take_overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield ``(key, text)`` for ``--a.b text``, ``--a.b=text`` and ``--a.b`` (true); the shared parser knows them then.
+def take_overrides(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the key of each ``--a.b`` or ``--a.b=text`` and all words behind it.
+
+    The shared parser passes over an override and its value then.
 
     Args:
         argv: words of a command line.
     """
-    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
+    for index, word in enumerate(argv):
         name, equals, text = word.removeprefix("--").partition("=")
         if word.startswith("--") and "." in name:
             get_parser().override_words.append(word)
-            yield name, text if equals else "true" if following.startswith("--") else following
+            behind = takewhile(lambda each: not _is_flag(each), argv[index + 1 :])
+            yield name, [*([text] if equals else []), *behind]
+
+
+def _is_flag(word: str) -> bool:
+    """Tell whether a word is a flag and no value, such as a negative number."""
+    return word.startswith("-") and not word[1:2].isdigit() and not word.startswith("-.")

@@ -1,13 +1,15 @@
 """From whatever the user calls a config to checked settings; and YAML plus dotted overrides for new scripts."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vision3d_engine.core import cli
-from vision3d_engine.core.errors import ConfigError, did_you_mean, listed
+from vision3d_engine.core.errors import ConfigError, did_you_mean, listed, shortened
 from vision3d_engine.core.plain import to_plain
+from vision3d_engine.core.yaml_files import doubled, parse_value, read_yaml
 
 if TYPE_CHECKING:
     from vision3d_engine.core.settings import Settings
@@ -58,24 +60,38 @@ def read_settings(
     """
     from vision3d_engine.core.settings import Settings
 
-    sections = _sections(cfg)
-    unknown = [line for name in ("exp", "trainer") for line in _unknown_keys(name, sections[name])]
-    strict = cfg is None or type(cfg) in {dict, Config}
+    plain, read = _plain(cfg), ("exp", "trainer")
+    sections = _sections(plain)
+    unknown = [*_misspelt(plain, read), *(line for name in read for line in _unknown_keys(name, sections[name]))]
     exp, wrong_exp = _validate("exp", {**sections["exp"], **(exp_overrides or {})})
     trainer, wrong_trainer = _validate("trainer", {**sections["trainer"], **(overrides or {})})
-    _raise_if_any([*(unknown if strict else []), *wrong_exp, *wrong_trainer])
-    return Settings(exp=exp, trainer=trainer), [] if strict else [line for line in unknown if "did you mean" in line]
+    _raise_if_any([*(unknown if _is_strict(cfg) else []), *wrong_exp, *wrong_trainer])
+    return Settings(exp=exp, trainer=trainer), [] if _is_strict(cfg) else _near_misses(unknown)
 
 
 def read_section(cfg: Any, name: str) -> Any:
     """Check one section (``"optimizer"``, ``"scheduler"``) of any config object and return its settings.
 
     Raises:
-        ConfigError: when a value is missing or not allowed.
+        ConfigError: when a value is missing or not allowed, a key unknown, or only a section of nearly this name there.
+            In an object in which scripts keep keys of their own, an unknown key is one that is nearly a known one.
     """
-    values, mistakes = _validate(name, _sections(cfg)[name])
-    _raise_if_any(mistakes)
+    plain = _plain(cfg)
+    section = _sections(plain)[name]
+    unknown = list(_unknown_keys(name, section)) if name in _STRICT_SECTIONS else []
+    values, mistakes = _validate(name, section)
+    unknown = unknown if _is_strict(cfg) else _near_misses(unknown)
+    _raise_if_any([*_misspelt(plain, [name]), *unknown, *mistakes])
     return values
+
+
+def _is_strict(cfg: Any) -> bool:
+    """Tell whether a config is of a kind in which the engine's sections hold the engine's keys alone."""
+    return cfg is None or type(cfg) in {dict, Config}
+
+
+def _near_misses(unknown: Iterable[str]) -> list[str]:
+    return [line for line in unknown if "did you mean" in line]
 
 
 def _known() -> dict[str, Any]:
@@ -85,12 +101,16 @@ def _known() -> dict[str, Any]:
     return SECTIONS
 
 
-def _sections(cfg: Any) -> dict[str, dict[str, Any]]:
-    """Return the plain sections that the engine knows; a config without one has an empty one."""
+def _plain(cfg: Any) -> dict[str, Any]:
     plain = {} if cfg is None else to_plain(cfg)
     if not isinstance(plain, dict):
         message = f"cfg is a {type(cfg).__name__}; expected a dict, EasyDict, OmegaConf, dataclass, Namespace or None"
         raise ConfigError(message)
+    return plain
+
+
+def _sections(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the sections that the engine knows; a config without one has an empty one."""
     sections = {name: plain.get(name) or {} for name in _known()}
     wrong = [name for name, section in sections.items() if not isinstance(section, dict)]
     _raise_if_any([f"cfg.{name} is {sections[name]!r}; expected a group of settings" for name in wrong])
@@ -99,8 +119,16 @@ def _sections(cfg: Any) -> dict[str, dict[str, Any]]:
 
 def _unknown_keys(name: str, section: Mapping[str, Any]) -> list[str]:
     known = _known()[name].model_fields
-    strange = [key for key in section if key not in known]
-    return [f"cfg.{name}.{key} is unknown{did_you_mean(key, known, similarity=0.75)}" for key in strange]
+    hints = {key: did_you_mean(key, known, similarity=0.75) for key in section if key not in known}
+    expected = f" (cfg.{name} has: {shortened(list(known), 10)})"
+    return [f"cfg.{name}.{key} is unknown{hint or expected}" for key, hint in hints.items()]
+
+
+def _misspelt(plain: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Say which groups are nearly one of these sections that is not there: its settings would be passed over."""
+    absent = [name for name in names if name not in plain]
+    hints = {key: did_you_mean(key, absent, similarity=0.85) for key in plain if key not in _known()}
+    return [f"cfg.{key} is unknown{hint}" for key, hint in hints.items() if hint]
 
 
 def _validate(name: str, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
@@ -144,77 +172,64 @@ def load_config(path: str | Path | None = None, argv: Sequence[str] | None = Non
         argv: command line words without the program's name (default: those of the running script).
 
     Raises:
-        ConfigError: with every mistake at once, and the line of the file for an unknown key.
+        ConfigError: with every mistake at once, and the line of the file for an unknown or doubled key.
     """
-    values, lines = _read_yaml(Path(path)) if path is not None else ({}, {})
+    values, lines = read_yaml(Path(path)) if path is not None else ({}, {})
     words = cli.own_argv() if argv is None else argv
-    mistakes = [line for dotted, text in cli.take_overrides(words) if (line := _override(values, dotted, text))]
+    mistakes = [*doubled(lines), *_undashed(values, words)]
+    mistakes += [line for dotted, given in cli.take_overrides(words) if (line := _override(values, dotted, given))]
     _raise_if_any([_with_line(line, lines, path) for line in [*mistakes, *_mistakes_in(values)]])
     cli.get_parser().epilog = "settings:\n" + "\n".join(_help_lines(values))
     return Config(values)
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the values of a YAML file and the line number of every dotted key."""
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_yaml_loader()) or {}  # noqa: S506  a SafeLoader with YAML 1.2 floats
-        lines = dict(_key_lines(yaml.compose(text, Loader=_yaml_loader())))
-    except OSError as error:
-        message = f"cannot read the config '{path}': {error.strerror or error}"
-        raise ConfigError(message) from error
-    except yaml.YAMLError as error:
-        message = f"the config '{path}' is not valid YAML: {error}"
-        raise ConfigError(message) from error
-    if not isinstance(values, dict):
-        message = f"the config '{path}' holds a {type(values).__name__}; expected groups of settings (trainer: ...)"
-        raise ConfigError(message)
-    return values, lines
+def _undashed(values: Mapping[str, Any], words: Sequence[str]) -> Iterator[str]:
+    """Say which words are settings without their dashes; one behind a flag may be its value, and belongs to it."""
+    known = _all_keys(values)
+    groups = {key.split(".")[0] for key in known if "." in key}
+    for before, word in pairwise(["", *words]):
+        name, equals, text = word.removeprefix("-").partition("=")
+        group, dot, _ = name.partition(".")
+        is_value = before.startswith("-") and "=" not in before
+        if dot and not is_value and (name in known or (equals and group in groups)):
+            yield f"'{word}' on the command line sets nothing; expected --{name}={text or 'VALUE'}"
 
 
-def _yaml_loader() -> Any:
-    """Return a safe loader that reads ``1e-3`` as a number (YAML 1.2), where YAML 1.1 reads a string."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    pattern = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", pattern, list("-+0123456789."))
-    return Loader
-
-
-def _parse_value(text: str) -> Any:
-    """Read one value as YAML 1.2 does: number, true/false, null, list or text."""
-    import yaml
-
-    try:
-        return yaml.load(text, Loader=_yaml_loader())  # noqa: S506  a SafeLoader with YAML 1.2 floats
-    except yaml.YAMLError:
-        return text
-
-
-def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yield every dotted key of a YAML document with its line, counted from 1."""
-    for pair in getattr(node, "value", None) or ():
-        if isinstance(pair, tuple):
-            dotted = f"{prefix}{pair[0].value}"
-            yield dotted, pair[0].start_mark.line + 1
-            yield from _key_lines(pair[1], f"{dotted}.")
-
-
-def _override(values: dict[str, Any], dotted: str, text: str) -> str | None:
-    """Set one dotted key; return what is wrong with it, if anything."""
+def _override(values: dict[str, Any], dotted: str, words: Sequence[str]) -> str | None:
+    """Set one dotted key to the first of the words behind it; return what is wrong with it, if anything."""
     section, *path, last = dotted.replace("-", "_").split(".")
     group = values.setdefault(section, {}) if section in _known() else values.get(section)
     for part in path:
         group = group.get(part) if isinstance(group, dict) else None
     if not isinstance(group, dict) or not (section in _known() or last in group):
-        return f"--{dotted} is unknown{did_you_mean(dotted, _dotted_keys(values))}"
-    group[last] = _parse_value(text)
+        return f"--{dotted} is unknown{did_you_mean(dotted, _all_keys(values))}"
+    if wrong := _wrong_count(dotted, words, group.get(last, _default(section, last))):
+        return wrong
+    group[last] = parse_value(words[0]) if words else True
     return None
+
+
+def _wrong_count(dotted: str, words: Sequence[str], present: Any) -> str | None:
+    """Say that there are more or fewer words behind an override than it takes: one, or none for a switch."""
+    if not words and not isinstance(present, bool):
+        example = "VALUE" if present is None else present
+        return f"--{dotted} has no value; expected one, such as --{dotted} {example}"
+    if not words[1:] or cli.get_parser().has_positionals():
+        return None
+    fix = f"write a list as --{dotted} '[{listed(words)}]', and words that the script itself reads in front"
+    return f"--{dotted} has {len(words)} values ({' '.join(words)}); expected one: {fix}"
+
+
+def _default(section: str, key: str) -> Any:
+    """Return what a setting is that no one has given; None for what the engine does not know."""
+    field = _known()[section].model_fields.get(key) if section in _known() else None
+    return None if field is None else field.default
+
+
+def _all_keys(values: Mapping[str, Any]) -> list[str]:
+    """List every dotted key that can be overridden."""
+    known = [f"{name}.{key}" for name, section in _known().items() for key in section.model_fields]
+    return [*_dotted_keys(values), *known]
 
 
 def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -227,17 +242,18 @@ def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _mistakes_in(values: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the sections that are there."""
+    yield from _misspelt(values, ("exp", "trainer"))
     sections = _sections(values)
     for name in [name for name in sections if name in values]:
         yield from _unknown_keys(name, sections[name]) if name in _STRICT_SECTIONS else ()
         yield from _validate(name, sections[name])[1]
 
 
-def _with_line(mistake: str, lines: Mapping[str, int], path: str | Path | None) -> str:
+def _with_line(mistake: str, lines: Mapping[str, Sequence[int]], path: str | Path | None) -> str:
     """Add file and line to a mistake that came from the file."""
     found = re.match(r"cfg\.([\w.]+)", mistake)
-    line = lines.get(found.group(1)) if found else None
-    return f"{mistake} ({path}, line {line})" if line else mistake
+    numbers = lines.get(found.group(1)) if found else None
+    return f"{mistake} ({path}, line {numbers[-1]})" if numbers else mistake
 
 
 def _help_lines(values: Mapping[str, Any]) -> Iterator[str]:

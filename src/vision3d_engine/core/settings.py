@@ -128,6 +128,8 @@ class TrainerSettings(_Section):
     """Type in which fsdp2 adds up gradients (default: that of the computation)."""
     resume: bool = False
     """Go on from checkpoint.pth."""
+    on_resume: Literal["keep", "config"] = "keep"
+    """Whose learning rate and weight decay are in force after a resume: the checkpoint's (keep) or the script's."""
     debug: bool = False
     """Anomaly detection and a check of every gradient; slow."""
     checkpoint: CheckpointName | None = None

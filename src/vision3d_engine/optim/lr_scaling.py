@@ -1,7 +1,8 @@
 """Learning rates for several processes: the whole schedule times one factor."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -11,7 +12,8 @@ from vision3d_engine.core.tree import describe
 
 # Where torch's schedules keep absolute rates: in the optimizer's groups, and in attributes of their own.
 _GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
-_ATTRIBUTES = ("base_lrs", "max_lrs", "min_lrs", "eta_min", "_last_lr")
+_GROUP_RATES = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")
+_ATTRIBUTES = (*_GROUP_RATES, "eta_min")
 
 
 def scale_factor(rule: str, size: int) -> float:
@@ -39,6 +41,42 @@ def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
     for part in _parts(scheduler):
         found = vars(part)
         found |= {name: _scaled(found[name], factor) for name in _ATTRIBUTES if name in found}
+
+
+def change_learning_rates(
+    optimizer: Any, scheduler: Any, before: Sequence[float | None], after: Sequence[float | None]
+) -> None:
+    """Base each parameter group on another rate; what a schedule has made of the old one stays in proportion.
+
+    Limits that a schedule has for all groups (``eta_min``) stay. A schedule that is not torch's is left alone.
+
+    Args:
+        optimizer: has the groups.
+        scheduler: the schedule, or None.
+        before: the rate on which each group is based; None where there is no such rate.
+        after: the one on which it shall be.
+    """
+    pairs = list(zip(before, after, strict=False))
+    for group, pair in zip(optimizer.param_groups, pairs, strict=False):
+        group |= {key: _rebased(group[key], *pair) for key in _GROUP_KEYS if key in group}
+    for part in _parts(scheduler):
+        found = vars(part)
+        found |= {name: _rebased_all(found[name], pairs) for name in _GROUP_RATES if isinstance(found.get(name), list)}
+
+
+def _rebased_all(rates: list[Any], pairs: list[tuple[float | None, float | None]]) -> list[Any]:
+    """Return the rates of all groups in a new list, since a schedule may share its own with what it was loaded from."""
+    known = zip_longest(rates, pairs[: len(rates)], fillvalue=(None, None))
+    return [_rebased(rate, *pair) for rate, pair in known]
+
+
+def _rebased(value: Any, before: float | None, after: float | None) -> Any:
+    """Return a rate in the proportion to ``after`` in which it was to ``before``; nothing is in proportion to zero."""
+    if before is None or after is None or before == after:
+        return value
+    if isinstance(value, float) and value == before:
+        return after
+    return value * (after / before) if before else value * 0 + after
 
 
 def _scaled(value: Any, factor: float) -> Any:

@@ -115,6 +115,11 @@ def _as_schedule(optimizer: Optimizer, function: _WarmUp) -> LRScheduler:
     return schedule
 
 
+def schedule_name(scheduler: Any) -> str:
+    """Return the class of a schedule, or of its function for one that was built here."""
+    return type(_FUNCTIONS.get(scheduler, scheduler) if isinstance(scheduler, LRScheduler) else scheduler).__name__
+
+
 def schedule_hint(scheduler: Any, steps: int, unit: str) -> str | None:
     """Return a warning when a run makes far fewer steps of a schedule than it was built for; None when it fits.
 
@@ -130,7 +135,7 @@ def schedule_hint(scheduler: Any, steps: int, unit: str) -> str | None:
         return None
     where = "in its warm-up" if steps <= warmup else f"after {steps / total:.1%} of it"
     return (
-        f"the learning rate schedule ({type(function or scheduler).__name__}) is built for {total:,} steps, but this "
+        f"the learning rate schedule ({schedule_name(scheduler)}) is built for {total:,} steps, but this "
         f"trainer moves it on once an {unit}, {steps:,} times in all, so the run ends {where}. Give its lengths in "
         f"{unit}s, or use a trainer that counts as it does"
     )

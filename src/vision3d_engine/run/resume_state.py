@@ -15,6 +15,7 @@ from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.metrics.running_means import RunningMeans
+from vision3d_engine.run.asked_values import AskedValues
 
 _METHODS = ("state_dict", "load_state_dict")
 
@@ -30,13 +31,16 @@ class ResumeState:
     Args:
         context: settings, processes, counters, writers.
         train_data: returns the training data as it is read now.
+        asked: what the script has built, and what of it is in force.
 
     Attributes:
+        asked: see above.
         registered: the user's objects by name.
         open_meters: running means of the training pass that is open, or None.
     """
 
-    def __init__(self, context: PassContext, train_data: Callable[[], ResumableLoader]) -> None:
+    def __init__(self, context: PassContext, train_data: Callable[[], ResumableLoader], asked: AskedValues) -> None:
+        self.asked = asked
         self.registered: dict[str, Any] = {}
         self.open_meters: RunningMeans | None = None
         self._context, self._progress, self._world = context, context.progress, context.world
@@ -83,6 +87,7 @@ class ResumeState:
             "moments": None if meters is None else gather(meters.state_dict()),
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
             "fingerprint": self._fingerprint(loader),
+            "asked": self.asked.state(),
             "states": {name: encoded(part.state_dict()) for name, part in self.registered.items()},
             "logs": self._context.writers.positions(),
             "about": self._about(),
@@ -134,7 +139,8 @@ class ResumeState:
         """Take over a state; one of an older engine holds less, which goes on with the next epoch."""
         rank, size = self._world.rank, self._world.size
         self._progress.load_state_dict(state.get("progress") or {})
-        self._keep_means(state.get("progress") or {})
+        if "optimizer" in state:  # else it has weights alone, and no means
+            self._keep_means(state.get("progress") or {})
         places, loaders, means = (state.get(name) or [] for name in ("places", "loaders", "moments"))
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from: the newest, the one before it, one that is named, or none."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class Resuming:
         Raises:
             CheckpointError: also when processes find, or have loaded, different things.
         """
+        self._state.asked.note()
         self._compare(self._found())
         self._is_starting = True
         try:
@@ -167,12 +169,31 @@ class Resuming:
             self._state.check(state, str(path))
         self._context.hooks.bind()
         self._context.hooks.fire("before_load", dict(metadata))
+        self._state.asked.note()
+        self._state.asked.check(state, str(path))
         self._restore(str(path), state)
         progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0, 1), **metadata})
         if has_data:
             self._state.restore(state)
         where = f"epoch {progress.epoch}, total_steps {progress.total_steps}"
         trainer.log(f"loaded {filename}: {where}" + (", in mid-epoch" if progress.is_open else ""))
+        for warning in filter(
+            None, (self._state.asked.follow(state, str(path)), self._starts_parts_anew(state, filename))
+        ):
+            trainer.log(warning, level="WARNING")
+
+    def _starts_parts_anew(self, state: Mapping[str, Any], filename: str) -> str | None:
+        """Say which parts a file of weights has left as the script has built them, and where the counters stand."""
+        trainer, progress = self._trainer, self._context.progress
+        parts = {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler}
+        missing = [name for name, part in parts.items() if part is not None and name not in state]
+        if trainer.optimizer is None or not missing:
+            return None
+        return (
+            f"'{filename}' holds no {' and no '.join(missing)}, which start anew (learning rate {trainer.get_lr():g}), "
+            f"while the counters go on: next is epoch {progress.epoch + 1}, total_steps is {progress.total_steps}. "
+            f"'{NEWEST}' holds all; for weights alone give --checkpoint without --resume"
+        )
 
     def _restore(self, path: str, state: dict[str, Any]) -> None:
         """Load the parts; an optimizer that does not fit may still be rebuilt by the first hook of an open epoch."""
@@ -192,4 +213,5 @@ class Resuming:
             return
         (path, state), self._open, trainer = self._open, None, self._trainer
         self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
+        self._state.asked.restore_rates(state)
         self._state.restore_registered(state)

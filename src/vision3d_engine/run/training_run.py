@@ -25,6 +25,7 @@ from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.optimizer import prefer_fused, refuse_foreign
 from vision3d_engine.optim.scheduler import schedule_hint
+from vision3d_engine.run.asked_values import AskedValues
 from vision3d_engine.run.autosave import Autosave
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
@@ -66,7 +67,7 @@ class TrainingRun:
             parallel=context.parallel,
         )
         agreement = context.world.agreement()
-        self.resume_state = ResumeState(context, self.train_data)
+        self.resume_state = ResumeState(context, self.train_data, AskedValues(trainer, settings))
         self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state)
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
         max_time_s = parse_duration(settings.max_time) if settings.max_time else None

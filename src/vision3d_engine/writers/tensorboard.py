@@ -145,14 +145,14 @@ class TensorBoardWriter(MetricWriter):
     def cut_back(self, position: Mapping[str, int] | None, step: int) -> None:
         """Cut the files, and remove later ones, so that each curve is as it was, whatever its axis.
 
-        A checkpoint of an older engine, or of a run in another folder, knows none of them: then TensorBoard is told to
-        forget what lies at later steps.
+        A checkpoint of weights alone, of an older engine, or of a run in another folder, knows none of them: then they
+        are cut before the first training row of a later step, and TensorBoard is told to forget what lies there.
         """
         self.close()
         files = self._files()
         if position is None or (position and not any(path.name in position for path in files)):
             self._purge_step = step + 1
-            return
+            position = _positions_at(files, step)
         for path in files:
             if path.name not in position:
                 path.unlink()
@@ -164,6 +164,36 @@ class TensorBoardWriter(MetricWriter):
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
+
+
+def _positions_at(files: list[Path], step: int) -> dict[str, int]:
+    """Return the bytes of each file until the first training row that is later than a step; of later files nothing."""
+    ends: dict[str, int] = {}
+    for path in files:
+        ends[path.name] = _end_of(path, step)
+        if ends[path.name] < _size(path):
+            break
+    return ends
+
+
+def _end_of(path: Path, step: int) -> int:
+    """Return the bytes of the whole records before the first training row that is later than a step.
+
+    A record is eight bytes of length, a checksum of four, the event, and its checksum of four.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+    end = 0
+    with path.open("rb") as file:
+        while head := file.read(12):
+            packed = file.read(int.from_bytes(head[:8], "little"))
+            if len(file.read(4)) < 4:  # noqa: PLR2004  the writer was killed within a record
+                break
+            event = Event.FromString(packed)
+            if event.step > step and any(value.tag.startswith("train/") for value in event.summary.value):
+                break
+            end = file.tell()
+    return end
 
 
 def _size(path: Path | None) -> int:
