@@ -1,7 +1,10 @@
 """What a log line of the training says: its numbers, where they go, and what is looked at on the way."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
+
+import torch
 
 from vision3d_engine.data.loader_hints import SLOW_S, loading_hint, startup_hint
 from vision3d_engine.data.resumable_loader import ResumableLoader
@@ -48,9 +51,7 @@ class TrainLog:
             ReplicaError: when the processes' weights differ.
         """
         context, progress = self._context, self._context.progress
-        shared = context.replicas.probe(iteration // self.every)
-        means, probed, sums = self._meters.interval_means(*self._finite.probe(), shared=shared)
-        context.replicas.judge(sums, self._where())
+        means, probed = self._read(iteration // self.every, self._finite.probe())
         first = self._meters.first_not_finite("loss")
         self._finite.check(means.get("loss", 0.0), probed, progress.epoch, first, iteration)
         interval, position = self._runner.clock.interval(), self._position(float(learning_rate))
@@ -60,6 +61,15 @@ class TrainLog:
             context.hints.tell(loading_hint(self._loader.loader, interval.steady_data_s, interval.model_s))
         for act in self._after_log:
             act(progress.epoch, iteration, dict(means))
+
+    def _read(self, line: int, probes: Sequence[torch.Tensor] = ()) -> tuple[dict[str, float], list[float]]:
+        """Return the means since the last line, and the probes as numbers; compare what all processes train with it."""
+        replicas = self._context.replicas
+        shared = replicas.probe(line) if replicas.is_on else {}
+        means, probed, sums = self._meters.interval_means(*probes, shared=shared)
+        if sums:
+            replicas.judge(sums, self._where())
+        return means, probed
 
     def _line(self, means: Any, interval: Any, position: Any) -> Any:
         """Return what makes the text: a thread may do so later, from what is handed in, when the run is further on."""
@@ -91,9 +101,7 @@ class TrainLog:
 
     def _write_rest(self, learning_rate: float) -> None:
         """Write the numbers of the last steps, after the last log line, so that the curve has all of an epoch."""
-        progress, shared = self._context.progress, self._context.replicas.probe(0)
-        means, _, sums = self._meters.interval_means(shared=shared)
-        self._context.replicas.judge(sums, self._where())
+        progress, (means, _) = self._context.progress, self._read(0)
         if progress.iteration % self.every:
             self._context.writers.scalars("train", means, progress.total_steps, **self._position(learning_rate))
 
