@@ -47,10 +47,7 @@ ALL = "each process reads all that its own"
         (
             "weighted",
             "weighted, built",
-            [
-                f"the {part} loader (DataLoader), read by 2 processes: the processes share what Weighted"
-                for part in ("training", "validation")
-            ],
+            [f"{ALL} WeightedRandomSampler yields", "the processes share what WeightedRandomSampler draws"],
         ),
         (
             "subclass",

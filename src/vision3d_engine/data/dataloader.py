@@ -88,8 +88,10 @@ def adopted(loader: Any) -> Any:
     """Return a plain DataLoader over a map-style data set as `build_dataloader` would have made it.
 
     Same batch size, workers and collate function, and the same samples: those of its sampler or batch sampler, which
-    is run under the seed of the epoch. Left as it is: a subclass, a sampler without a length, which is read as it goes,
-    and a data set that loads many samples at once (``__getitems__``).
+    is run under the seed of the epoch. Several processes share a data set that is walked in order or shuffled; a
+    sampler of the script's own may have divided the data already, so each process has what its own yields, as with
+    torch. Left as it is: a subclass, a sampler without a length, which is read as it goes, and a data set that loads
+    many samples at once (``__getitems__``).
     """
     if type(loader) is not DataLoader or sampler_of(loader) is not None or not _is_by_sample(loader.dataset):
         return loader
@@ -97,10 +99,11 @@ def adopted(loader: Any) -> Any:
     if not hasattr(loader.batch_sampler if has_own_batches else loader.sampler, "__len__"):
         return loader
     if has_own_batches:
-        return _rebuilt(loader, dataset, batch_sampler=PositionBatchSampler(loader.batch_sampler))
+        return _rebuilt(loader, dataset, batch_sampler=PositionBatchSampler(loader.batch_sampler, is_shared=False))
     shuffle, size = _is_shuffle(loader), loader.batch_size or 1
     own = None if shuffle or _is_in_order(loader) else loader.sampler
-    sampler = PositionSampler(loader.dataset, size, shuffle=shuffle, drop_last=loader.drop_last, sampler=own)
+    options: dict[str, Any] = {"drop_last": loader.drop_last, "sampler": own, "is_shared": _walks_all(loader)}
+    sampler = PositionSampler(loader.dataset, size, shuffle=shuffle, **options)
     return _rebuilt(loader, dataset, sampler=sampler)
 
 
@@ -118,8 +121,13 @@ def _is_in_order(loader: DataLoader) -> bool:
 
 def _is_shuffle(loader: DataLoader) -> bool:
     """Tell whether each sample is drawn once an epoch, by no generator of the script's own."""
+    return _walks_all(loader) and loader.sampler.generator is None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _walks_all(loader: DataLoader) -> bool:
+    """Tell whether a loader shuffles a whole data set, by whatever generator."""
     sampler = loader.sampler
-    if type(sampler) is not RandomSampler or sampler.generator is not None:
+    if type(sampler) is not RandomSampler:
         return False
     return sampler.data_source is loader.dataset and not sampler.replacement and len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
 

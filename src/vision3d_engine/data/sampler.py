@@ -76,6 +76,7 @@ class PositionSampler(_Positioned):
         sampler: a sampler of the user's; it is run to its end, under a seed of the epoch, when the pass begins, and the
             processes share what it draws. One that knows its process (``num_replicas``, as ``DistributedSampler`` has
             it, ``world_size`` or ``rank``) or has no length, which is read as it goes, yields this process's own share.
+        is_shared: whether processes share what the user's sampler draws; else each has what its own yields.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class PositionSampler(_Positioned):
         shuffle: bool = False,
         drop_last: bool = False,
         sampler: Iterable[Any] | None = None,
+        is_shared: bool = True,
     ) -> None:
         super().__init__()
+        self._is_shared = is_shared
         self._dataset = dataset
         self._batch_size = batch_size
         self._shuffle = shuffle
@@ -107,7 +110,7 @@ class PositionSampler(_Positioned):
     @property
     def is_presharded(self) -> bool:
         """Whether the user's sampler has been divided between the processes by itself."""
-        return self.sampler is not None and knows_its_process(self.sampler)
+        return self.sampler is not None and (not self._is_shared or knows_its_process(self.sampler))
 
     @property
     def total_batches(self) -> int | None:
@@ -212,8 +215,9 @@ class PositionBatchSampler(_Positioned):
     process; see `PositionSampler`.
     """
 
-    def __init__(self, batch_sampler: Any) -> None:
+    def __init__(self, batch_sampler: Any, is_shared: bool = True) -> None:
         super().__init__()
+        self._is_shared = is_shared
         self.sampler = batch_sampler
         self._drawn: deque[int] = deque()
 
@@ -234,7 +238,7 @@ class PositionBatchSampler(_Positioned):
     @property
     def is_presharded(self) -> bool:
         """Whether the user's sampler has been divided between the processes by itself."""
-        return knows_its_process(self.sampler)
+        return not self._is_shared or knows_its_process(self.sampler)
 
     @property
     def total_batches(self) -> int | None:
