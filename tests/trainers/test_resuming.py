@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import operator
 import os
 import random
 import subprocess
@@ -238,6 +239,55 @@ def test_what_a_hook_does_before_an_epoch_is_done_once_however_often_the_epoch_g
     assert torch.equal(resumed.model.weight, straight.model.weight)
     assert torch.equal(resumed.model.bias, straight.model.bias)
     assert [group["lr"] for group in resumed.optimizer.param_groups] == [0.1, 0.01]
+
+
+class Weighted(ToyEpochTrainer):
+    """The weight of its loss is learnt, and only the optimizer holds it; the bias is frozen in the first epoch."""
+
+    broken_at = None
+
+    def __init__(self, cfg):
+        super().__init__(cfg, rows_loader(8), rows_loader(4))
+        self.optimizer, self.weight = None, torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.model.bias.requires_grad_(False)
+        self.register_optimizer(torch.optim.Adam([*self.model.parameters(), self.weight], lr=0.1))
+        self.register_scheduler(None)
+
+    def before_train_epoch(self, epoch):
+        if epoch == 2:
+            self.model.bias.requires_grad_(True)
+
+    def train_step(self, epoch, iteration, data_dict):
+        output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+        return output_dict, {"loss": result_dict["loss"] * torch.exp(-self.weight[0]) + self.weight.sum()}
+
+    def after_train_step(self, epoch, iteration, *args):
+        if (epoch, iteration) == self.broken_at:
+            raise OSError(28, "broken off")
+
+
+@pytest.mark.parametrize("at", [(1, 2), (2, 2), (3, 1), (3, 2), (4, 1)])
+def test_parameters_outside_the_model_and_what_is_frozen_are_as_they_were(at, tmp_path):
+    cfg = {"max_epoch": 4, "save_every": "1 iteration"}
+    straight = Weighted(settings(tmp_path / "straight", **cfg))
+    straight.run()
+    broken = Weighted(settings(tmp_path / "broken", **cfg))
+    broken.broken_at = at
+    with pytest.raises(OSError, match="broken off"):
+        broken.run()
+    resumed = Weighted(settings(tmp_path / "broken", **cfg, resume=True))
+    resumed.run()
+    for name in ("model.weight", "model.bias", "weight"):
+        assert torch.equal(*(operator.attrgetter(name)(each) for each in (straight, resumed)))
+
+
+def test_what_a_script_freezes_anew_is_in_force_on_request(tmp_path, capsys):
+    Weighted(settings(tmp_path, max_epoch=2)).run()
+    Weighted(settings(tmp_path, max_epoch=3, resume=True)).run()
+    assert "frozen or trained as in the checkpoint, and not as the script has it: bias" in capsys.readouterr().err
+    resumed = Weighted(settings(tmp_path, max_epoch=4, resume=True, on_resume="config"))
+    resumed.run()
+    assert not resumed.model.bias.requires_grad
 
 
 def test_groups_that_no_hook_rebuilds_are_an_error_that_names_the_optimizer(tmp_path):

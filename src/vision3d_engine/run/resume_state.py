@@ -16,6 +16,7 @@ from vision3d_engine.data.resumable_loader import ResumableLoader, describe_chan
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.run.asked_values import AskedValues
+from vision3d_engine.run.trained_state import TrainedState
 
 _METHODS = ("state_dict", "load_state_dict")
 
@@ -32,15 +33,23 @@ class ResumeState:
         context: settings, processes, counters, writers.
         train_data: returns the training data as it is read now.
         asked: what the script has built, and what of it is in force.
+        trained: parameters outside the model, and what is frozen.
 
     Attributes:
         asked: see above.
+        trained: see above.
         registered: the user's objects by name.
         open_meters: running means of the training pass that is open, or None.
     """
 
-    def __init__(self, context: PassContext, train_data: Callable[[], ResumableLoader], asked: AskedValues) -> None:
-        self.asked = asked
+    def __init__(
+        self,
+        context: PassContext,
+        train_data: Callable[[], ResumableLoader],
+        asked: AskedValues,
+        trained: TrainedState,
+    ) -> None:
+        self.asked, self.trained = asked, trained
         self.registered: dict[str, Any] = {}
         self.open_meters: RunningMeans | None = None
         self._context, self._progress, self._world = context, context.progress, context.world
@@ -88,6 +97,7 @@ class ResumeState:
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
             "fingerprint": self._fingerprint(loader),
             "asked": self.asked.state(),
+            "trained": self.trained.state(),
             "states": {name: encoded(part.state_dict()) for name, part in self.registered.items()},
             "logs": self._context.writers.positions(),
             "about": self._about(),

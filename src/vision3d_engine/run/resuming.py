@@ -202,6 +202,7 @@ class Resuming:
         self._open = (path, state) if self._is_starting and (state.get("progress") or {}).get("is_open") else None
         try:
             self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
+            self._state.trained.restore(state.get("trained") or {}, path)
         except CheckpointError as error:
             if self._open is None:
                 raise
@@ -213,5 +214,6 @@ class Resuming:
             return
         (path, state), self._open, trainer = self._open, None, self._trainer
         self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
+        self._state.trained.restore(state.get("trained") or {}, path)
         self._state.asked.restore_rates(state)
         self._state.restore_registered(state)

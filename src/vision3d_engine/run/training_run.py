@@ -33,6 +33,7 @@ from vision3d_engine.run.run_folder import RunFolder
 from vision3d_engine.run.run_record import write_record
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.stopping import StopRequests
+from vision3d_engine.run.trained_state import TrainedState
 
 
 class TrainingRun:
@@ -67,7 +68,9 @@ class TrainingRun:
             parallel=context.parallel,
         )
         agreement = context.world.agreement()
-        self.resume_state = ResumeState(context, self.train_data, AskedValues(trainer, settings))
+        self.resume_state = ResumeState(
+            context, self.train_data, AskedValues(trainer, settings), TrainedState(trainer, settings)
+        )
         self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state)
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
         max_time_s = parse_duration(settings.max_time) if settings.max_time else None
