@@ -52,6 +52,24 @@ class Drawing:
         return iter(numbers)
 
 
+class Nested:
+    """Keeps its samplers where it likes."""
+
+    def __init__(self, *inner):
+        self.inner = {"samplers": list(inner)}
+
+    def __len__(self):
+        return sum(map(len, self.inner["samplers"]))
+
+    def __iter__(self):
+        return chain.from_iterable(self.inner["samplers"])
+
+
+def nested():
+    generator = torch.Generator().manual_seed(3)
+    return Nested(RandomSampler(range(5), generator=generator), Drawing(random.Random(5), 7))
+
+
 DATA, HALF = Noisy(), Subset(Noisy(), range(0, 24, 2))
 MAKE = {
     "batch sampler": lambda **o: DataLoader(DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 4, False), **o),
@@ -65,6 +83,8 @@ MAKE = {
     "own torch": lambda **o: DataLoader(DATA, 4, sampler=Drawing(torch.Generator().manual_seed(3)), **o),
     "own numpy": lambda **o: DataLoader(DATA, 4, sampler=Drawing(np.random.default_rng()), **o),
     "own old numpy": lambda **o: DataLoader(DATA, 4, sampler=Drawing(np.random.RandomState()), **o),
+    "nested": lambda **o: DataLoader(DATA, 4, sampler=nested(), **o),
+    "nested batches": lambda **o: DataLoader(DATA, batch_sampler=BatchSampler(Nested(nested()), 5, False), **o),
     "own python": lambda **o: DataLoader(DATA, 4, sampler=Drawing(random.Random()), **o),
 }
 

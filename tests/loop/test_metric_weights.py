@@ -129,6 +129,19 @@ def test_the_hook_says_what_results_weigh_also_of_single_keys(tmp_path, is_dict,
     assert trainer.trained == (16.0 if is_dict else 15.5)
 
 
+def test_a_log_interval_whose_loss_weighs_nothing_is_no_fault(tmp_path):
+    class Empty(EpochTrainer):
+        def loss_weight(self, data_dict, output_dict, result_dict):
+            return self.metric_weight(data_dict, output_dict, result_dict)
+
+        def metric_weight(self, data_dict, output_dict, result_dict):
+            return 0 if self.iteration == 2 else len(data_dict["n"])
+
+    trainer = Empty(settings(tmp_path, log_steps=1), LOADERS["built"](0), LOADERS["built"](0))
+    trainer.run()
+    assert curve_of(tmp_path)[::2] == [7.5, 32.0]
+
+
 def test_a_case_of_a_test_weighs_one_unless_the_hook_says_otherwise(tmp_path):
     class Tester(BatchTester):
         def __init__(self):

@@ -129,6 +129,30 @@ def test_weighted_means_are_those_of_a_plain_sum_also_after_a_save_and_where_not
     assert found == pytest.approx(expected, abs=1e-9)
 
 
+def test_a_weight_may_be_changed_in_place_once_it_was_taken():
+    meters, weight = RunningMeans(), torch.zeros(())
+    for value in (1.0, 2.0):
+        meters.update({"loss": torch.tensor(value), "mae": value}, weight.fill_(value))
+    assert meters.means() == pytest.approx({"loss": 5 / 3, "mae": 5 / 3})
+
+
+@pytest.mark.parametrize("weight", [np.array([2.0]), np.array(2), {"loss": np.array([2.0]), "mae": np.array([2.0])}])
+def test_a_weight_may_be_an_array_of_one_element(weight):
+    meters = RunningMeans()
+    meters.update({"loss": torch.tensor(1.0), "mae": 1.0}, weight)
+    meters.update({"loss": torch.tensor(4.0), "mae": 4.0})
+    assert meters.means() == pytest.approx({"loss": 2.0, "mae": 2.0})
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, torch.tensor(0), {"mae": 0, "loss": torch.tensor(0)}])
+def test_numbers_that_weigh_nothing_have_a_mean_of_nan_and_are_told(weight):
+    meters = RunningMeans()
+    meters.update({"loss": torch.tensor(1.0), "mae": 1.0}, weight)
+    means, *_ = meters.interval_means()
+    assert means.keys() == {"loss", "mae"} == meters.weightless
+    assert all(np.isnan(value) for value in means.values())
+
+
 def test_means_of_a_file_that_counts_steps_go_on():
     meters, state = RunningMeans(), {"keys": ["loss"], "count": 4, "total": {}, "window": {}}
     rows = {"keys": ["loss"], "count": 4, "rows": torch.tensor([[2.0]]), "numbers": [4]}

@@ -131,6 +131,16 @@ class LateEncoder(Plain):
         self.net.encoder.requires_grad_(epoch > 1)
 
 
+class UnfrozenInTheMidst(Plain):
+    """An encoder that is unfrozen while an epoch is trained, where its gradients are not exchanged."""
+
+    def prepare(self):
+        self.net.encoder.requires_grad_(False)
+
+    def before_train_step(self, epoch, iteration, data_dict):
+        self.net.encoder.requires_grad_(iteration > 2)
+
+
 class ByHand(Plain):
     """One process changes a weight after a step."""
 

@@ -48,9 +48,10 @@ class OwnShare(torch.utils.data.Sampler):
 class Net(nn.Module):
     """Its `dim` is the user's, and not the one of a wrapper."""
 
-    def __init__(self, norm=False):
+    def __init__(self, norm=False, optional=False):
         super().__init__()
         torch.manual_seed(5)
+        self.optional = nn.Parameter(torch.ones(3)) if optional else None
         self.dim = 4
         self.encoder = nn.Linear(3, 4)
         self.norm = nn.BatchNorm1d(4) if norm else nn.Identity()
@@ -125,6 +126,12 @@ def taken_apart(net, extra, batch):
     return (net(batch["x"]) - label).square().mean()
 
 
+def sometimes(net, extra, batch):
+    """Use the first parameter of the model for the first sample alone."""
+    loss = forward(net, extra, batch)
+    return loss + net.optional.square().sum() if 0 in batch["index"].tolist() else loss
+
+
 STEPS = {
     step.__name__: step
     for step in (
@@ -140,6 +147,7 @@ STEPS = {
         second_order,
         by_hand_too,
         taken_apart,
+        sometimes,
     )
 }
 #: who of the parameters takes part in an epoch, by name of a case
@@ -155,12 +163,12 @@ class Trainer(EpochBasedTrainer):
         if case.get("own_share"):
             train = DataLoader(Rows(10), 2, sampler=OwnShare(case["own_share"]))
         self.register_loader(train, build_dataloader(Rows(case.get("val_count", 6)), 2, num_workers=0))
-        self.net = Net(case.get("norm", False)).double()
+        self.net = Net(case.get("norm", False), case["step"] == "sometimes").double()
         self.change_trained(1)
         self.extra = [nn.Parameter(torch.full((), 0.5, dtype=torch.float64))]
         model = self.register_model(self.net)
         trained = [*model.parameters(), *(self.extra if case["step"] == "outside" else [])]
-        self.register_optimizer(torch.optim.SGD(trained, lr=0.1))
+        self.register_optimizer(torch.optim.SGD(trained, lr=0.1, weight_decay=case.get("decay", 0)))
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if case.get("average") else None
 
     def change_trained(self, epoch):
@@ -250,9 +258,10 @@ def run(case):
 
 def by_hand(case, size):
     """Train as the processes shall, in one plain loop: batch k of an update is that of process k."""
-    net, rows = Net(case.get("norm", False)).double(), Rows(case["count"])
+    net, rows = Net(case.get("norm", False), case["step"] == "sometimes").double(), Rows(case["count"])
     extra = [nn.Parameter(torch.full((), 0.5, dtype=torch.float64))]
-    optimizer = torch.optim.SGD([*net.parameters(), *(extra if case["step"] == "outside" else [])], lr=0.1)
+    trained = [*net.parameters(), *(extra if case["step"] == "outside" else [])]
+    optimizer = torch.optim.SGD(trained, lr=0.1, weight_decay=case.get("decay", 0))
     batches = [list(range(i, min(i + 2, len(rows)))) for i in range(0, len(rows), 2)]
     for epoch in (1, 2):
         if case.get("change"):

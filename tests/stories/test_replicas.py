@@ -72,6 +72,12 @@ def test_the_end_of_an_epoch_finds_what_no_line_has(world, tmp_path):
     assert f"at epoch 1, iteration {steps}, 'head.bias' differs" in error
 
 
+@pytest.mark.parametrize("log_steps", [1, 100])
+def test_what_is_unfrozen_in_the_midst_of_an_epoch_and_drifts_is_found(world, tmp_path, log_steps):
+    case = {"kind": "UnfrozenInTheMidst", "folder": str(tmp_path)}
+    assert "'encoder.weight' differs" in errors_of(world.run(**case, trainer={"log_steps": log_steps}))
+
+
 def test_a_new_parameter_group_is_looked_at_by_the_next_line(world, tmp_path):
     error = errors_of(world.run(kind="LateGroup", folder=str(tmp_path), trainer={"log_steps": 3}))
     assert "at epoch 1, iteration 3, 'self.scale' differs" in error

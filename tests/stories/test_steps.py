@@ -39,7 +39,7 @@ def assert_learns_as_by_hand(world, tmp_path, **case):
     return results
 
 
-ALIKE = sorted(set(steps_server.STEPS) - {"outside", "by_hand_too"})
+ALIKE = sorted(set(steps_server.STEPS) - {"outside", "by_hand_too", "sometimes"})
 # Torch's shards cannot be walked back twice: it says so.
 WAYS = [(step, way) for step in ALIKE for way in ("ddp", "fsdp2") if (step, way) != ("second_order", "fsdp2")]
 
@@ -138,3 +138,9 @@ def test_a_batch_without_weight_may_have_a_loss_of_nan_beside_others(world, tmp_
     weights = [2, 0, 3, *[0] * (2 * world.size), 5, 0, 1, 0, 0, 4][: 4 * world.size]
     case = {"count": 8 * world.size, "weights": weights, "weigh": "host", "step": "method"}
     assert_learns_as_by_hand(world, tmp_path, **case, trainer={"grad_acc_steps": steps, "nonfinite": "ignore"})
+
+
+def test_what_no_process_uses_in_an_update_is_not_touched_though_one_joins_without_a_batch(world, tmp_path):
+    """Weight decay would move it, if it had a gradient of zeros."""
+    case = {"count": 4 * world.size + 1, "step": "sometimes", "decay": 0.1}
+    assert_learns_as_by_hand(world, tmp_path, **case, trainer={"find_unused_parameters": True})

@@ -147,7 +147,8 @@ def weighed(folder, weights, *, on_device=False, steps=2, momentum=0.9, **traine
             self.register_scheduler(None)
 
         def after_backward(self, epoch, iteration, data_dict, output_dict, result_dict):
-            self.hooked.append(self.model.bias.grad.clone())
+            gradient = self.model.bias.grad  # none before a batch of the window has weight
+            self.hooked.append(None if gradient is None else gradient.clone())
 
     Trainer.weights, Trainer.on_device = weights, on_device
     cfg = settings(folder, grad_acc_steps=steps, nonfinite="ignore", **trainer)
@@ -208,6 +209,27 @@ def test_the_scale_of_weights_is_saved(tmp_path):
     engine = weighed(tmp_path, weights, on_device=True)
     saved = torch.load(tmp_path / "checkpoints" / "checkpoint.pth", weights_only=True)
     assert engine._progress.weight_scale == saved["progress"]["weight_scale"] == 2**-9
+
+
+def test_a_batch_without_weight_gives_no_gradient_to_what_no_loss_reaches(tmp_path):
+    """Weight decay would move it."""
+
+    class Unused(Weighing):
+        weights = (1, 0, 2)
+
+        def __init__(self, cfg, loader):
+            super().__init__(cfg, loader)
+            self.found, self.optimizer = [], None
+            self.model.register_parameter("spare", torch.nn.Parameter(torch.ones(2, dtype=torch.float64)))
+            self.register_optimizer(torch.optim.AdamW(self.model.parameters(), lr=0.1, weight_decay=0.5))
+            self.register_scheduler(None)
+
+        def optimizer_step(self):
+            super(Weighing, self).optimizer_step()
+
+    engine = Unused(settings(tmp_path, nonfinite="ignore"), rows_loader(12, batch_size=4))
+    engine.run()
+    assert engine.model.spare.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("weight", [None, "many", torch.ones(3), [1, 2]])

@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -56,9 +56,25 @@ def fingerprint_of(sampler: Any) -> dict[str, Any]:
 
 
 def own_generators(sampler: Any) -> list[Any]:
-    """Return the generators that a sampler, or the one inside it, keeps for itself."""
-    parts = [part for part in (sampler, getattr(sampler, "sampler", None)) if hasattr(part, "__dict__")]
-    return [value for part in parts for value in vars(part).values() if isinstance(value, _GENERATORS)]
+    """Return the generators that a sampler keeps for itself, also those of samplers inside it."""
+    found: dict[int, Any] = {}
+    _search(sampler, found, set())
+    return list(found.values())
+
+
+def _search(part: Any, found: dict[int, Any], seen: set[int]) -> None:
+    """Look for generators in a sampler, in samplers inside it, and in its lists and dicts; not in data sets."""
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    if isinstance(part, _GENERATORS):
+        found[id(part)] = part
+    elif isinstance(part, Mapping | list | tuple):
+        for member in part.values() if isinstance(part, Mapping) else part:
+            _search(member, found, seen)
+    elif hasattr(part, "__dict__") and hasattr(part, "__iter__") and not hasattr(part, "__getitem__"):
+        for member in vars(part).values():
+            _search(member, found, seen)
 
 
 def _seed_own(generator: Any, seed: int) -> None:

@@ -53,7 +53,8 @@ class TrainLog:
         context, progress = self._context, self._context.progress
         means, probed = self._read(iteration // self.every, self._finite.probe())
         first = self._meters.first_not_finite("loss")
-        self._finite.check(means.get("loss", 0.0), probed, progress.epoch, first, iteration)
+        loss = 0.0 if "loss" in self._meters.weightless else means.get("loss", 0.0)
+        self._finite.check(loss, probed, progress.epoch, first, iteration)
         interval, position = self._runner.clock.interval(), self._position(float(learning_rate))
         context.writers.scalars("train", means, progress.total_steps, **position)
         self._say(self._line(means, interval, position))

@@ -16,6 +16,7 @@ import torch
 from vision3d_engine.core.errors import ResultError
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.coordination.reductions import Sums
+from vision3d_engine.metrics.step_weights import Weights, plain_weight, row_weight
 
 # Steps whose numbers wait on the device before they are summed up there; bounds memory between rare log lines.
 _MAX_ROWS = 256
@@ -28,8 +29,6 @@ _MAX_BLOCKS = 64
 
 AddUp = Callable[[Sums], Sums]
 Shared = Mapping[str, torch.Tensor | None] | None
-# What a step's numbers weigh: one number or tensor for all keys, or one a key; a key that is left out weighs 1.
-Weights = Any
 
 
 class RunningMeans:
@@ -41,6 +40,9 @@ class RunningMeans:
 
     Args:
         add_up: returns the sums of all processes, given those of this one (``World.named_sums``).
+
+    Attributes:
+        weightless: keys whose numbers in the last interval weighed nothing on any process; their means are NaN.
     """
 
     def __init__(self, add_up: AddUp = lambda sums: sums) -> None:
@@ -51,6 +53,7 @@ class RunningMeans:
         self._waiting: dict[tuple[str, ...], _Rows] = {}
         self._count = 0
         self._first_bad: dict[str, int] = {}
+        self.weightless: set[str] = set()
 
     def update(self, results: Mapping[str, Any], weights: Weights = 1) -> None:
         """Take in the numbers of one step; never waits for the device.
@@ -65,7 +68,7 @@ class RunningMeans:
             self._add_numbers({key: value for key, value in results.items() if key not in tensors}, weights)
         if tensors:
             rows = self._waiting.get(keys := tuple(tensors)) or self._new_rows(keys)
-            weight = weights if type(weights) is int else _row_weight(weights, keys)
+            weight = weights if type(weights) is int else row_weight(weights, keys)
             rows.append([x.detach() if x.requires_grad else x for x in tensors.values()], self._count, weight)
         if len(results) != len(self._keys) or results.keys() != self._keys.keys():
             self._keys |= dict.fromkeys(results)
@@ -80,9 +83,10 @@ class RunningMeans:
             weight = weights.get(key, 1) if isinstance(weights, Mapping) else weights
             if isinstance(weight, torch.Tensor):
                 scalar = torch.full((), number, dtype=_exact(weight.device), device=weight.device)
-                self._new_rows((key,)).append([scalar], self._count, _row_weight(weight, (key,)))
-            elif weight:
-                share = (float(weight), number * weight, number * number * weight)
+                self._new_rows((key,)).append([scalar], self._count, row_weight(weight, (key,)))
+            else:
+                weight = float(plain_weight(weight))
+                share = (weight, number * weight, number * number * weight) if weight else (0.0, 0.0, 0.0)
                 self._interval[key] = _add(self._interval.get(key), share)
 
     def interval_means(self, *also: torch.Tensor, shared: Shared = None) -> tuple[dict[str, float], list[float], Sums]:
@@ -98,6 +102,7 @@ class RunningMeans:
         _merge(self._total, interval)
         others = {name: (1.0, x, x * x) for name, x in zip(present, extra[len(also) :], strict=True)}
         sums = self._sum_up(interval, others)
+        self.weightless = {key for key, (weight, *_) in sums.items() if weight == 0}
         summed = {name: sums.pop(name) for name in shared or () if name in sums}
         return _means_of(sums), extra[: len(also)], summed
 
@@ -276,17 +281,6 @@ def _scalar(value: torch.Tensor, key: str, number: int) -> torch.Tensor:
     if value.numel() != 1:
         raise ResultError(_NOT_ONE_NUMBER.format(key, describe(value), number))
     return value.reshape(())
-
-
-def _row_weight(weights: Weights, keys: Sequence[str]) -> Any:
-    """Return what the values of a row weigh: one number, or one a key as a tuple or, of tensors, a vector."""
-    if not isinstance(weights, Mapping):
-        return weights.detach().reshape(1).expand(len(keys)) if isinstance(weights, torch.Tensor) else weights
-    each = [weights.get(key, 1) for key in keys]
-    tensor = next((weight for weight in each if isinstance(weight, torch.Tensor)), None)
-    if tensor is None:
-        return tuple(each)
-    return torch.stack([torch.as_tensor(weight, device=tensor.device).detach().reshape(()) for weight in each])
 
 
 def _weights_of(weights: Sequence[Any], block: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,8 @@ class TrainHooks:
     def after_backward(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Act after the backward pass; in the batch that ends a window the gradients are those of the update.
 
+        Before that they are None as long as no batch of the window has had weight (`loss_weight`).
+
         It is also called for an update in which this process joins without a batch of its own, since gradients must be
         treated alike on all processes.
         """

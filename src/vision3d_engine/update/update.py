@@ -1,7 +1,7 @@
 """The one place where an update is made: a window of micro-batches, one gradient, one step of the optimizer."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any
@@ -112,8 +112,7 @@ class Update:
         if isinstance(weight, torch.Tensor):
             self._divide_on_device(weight)
         elif weight == 0:
-            for gradient in self._gradients():
-                gradient.zero_()
+            self._clear_to_zeros()
             self._step = self._skip_step
         elif self._is_mean and weight != 1 and (gradients := self._gradients()):
             _divide_all(gradients, weight)
@@ -126,6 +125,14 @@ class Update:
         for gradient in gradients:
             gradient.masked_fill_(is_void, 0)
 
+    def _clear_to_zeros(self) -> None:
+        """Let hooks see gradients of zeros, also where nothing was walked back; no step follows."""
+        for parameter in self._parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+            elif parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+
     def _skip_step(self) -> None:
         """Make no step for a window without weight."""
         self._step = self._make_step
@@ -133,9 +140,11 @@ class Update:
 
     def _gradients(self) -> list[torch.Tensor]:
         """Return what this process holds of the gradients of all that the model and the optimizer hold, each once."""
+        return self._parallel.local_parts(each.grad for each in self._parameters() if each.grad is not None)
+
+    def _parameters(self) -> Iterable[torch.Tensor]:
         of_optimizer = (group["params"] for group in getattr(self._optimizer, "param_groups", ()))
-        parameters = dict.fromkeys(chain(self._model.parameters(), *of_optimizer))
-        return self._parallel.local_parts(each.grad for each in parameters if each.grad is not None)
+        return dict.fromkeys(chain(self._model.parameters(), *of_optimizer))
 
 
 def _divide_all(gradients: list[torch.Tensor], weight: Any) -> None:

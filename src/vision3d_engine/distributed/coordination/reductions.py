@@ -32,18 +32,19 @@ class NamedSums:
         if unknown:
             self._learn(sums)
             _, triples = self._exchange(sums)
-        present = {key: triples[slot] for key, slot in self._slots.items() if triples[slot][0] > 0}
+        present = {key: triple for key, slot in self._slots.items() if (triple := triples[slot]) is not None}
         return {key: present[key] for key in (*sums, *present) if key in present}
 
-    def _exchange(self, sums: Sums) -> tuple[float, list[tuple[float, float, float]]]:
-        """Return how many names are unknown, and the triple of every known one, over all processes."""
+    def _exchange(self, sums: Sums) -> tuple[float, list[tuple[float, float, float] | None]]:
+        """Return how many names are unknown, and the triple of every known one over all; None if no process has it."""
         known = [key for key in sums if key in self._slots]
-        own = [float(len(sums) - len(known))] + [0.0] * (3 * len(self._slots))
+        own = [float(len(sums) - len(known))] + [0.0] * (4 * len(self._slots))
         for key in known:
-            place = 1 + 3 * self._slots[key]
-            own[place : place + 3] = sums[key]
+            place = 1 + 4 * self._slots[key]
+            own[place : place + 4] = (1.0, *sums[key])  # that it is there, as its weight may be zero
         unknown, *numbers = self._reduce(torch.tensor(own, dtype=torch.float64)).tolist()
-        return unknown, list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
+        quadruples = zip(*(numbers[start::4] for start in range(4)), strict=True)
+        return unknown, [tuple(triple) if is_there else None for is_there, *triple in quadruples]
 
     def _learn(self, sums: Sums) -> None:
         """Give every name of any process a slot, the same on all."""

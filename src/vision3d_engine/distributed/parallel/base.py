@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vision3d_engine.distributed.parallel.wrapping import Step, trained_parameters, zeros_of
+from vision3d_engine.distributed.parallel.wrapping import Step
 from vision3d_engine.distributed.world import World
 
 
@@ -28,7 +28,6 @@ class Parallel:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._trained: dict[str, torch.Tensor] = {}
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the user's own model, on the device and equal everywhere; to be called by all processes."""
@@ -45,12 +44,11 @@ class Parallel:
             model: what `wrap` returned.
             optimizer: whose parameters are exchanged too.
         """
-        self._trained = trained_parameters(model, optimizer)
         return step
 
     def zero_loss(self) -> torch.Tensor:
-        """Return a loss with gradients of zeros: of a batch without weight, or of a process without a batch."""
-        return zeros_of(self._trained.values())
+        """Return a loss that teaches nothing: of a batch without weight, or of a process without a batch."""
+        return torch.zeros((), requires_grad=True)
 
     def without_gradient_sync(self) -> AbstractContextManager:
         """Return a context in which a step and its backward pass do not exchange gradients between processes."""

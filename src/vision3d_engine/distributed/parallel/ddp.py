@@ -4,7 +4,6 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
 from typing import Any
 
 import torch
@@ -90,7 +89,9 @@ class DataParallel(Parallel):
         """Return what exchanges the gradients of these parameters; those outside the model begin as the main one's."""
         broadcast(outside, self.world)
         options = {name: getattr(self._trainer, name) for name in DDP_ONLY}
-        holder = _GradientExchange(StepHolder(model, outside), trained, self.world, **options)
+        may_be_unused = self._trainer.find_unused_parameters and not self._trainer.static_graph
+        anchor = nn.Parameter(torch.zeros(1, device=self.world.device)) if may_be_unused else None
+        holder = _GradientExchange(StepHolder(model, outside, anchor), trained, self.world, **options)
         _compress_gradients(holder, self._trainer.gradient_compression)
         self._has_synced = not self._trainer.static_graph
         return holder
@@ -103,11 +104,9 @@ class DataParallel(Parallel):
     def zero_loss(self) -> torch.Tensor:
         """Return a loss with gradients of zeros, without running the user's step.
 
-        Where parameters may be unused, only the first one takes part, so that those that no process uses keep no
-        gradient.
+        Where parameters may be unused, none of them takes part, so that those that no process uses keep no gradient.
         """
-        most = 1 if self._trainer.find_unused_parameters else None
-        return torch.zeros((), requires_grad=True) if self._holder is None else self._holder.zero_loss(most)
+        return super().zero_loss() if self._holder is None else self._holder.zero_loss()
 
     def without_gradient_sync(self) -> AbstractContextManager:
         """Return a context in which a step and its backward pass do not exchange gradients between processes.
@@ -158,9 +157,10 @@ class _GradientExchange(DistributedDataParallel):
         own = self._parameters_by_name
         return own.keys() == trained.keys() and all(own[name] is parameter for name, parameter in trained.items())
 
-    def zero_loss(self, most: int | None) -> torch.Tensor:
-        """Return the sum of the first parameters, times zero, as the result of a step."""
-        return self(lambda: zeros_of(islice(self._parameters_by_name.values(), most)))
+    def zero_loss(self) -> torch.Tensor:
+        """Return zeros as the result of a step: of all parameters, or of the anchor alone where there is one."""
+        anchor: nn.Parameter | None = self.module.anchor
+        return self(lambda: zeros_of(self._parameters_by_name.values() if anchor is None else [anchor]))
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the loss of a step."""
@@ -188,7 +188,7 @@ class _GradientExchange(DistributedDataParallel):
     def _names_in(self, message: str) -> list[str]:
         """Return the names that torch's message gives as numbers."""
         found = re.search(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)", message)
-        names = list(self._parameters_by_name)
+        names = ["(none of the model's)"] * (self.module.anchor is not None) + list(self._parameters_by_name)
         return [names[int(index)] for index in found.group(1).split()] if found else ["(torch names none)"]
 
 

@@ -83,9 +83,10 @@ class ReplicaCheck:
         """
         if not self.is_on or self._trained is None:
             return {}
-        if has_changed := self._trained.groups() != self._groups:
-            self._collect(self._trained)
-        if not self._parameters or (line & (line - 1) and not has_changed):
+        if line & (line - 1) and self._trained.groups() == self._groups:
+            return dict.fromkeys(_PARTS)
+        self._collect(self._trained)  # what requires grad may have changed in the midst of the pass
+        if not self._parameters:
             return dict.fromkeys(_PARTS)
         whole = checksum(self._parameters.values(), self._world.device)
         parts = (whole >> _BITS, whole >> 2 * _BITS)

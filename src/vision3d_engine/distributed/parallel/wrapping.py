@@ -22,10 +22,16 @@ class StepHolder(nn.Module):
     Args:
         model: the user's module.
         outside: parameters that are trained beside it.
+
+    Attributes:
+        anchor: a parameter of nothing, through which a loss takes part in an exchange without any other.
     """
 
-    def __init__(self, model: nn.Module, outside: Iterable[nn.Parameter] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, outside: Iterable[nn.Parameter] = (), anchor: nn.Parameter | None = None
+    ) -> None:
         super().__init__()
+        self.anchor = anchor
         self.module = model
         self.outside = nn.ParameterList(outside)
 
