@@ -80,6 +80,11 @@ def test_a_single_process_may_not_know_its_length():
     assert not turns.is_joining(10**6)
 
 
+def test_who_has_most_batches_is_read_to_the_end_so_that_a_longer_loader_is_noticed():
+    batches = iter(())
+    assert UnevenRanks([3, 2], 0, "join").batches(batches, 0, None) is batches
+
+
 @pytest.mark.parametrize("mode", ["join", "drop", "cycle"])
 def test_batches_are_neither_read_early_nor_more_often_than_needed(mode):
     read, asked = own_batches(2)

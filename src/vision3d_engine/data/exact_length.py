@@ -46,6 +46,7 @@ class ExactLength:
         start: int,
         *,
         sizes: Iterable[int] = repeat(1),
+        total: int | None = None,
         if_empty: str = "",
     ) -> Iterator[tuple[Place, Any]]:
         """Return the batches of an epoch with their places, cut at its length, which is said once.
@@ -56,6 +57,7 @@ class ExactLength:
             epoch: number of the epoch.
             start: batches that are left out.
             sizes: samples of each batch; 1 where that is not known.
+            total: batches of all processes together, where they share them out.
             if_empty: the error that the epoch ends with when it has no batch; an empty text allows it.
 
         Raises:
@@ -64,21 +66,32 @@ class ExactLength:
         left = None if length is None else max(length - start, 0)
         numbers = count(start + 1)
         read = placed(islice(batches, left), epoch, start, chain(sizes, repeat(1)), numbers)
-        return chain(read, self._check_end(numbers, length, epoch, batches, if_empty))
+        return chain(read, self._check_end(numbers, length, epoch, batches, _stated(length, total), if_empty))
 
     def _check_end(
-        self, numbers: Iterator[int], length: int | None, epoch: int, batches: Iterator[Any], if_empty: str
+        self,
+        numbers: Iterator[int],
+        length: int | None,
+        epoch: int,
+        batches: Iterator[Any],
+        stated: str,
+        if_empty: str,
     ) -> Iterator[tuple[Place, Any]]:
         """Yield nothing; as many numbers have been taken as there were batches."""
         ended_at = next(numbers) - 1
         if length is not None and ended_at < length:
-            raise DataError(_TOO_SHORT.format(self._name, self._rank, ended_at, epoch, length))
+            raise DataError(_TOO_SHORT.format(self._name, self._rank, ended_at, epoch, stated))
         if length is not None and next(batches, batches) is not batches and not self._has_said_surplus:
             self._has_said_surplus = True
-            self._say(_TOO_LONG.format(self._name, length), "WARNING")
+            self._say(_TOO_LONG.format(self._name, stated), "WARNING")
         if ended_at == 0 and if_empty:
             raise DataError(if_empty)
         yield from ()
+
+
+def _stated(length: int | None, total: int | None) -> str:
+    """Return the length that a loader says it has, and what of it is this process's."""
+    return f"{length}" if total in {None, length} else f"{total} ({length} of them for this process)"
 
 
 _TOO_SHORT = (

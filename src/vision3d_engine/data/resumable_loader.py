@@ -168,8 +168,8 @@ class ResumableLoader:
         _, epoch, start, shift = where
         batches = iter(self._opened(where))
         if_empty = _USED_UP.format(self.name) if self._is_used_up else ""
-        sizes = self._sizes(start, shift)
-        return self._exact.hold(batches, self._length_at(shift), epoch, start, sizes=sizes, if_empty=if_empty)
+        options: dict[str, Any] = {"sizes": self._sizes(start, shift), "total": self.total_length, "if_empty": if_empty}
+        return self._exact.hold(batches, self._length_at(shift), epoch, start, **options)
 
     def _sizes(self, start: int, shift: int) -> Iterator[int]:
         """Return how many samples were drawn for each batch; 1 for all where it is not known or shall not count."""

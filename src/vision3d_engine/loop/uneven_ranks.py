@@ -62,8 +62,8 @@ class UnevenRanks:
             done: steps that are behind us.
             read: returns this process's batches from a number on, counted from 0.
         """
-        if self.length is None or self.length == self._local == self._shortest:
-            return left
+        if self.length is None or self.length == self._local:
+            return left  # to its end, where a loader notices that it is longer than it says
         prolonged = self._cycled if self._mode == "cycle" else self._prolonged
         return islice(prolonged(left, done, read), max(self.length - done, 0))
 

@@ -16,6 +16,16 @@ from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.run_folder import Folders, move, overwritten
 from vision3d_engine.run.run_record import recorded_launch
 
+_ONE_CHECKPOINT = (
+    "the processes do not go on from one checkpoint: {}. The main process, rank 0, writes the checkpoints of all: let "
+    "exp.output_dir be a folder that all machines share, or copy rank 0's checkpoint folder to the same place on the "
+    "others"
+)
+_ONE_MODEL = (
+    "the processes do not begin with the same weights: {}. Something was loaded or changed on one of them after "
+    "register_model, which makes them equal: load the same file on all, or change weights before it"
+)
+
 
 class Resuming:
     """Finds the checkpoint that the command line asks for, and loads it.
@@ -93,12 +103,9 @@ class Resuming:
         """
         answers = self._context.world.gather((answer, f"{answer} in '{self._folder}'"))
         if len({what for what, _ in answers}) > 1:
-            message = (
-                f"the processes do not go on from one checkpoint: {by_rank([where for _, where in answers])}. The main "
-                "process, rank 0, writes the checkpoints of all: let exp.output_dir be a folder that all machines "
-                "share, or copy rank 0's checkpoint folder to the same place on the others"
-            )
-            raise CheckpointError(message)
+            has_loaded = self._is_restarted or self._context.settings.resume
+            text = _ONE_CHECKPOINT if has_loaded else _ONE_MODEL
+            raise CheckpointError(text.format(by_rank([where for _, where in answers])))
 
     def _load(self) -> None:
         trainer, settings = self._trainer, self._context.settings

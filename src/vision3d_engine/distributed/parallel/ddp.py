@@ -1,6 +1,7 @@
 """DistributedDataParallel: every process holds the whole model."""
 
 import contextlib
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,6 +29,9 @@ from vision3d_engine.distributed.parallel.wrapping import (
 from vision3d_engine.distributed.world import World
 
 _MAX_NAMES = 8
+# Whether torch hands out buffers in forward passes; the name of the option has changed in 2.13.
+_KNOWN = inspect.signature(DistributedDataParallel.__init__).parameters
+_FORWARD_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers"
 _UNFINISHED = "Expected to have finished reduction in the prior iteration"
 #: settings ``trainer.*`` that mean nothing to other ways of sharing a model.
 DDP_ONLY = ("find_unused_parameters", "static_graph", "gradient_as_bucket_view")
@@ -147,7 +151,7 @@ class _GradientExchange(DistributedDataParallel):
     """
 
     def __init__(self, holder: StepHolder, trained: Mapping[str, torch.Tensor], world: World, **options: Any) -> None:
-        super().__init__(holder, init_sync=False, broadcast_buffers=False, **options)
+        super().__init__(holder, init_sync=False, **{_FORWARD_BUFFERS: False}, **options)
         self._world = world
         self._parameters_by_name = dict(trained)
         self._are_buffers_due = True
