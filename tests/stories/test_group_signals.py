@@ -17,6 +17,9 @@ LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 CODES = {"SIGTERM": 143, "SIGUSR1": 138, "SIGHUP": 129}
 
 
+ENDLESS = {"max_epoch": 10_000}  # who is slow to send a signal still finds it running
+
+
 def start(folder, *before, script=SCRIPT, **options):
     words = [*(before or [sys.executable]), str(script), str(folder), json.dumps(options)]
     return subprocess.Popen(
@@ -94,7 +97,7 @@ def stop(process, send, word="STEP 5\n"):
 
 
 def stop_group(folder, name="SIGTERM", word="STEP 5\n", **options):
-    process = start(folder, **options)
+    process = start(folder, **options, trainer=ENDLESS)
     code, text = stop(process, lambda: os.killpg(process.pid, getattr(signal, name)), word)
     assert code == CODES[name], text
     assert f"{name}: stopped; 'checkpoint.pth' is saved" in text
@@ -102,14 +105,16 @@ def stop_group(folder, name="SIGTERM", word="STEP 5\n", **options):
 
 
 def stop_by_timeout(folder, name, **options):
-    process = start(folder, "timeout", "-s", name.removeprefix("SIG"), "1000", sys.executable, **options)
+    process = start(
+        folder, "timeout", "-s", name.removeprefix("SIG"), "1000", sys.executable, **options, trainer=ENDLESS
+    )
     code, text = stop(process, lambda: process.send_signal(signal.SIGALRM))  # its time is over
     assert code == 124, text  # its own, for a command whose time is over
     assert f"{name}: stopped; 'checkpoint.pth' is saved" in text
 
 
 def stop_launcher(folder, name, **options):
-    process = start(folder, *LAUNCHER, **options)
+    process = start(folder, *LAUNCHER, **options, trainer=ENDLESS)
     code, text = stop(process, lambda: process.send_signal(getattr(signal, name)))
     assert code != 0
     assert f"{name}: stopped; 'checkpoint.pth' is saved" in text
@@ -157,7 +162,7 @@ def test_whoever_has_started_the_workers_the_run_saves(options, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_processes_whose_launcher_is_killed_save_and_stop(workers, tmp_path):
-    process = start(tmp_path, *LAUNCHER, workers=workers)
+    process = start(tmp_path, *LAUNCHER, workers=workers, trainer=ENDLESS)
     code, text = stop(process, lambda: process.send_signal(signal.SIGKILL))
     assert code == -signal.SIGKILL
     assert "the launcher is gone: stopped; 'checkpoint.pth' is saved" in text

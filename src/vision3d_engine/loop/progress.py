@@ -71,4 +71,5 @@ class Progress:
             if field.name in state:
                 setattr(self, field.name, state[field.name])
         self.weight_scale = float(self.weight_scale)
-        self.place = (int(self.place[0]), int(self.place[1]), 1)
+        epoch, number, weight = map(int, (*self.place, 1)[:3])  # older files have no weight
+        self.place = (epoch, number, weight)
