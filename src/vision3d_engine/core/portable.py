@@ -15,6 +15,12 @@ import torch
 from vision3d_engine.core.errors import CheckpointError
 
 _KIND = "vision3d_engine.kind"
+_METHODS = ("state_dict", "load_state_dict")
+
+
+def has_state(part: Any) -> bool:
+    """Tell whether an object can hand out its state and take it back."""
+    return all(callable(getattr(part, name, None)) for name in _METHODS)
 
 
 def encoded(value: Any) -> Any:

@@ -131,6 +131,8 @@ class Autosave:
     def save_newest(self) -> None:
         """Write ``checkpoint.pth`` with everything that a resume needs; to be called by all processes."""
         self.save(NEWEST, with_states=True, extra=self._resume_state.state())
+        for line in self._resume_state.unsaved.said():
+            self._trainer.log(line)
         self.restart_cadence()
 
     def save(self, filename: str, with_states: bool, extra: Mapping[str, Any] | None = None) -> None:

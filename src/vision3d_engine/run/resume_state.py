@@ -10,47 +10,37 @@ import torch
 from vision3d_engine.checkpoint.files import plain_state
 from vision3d_engine.checkpoint.loading import with_names_of
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
-from vision3d_engine.core.portable import decoded, encoded, with_state
+from vision3d_engine.core.portable import decoded, encoded, has_state, with_state
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.run.asked_values import AskedValues
 from vision3d_engine.run.trained_state import TrainedState
-
-_METHODS = ("state_dict", "load_state_dict")
-
-
-def has_state(part: Any) -> bool:
-    """Tell whether an object can hand out its state and take it back."""
-    return all(callable(getattr(part, name, None)) for name in _METHODS)
+from vision3d_engine.run.unsaved import Unsaved
 
 
 class ResumeState:
     """Collects and restores counters, running means, positions of loaders and writers, and the user's own states.
 
     Args:
+        trainer: whose parts and attributes count, as they are at the time.
         context: settings, processes, counters, writers.
         train_data: returns the training data as it is read now.
-        asked: what the script has built, and what of it is in force.
-        trained: parameters outside the model, and what is frozen.
 
     Attributes:
-        asked: see above.
-        trained: see above.
+        asked: what the script has built, and what of it is in force.
+        trained: parameters outside the model, and what is frozen.
         registered: the user's objects by name.
+        unsaved: what is in no checkpoint.
         open_meters: running means of the training pass that is open, or None.
     """
 
-    def __init__(
-        self,
-        context: PassContext,
-        train_data: Callable[[], ResumableLoader],
-        asked: AskedValues,
-        trained: TrainedState,
-    ) -> None:
-        self.asked, self.trained = asked, trained
+    def __init__(self, trainer: Any, context: PassContext, train_data: Callable[[], ResumableLoader]) -> None:
+        settings = context.settings
+        self.asked, self.trained = AskedValues(trainer, settings), TrainedState(trainer, settings)
         self.registered: dict[str, Any] = {}
+        self.unsaved = Unsaved(trainer, self.registered)
         self.open_meters: RunningMeans | None = None
         self._context, self._progress, self._world = context, context.progress, context.world
         self._train_data = train_data
@@ -75,15 +65,6 @@ class ResumeState:
         """Return the name, or one with a number that nobody has."""
         same = sum(key.partition("#")[0] == name for key in self.registered)
         return f"{name}#{same + 1}" if same else name
-
-    def forgotten(self, trainer: Any) -> Iterator[str]:
-        """Say which attributes of the trainer have a state that no checkpoint would hold."""
-        known = [trainer.optimizer, trainer.scheduler, trainer.train_loader, trainer.val_loader]
-        known += [trainer.model, *trainer.model.modules(), *self._context.hooks.added, *self.registered.values()]
-        for name, part in vars(trainer).items():
-            is_ours = name.startswith("_") or any(part is one for one in known)
-            if not is_ours and has_state(part) and part.state_dict():
-                yield f"self.{name} has a state that is not saved: call self.register_state('{name}', self.{name})"
 
     # ------------------------------------------------------------------------------------------- saving
 

@@ -25,7 +25,6 @@ from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.optimizer import prefer_fused, refuse_foreign
 from vision3d_engine.optim.scheduler import schedule_hint
-from vision3d_engine.run.asked_values import AskedValues
 from vision3d_engine.run.autosave import Autosave
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
@@ -33,7 +32,6 @@ from vision3d_engine.run.run_folder import RunFolder
 from vision3d_engine.run.run_record import write_record
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.stopping import StopRequests
-from vision3d_engine.run.trained_state import TrainedState
 
 
 class TrainingRun:
@@ -68,9 +66,7 @@ class TrainingRun:
             parallel=context.parallel,
         )
         agreement = context.world.agreement()
-        self.resume_state = ResumeState(
-            context, self.train_data, AskedValues(trainer, settings), TrainedState(trainer, settings)
-        )
+        self.resume_state = ResumeState(trainer, context, self.train_data)
         self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state)
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
         max_time_s = parse_duration(settings.max_time) if settings.max_time else None
@@ -143,7 +139,7 @@ class TrainingRun:
         self._check_loaders()
         refuse_foreign(trainer.optimizer, trainer.model)
         self._tell_of_schedule()
-        for note in filter(None, (self.train_data().note, *self.resume_state.forgotten(trainer))):
+        for note in filter(None, (self.train_data().note, *self.resume_state.unsaved.with_state())):
             trainer.log(note)
         self.resume_state.try_out(optimizer=trainer.optimizer, scheduler=trainer.scheduler)
         if settings.fused_optimizer and prefer_fused(trainer.optimizer, trainer.model):
@@ -152,6 +148,7 @@ class TrainingRun:
         self._resuming.start()
         self._context.hooks.bind()
         trainer.set_train_mode()
+        self.resume_state.unsaved.note()
 
     def _tell_of_schedule(self) -> None:
         """Say that there is no schedule, or that one was built for another number of steps than the run makes."""

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vision3d_engine.checkpoint.loading import load_weights
 from vision3d_engine.core.errors import RegistrationError, listed
+from vision3d_engine.core.portable import has_state
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.loader_cache import refuse_shared_iterator
 from vision3d_engine.data.resumable_loader import ResumableLoader
@@ -18,7 +19,6 @@ from vision3d_engine.loop.eval_pass import EvalPass
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
 from vision3d_engine.loop.train_pass import Batches, TrainPass
 from vision3d_engine.run.engine import Engine, refuse_second
-from vision3d_engine.run.resume_state import has_state
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.training_run import TrainingRun
 from vision3d_engine.trainers.hooks import TrainHooks
