@@ -148,6 +148,13 @@ class IterTrainer(_Steps, IterBasedTrainer):
     pass
 
 
+class WeighingTrainer(EpochTrainer):
+    """Says what each result weighs, as one does whose batches hold varying numbers of points."""
+
+    def metric_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> Any:
+        return len(data_dict["y"])
+
+
 def train(kind: Any, steps: int, metrics: int, folder: Path, width: int = 128) -> Any:
     """Run one of the engine's trainers and return it."""
     settings = {"max_epoch": 1, "log_steps": LOG_EVERY, "device": "cpu"}
@@ -166,6 +173,10 @@ def engine_epoch(steps: int, metrics: int, folder: Path, width: int = 128) -> fl
 
 def engine_iter(steps: int, metrics: int, folder: Path, width: int = 128) -> float:
     return train(IterTrainer, steps, metrics, folder, width).train_s
+
+
+def engine_weighing(steps: int, metrics: int, folder: Path, width: int = 128) -> float:
+    return train(WeighingTrainer, steps, metrics, folder, width).train_s
 
 
 def engine_val(steps: int, metrics: int, folder: Path) -> float:
@@ -329,6 +340,8 @@ def main() -> None:
     large = {name: ours[name] for name in ("bare", "engine, epoch")}
     report["large"] = table("a step of 5 ms or more", measure(large, 200, rounds, 2, width=1800), "bare")
     found = measure({"whole": engine_epoch} | PHASES, steps, rounds, 2)
+    weighing = {"engine, epoch": engine_epoch, "with metric_weight": engine_weighing}
+    report["weights"] = table("metric_weight", measure(weighing, steps, rounds, 2), "engine, epoch")
     report["phases"] = {
         name: statistics.median(a - b for a, b in zip(found["whole"], values, strict=True))
         for name, values in found.items()
