@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, shortened
+from vision3d_engine.core.named_parts import NamedParts
 from vision3d_engine.distributed.parallel.shards import is_sharded, like
 from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
 
@@ -201,6 +202,9 @@ def load_part(part: Any, state: Any, name: str, source: str) -> None:
     Raises:
         CheckpointError: when the part refuses it, with the part's own reason.
     """
+    if isinstance(part, NamedParts):
+        _load_parts(part.parts, state, name, source)
+        return
     try:
         part.load_state_dict(_spread(part, state))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
@@ -210,6 +214,23 @@ def load_part(part: Any, state: Any, name: str, source: str) -> None:
             "instead of --resume"
         )
         raise CheckpointError(message) from error
+
+
+def _load_parts(parts: Mapping[str, Any], state: Any, name: str, source: str) -> None:
+    """Load what is registered by name, one after the other.
+
+    Raises:
+        CheckpointError: when the file and the script have other names, or one does not fit.
+    """
+    found = list(state) if isinstance(state, Mapping) else [type(state).__name__]
+    if sorted(parts) != sorted(map(str, found)):
+        message = (
+            f"part '{name}' of '{source}' has {shortened(found)}, but the script has registered "
+            f"{shortened(list(parts))}: register the same ones under the same names"
+        )
+        raise CheckpointError(message)
+    for key, part in parts.items():
+        load_part(part, state[key], f"{name} '{key}'", source)
 
 
 def _spread(part: Any, state: Any) -> Any:

@@ -99,6 +99,16 @@ def set_cudnn_deterministic(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def set_tf32(enabled: bool) -> None:
+    """Let matrix products and convolutions in fp32 use TensorFloat-32 on CUDA; False leaves torch's own choice.
+
+    See https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices.
+    """
+    if enabled:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+
+
 def setup_engine(seed: int | None = None, cudnn_deterministic: bool = True, debug: bool = False) -> None:
     """Seed everything, set cuDNN's mode and, for ``debug``, autograd's anomaly detection, in one call.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from vision3d_engine.core.durations import parse_cadence, parse_duration
 from vision3d_engine.core.files import absolute_path
@@ -72,6 +72,15 @@ class TrainerSettings(_Section):
     means: Literal["samples", "batches"] = "samples"
     """What means of validations, epochs and log lines are over: samples, where it is known how many a batch has, or
     batches, as in the 2022 engine."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """In which numbers steps are computed: fp32, or torch's autocast to bf16 or fp16 (whose losses are scaled); weights
+    and gradients stay as they are. In training, validation and tests."""
+    tf32: bool = False
+    """Let matrix products and convolutions in fp32 use TensorFloat-32 on CUDA: faster, with 10 bits of mantissa."""
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Bring the norm of the gradients of an update down to this; the norm before is logged as grad_norm."""
+    clip_grad_value: Annotated[float, Field(gt=0)] | None = None
+    """Bring each number of the gradients of an update into [-value, value], after the norm."""
     grad_acc_reduction: Literal["mean", "sum"] = "mean"
     """Mean makes the update equal that of one big batch; sum adds the gradients up, as the 2022 engine did."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
@@ -145,6 +154,16 @@ class TrainerSettings(_Section):
     """Seconds without a sign of life after which a process counts as dead."""
     device: str | None = None
     """Device to run on, such as cpu, cuda, cuda:1 or mps (default: the accelerator if there is one)."""
+
+    @model_validator(mode="after")
+    def _refuse_two_casts(self) -> "TrainerSettings":
+        if self.precision != "fp32" and self.fsdp_param_dtype != "none":
+            message = (
+                f"precision is '{self.precision}' and fsdp_param_dtype is '{self.fsdp_param_dtype}': both would cast. "
+                "Set fsdp_param_dtype to 'none', or precision to 'fp32'"
+            )
+            raise ValueError(message)
+        return self
 
 
 class OptimizerSettings(_Section):

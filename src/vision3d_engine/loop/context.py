@@ -14,6 +14,7 @@ from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import Progress
+from vision3d_engine.update.precision import Precision
 
 
 def setting(name: str, doc: str) -> Any:
@@ -40,6 +41,7 @@ class PassContext:
         world: the processes and the device.
         parallel: how the processes share the model.
         hooks: who is called at the named moments.
+        precision: in which numbers steps are computed.
         writers: where numbers go.
         logger: where messages go.
         progress: the counters.
@@ -56,6 +58,7 @@ class PassContext:
     world: World
     parallel: Parallel
     hooks: Hooks
+    precision: Precision
     writers: Any
     logger: Any
     progress: Progress

@@ -104,7 +104,9 @@ class EvalPass:
         """One validation batch: the results after the last hook, and what they weigh."""
         owner, hooks, epoch = self._owner, self._context.hooks, self._context.progress.epoch
         hooks.fire("before_val_step", epoch, iteration, data_dict)
-        output_dict, result_dict = self._checks.unpack(owner.val_step(epoch, iteration, data_dict))
+        with self._context.precision.autocast():
+            returned = owner.val_step(epoch, iteration, data_dict)
+        output_dict, result_dict = self._checks.unpack(returned)
         hooks.fire("after_val_step", epoch, iteration, data_dict, output_dict, result_dict)
         return ((result_dict, self._weights(self.runner.place[2], data_dict, output_dict, result_dict)),)
 
@@ -150,7 +152,8 @@ class TestPass(EvalPass):
         """One test batch, case by case; each weighs 1, and a whole batch as much as it has samples."""
         owner, hooks = self._owner, self._context.hooks
         hooks.fire("before_test_step", iteration, data_dict)
-        output_dict = owner.test_step(iteration, data_dict)
+        with self._context.precision.autocast():
+            output_dict = owner.test_step(iteration, data_dict)
         cases = list(self._cases_of(iteration, data_dict, output_dict))
         samples = self.runner.place[2] if len(cases) == 1 else 1
         for data, output in cases:

@@ -51,7 +51,9 @@ class TrainLog:
             ReplicaError: when the processes' weights differ.
         """
         context, progress = self._context, self._context.progress
-        means, probed = self._read(iteration // self.every, self._finite.probe())
+        scaling = context.precision.probe()
+        means, probed = self._read(iteration // self.every, (*self._finite.probe(), *scaling.values()))
+        means |= dict(zip(scaling, probed[len(probed) - len(scaling) :], strict=True))
         first = self._meters.first_not_finite("loss")
         loss = 0.0 if "loss" in self._meters.weightless else means.get("loss", 0.0)
         self._finite.check(loss, probed, progress.epoch, first, iteration)

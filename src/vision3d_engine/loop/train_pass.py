@@ -17,6 +17,7 @@ from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.train_log import TrainLog
 from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.running_means import RunningMeans
+from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.update.update import Update, clear_gradients
 from vision3d_engine.update.window_weight import WindowWeight
 
@@ -55,10 +56,12 @@ class TrainPass:
         self._epoch = context.progress.epoch
         loader.counts_samples = context.progress.counts_samples
         self._read, self._seeds, self._seeds_steps = read, seeds, loader.is_positioned
-        self._uneven = UnevenRanks(lengths, context.world.rank, _way_to_join(context))
+        takes_turns = len(optimizers_of(trainer.optimizer)) > 1
+        self._uneven = UnevenRanks(lengths, context.world.rank, _way_to_join(context, takes_turns))
         self._checks = ResultChecker("train_step")
         self._equal_weights = context.hooks.is_default("loss_weight")
-        self._step = context.parallel.exchanging(self._train_step, trainer.model, trainer.optimizer)
+        step = self._cast_step if context.settings.precision != "fp32" else self._train_step
+        self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=takes_turns)
         self._update = self._new_update()
         self._before_step = context.hooks.of("before_train_step")
         self._after_backward = context.hooks.of("after_backward")
@@ -73,22 +76,13 @@ class TrainPass:
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
         self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
         self._learning_rate: Any = 0.0
-        self._mean_weight: float = 1
         self._steps_at_update = context.progress.total_steps
 
     def _new_update(self) -> Update:
         trainer, settings, parallel = self._trainer, self._context.settings, self._context.parallel
         is_divided = settings.grad_acc_reduction == "mean"
         weights = None if self._equal_weights else WindowWeight(parallel, self._progress if is_divided else None)
-        return Update(
-            trainer.model,
-            trainer.optimizer,
-            trainer.optimizer_step,
-            window_size=settings.grad_acc_steps,
-            reduction=settings.grad_acc_reduction,
-            parallel=parallel,
-            weights=weights,
-        )
+        return Update(trainer, settings, parallel, self._context.precision, weights)
 
     def _add_own_listeners(self) -> None:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
@@ -132,7 +126,7 @@ class TrainPass:
         if self._seeds_steps:
             self._seeds.seed(iteration)
         if iteration > self._uneven.even_until:
-            self._mean_weight = self._uneven.mean_weight(iteration)
+            update.mean_weight = self._uneven.mean_weight(iteration)
             if self._uneven.is_joining(iteration):
                 self._join(iteration, data_dict)
                 return
@@ -141,7 +135,7 @@ class TrainPass:
         with update.micro_batch(self.runner.is_last):
             loss, output_dict, result_dict = self._step(iteration, data_dict)
             weight = 1 if self._equal_weights else trainer.loss_weight(data_dict, output_dict, result_dict)
-            update.backward(loss, weight, self._mean_weight)
+            update.backward(loss, weight)
         for act in self._after_backward:
             act(epoch, iteration, data_dict, output_dict, result_dict)
         self._learning_rate = trainer.optimizer.param_groups[0]["lr"]
@@ -151,6 +145,8 @@ class TrainPass:
         for act in self._after_step:
             act(epoch, iteration, data_dict, output_dict, result_dict)
         self._checks.check(result_dict)
+        if update.norms:
+            result_dict = update.take_norms() | result_dict
         self.meters.update(result_dict, self.runner.place[2] if self._weights is None else self._weights)
 
     def _check_gradients(self, epoch: int, iteration: int, data_dict: Any, *_dicts: Any) -> None:
@@ -166,10 +162,20 @@ class TrainPass:
         self._progress.trained, self._progress.place = iteration, self.runner.place
         self._steps_at_update = self._progress.total_steps
 
-    def _train_step(self, iteration: int, data_dict: Any) -> tuple[torch.Tensor, Any, dict[str, Any]]:
+    def _train_step(self, iteration: int, data_dict: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Return the loss of the user's step, and the two dicts that it returned."""
         output_dict, result_dict = self._checks.unpack(self._trainer.train_step(self._epoch, iteration, data_dict))
-        return self._checks.loss(result_dict), output_dict, result_dict
+        loss = self._checks.loss(result_dict) if self._update.is_shared else result_dict.get("loss")
+        return loss, output_dict, result_dict
+
+    def _cast_step(self, iteration: int, data_dict: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Do so where operations are cast."""
+        with self._context.precision.autocast():
+            return self._train_step(iteration, data_dict)
+
+    def make_update(self, name: str, loss: torch.Tensor, weight: Any) -> None:
+        """Update one optimizer alone, in the midst of a step."""
+        self._update.make(name, loss, weight)
 
     def _after_iteration(self, iteration: int) -> None:
         """Write the log line when one is due; after an update move the schedule on, and save or stop."""
@@ -195,7 +201,8 @@ class TrainPass:
         """
         update = self._update
         with update.micro_batch(self.runner.is_last):
-            update.backward(self._joining_loss(iteration, data_dict), 0, self._mean_weight)
+            update.is_joining = True
+            update.backward(self._joining_loss(iteration, data_dict), 0)
         if update.is_complete and self._after_backward:
             if not self._last_dicts:
                 self._make_last_again(data_dict)
@@ -238,7 +245,10 @@ class TrainPass:
             self._trainer.scheduler_step()
 
 
-def _way_to_join(context: PassContext) -> str:
-    """Return the setting ``trainer.uneven``; where zeros are not enough to join, a process repeats its last batch."""
+def _way_to_join(context: PassContext, takes_turns: bool) -> str:
+    """Return the setting ``trainer.uneven``; where zeros are not enough to join, a process repeats its last batch.
+
+    They are not where only the step itself knows which optimizers it updates.
+    """
     mode = context.settings.uneven
-    return "repeat" if mode == "join" and not context.parallel.joins_with_zeros else mode
+    return "repeat" if mode == "join" and (takes_turns or not context.parallel.joins_with_zeros) else mode

@@ -1,6 +1,7 @@
 """A torch optimizer by name, and torch's fastest kernels for it."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -99,18 +100,32 @@ def _check_arguments(optimizer: Any, arguments: dict[str, Any]) -> None:
         raise ConfigError(message)
 
 
-def refuse_foreign(optimizer: Any, model: nn.Module) -> None:
+def refuse_foreign(optimizers: Mapping[str | None, Any], model: nn.Module) -> None:
     """Refuse an optimizer that would train nothing of the model, such as one of another copy of it.
 
+    Args:
+        optimizers: by name; the only one may have none.
+        model: the registered model, or several in one.
+
     Raises:
-        RegistrationError: when none of its parameters is the model's.
+        RegistrationError: when none of its parameters is the model's, or several optimizers share some.
     """
     own = {id(parameter) for parameter in model.parameters()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if held and not any(id(parameter) in own for parameter in held):
-        message = (
-            f"the optimizer ({type(optimizer).__name__}) holds {len(held)} parameters, none of which is one of the "
-            f"registered model's ({type(model).__name__}), so the model would not learn. Build it from "
-            "self.model.parameters() after register_model, which may replace them"
-        )
-        raise RegistrationError(message)
+    owners: dict[int, Any] = {}
+    for name, optimizer in optimizers.items():
+        held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        if held and not own.intersection(held):
+            raise RegistrationError(_foreign_text(name, optimizer, len(held), model))
+        if (other := next((owners[each] for each in held if each in owners), name)) != name:
+            message = f"the optimizers '{other}' and '{name}' hold the same parameters, which both would change: give "
+            raise RegistrationError(message + "each parameter to one of them")
+        owners |= dict.fromkeys(held, name)
+
+
+def _foreign_text(name: str | None, optimizer: Any, count: int, model: nn.Module) -> str:
+    title = f"'{name}' ({type(optimizer).__name__})" if name else f"({type(optimizer).__name__})"
+    return (
+        f"the optimizer {title} holds {count} parameters, none of which is one of the registered model's "
+        f"({type(model).__name__}), so the model would not learn. Build it from self.model.parameters() after "
+        "register_model, which may replace them"
+    )

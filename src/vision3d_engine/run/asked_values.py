@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vision3d_engine.core.errors import CheckpointError, listed
+from vision3d_engine.core.named_parts import class_name
 from vision3d_engine.optim.lr_scaling import change_learning_rates
 from vision3d_engine.optim.scheduler import schedule_name
 
@@ -43,7 +44,7 @@ class AskedValues:
         has_length = hasattr(type(trainer), "num_iters_per_epoch")
         length = self._settings.num_iters_per_epoch if has_length else None
         schedule = None if trainer.scheduler is None else schedule_name(trainer.scheduler)
-        return dict(zip(_CLASSES, (type(trainer.optimizer).__name__, schedule, length), strict=True))
+        return dict(zip(_CLASSES, (class_name(trainer.optimizer), schedule, length), strict=True))
 
     def check(self, state: Mapping[str, Any], source: str) -> None:
         """Refuse a checkpoint whose numbers cannot be continued.
@@ -106,7 +107,12 @@ def _rates(groups: Any) -> dict[str, list[float | None]]:
 def _groups(state: Mapping[str, Any]) -> Any:
     """Return the parameter groups of a checkpoint, if its optimizer saves them as torch's do."""
     optimizer = state.get("optimizer")
-    return optimizer.get("param_groups", ()) if isinstance(optimizer, Mapping) else ()
+    if not isinstance(optimizer, Mapping):
+        return ()
+    if "param_groups" in optimizer:
+        return optimizer["param_groups"]
+    parts = [part for part in optimizer.values() if isinstance(part, Mapping)]  # several by name
+    return [group for part in parts for group in part.get("param_groups", ())]
 
 
 def _saved(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,25 +53,42 @@ class Engine:
     log_steps = setting("log_steps", "Iterations from one log line to the next.")
     iteration = counter("iteration", "The batch of the running pass, from 1.")
 
-    def register_model(self, model: nn.Module) -> Any:
+    def register_model(self, model: nn.Module, name: str | None = None) -> Any:
         """Move a model to the device and return it for use; with several processes a trainer's shares its gradients.
 
         With ``trainer.compile`` it is compiled in place (``torch.nn.Module.compile``), so names of weights stay.
 
+        Args:
+            model: the model.
+            name: of several, such as ``"generator"``: each is registered under its own. ``self.model`` is then a
+                ``torch.nn.ModuleDict`` of all of them, and their weights are in every checkpoint as
+                ``generator.*`` and so on.
+
         Raises:
-            RegistrationError: when it is not a ``torch.nn.Module``, or not the first one.
+            RegistrationError: when it is not a ``torch.nn.Module``, when it is a second one without a name, and for a
+                name that is taken or cannot be one.
         """
         if not isinstance(model, nn.Module):
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
-        refuse_second("model", self.model, model, "put both into one nn.Module, such as nn.ModuleDict")
+        named = None if name is None else self._named_models(name)
+        if named is None:
+            refuse_second("model", self.model, model)
         if (mode := self._context.settings.compile) is not None:
             compile_in_place(model, mode, self.log)
-        name, count = type(unwrap_model(model)).__name__, sum(map(_size_of, model.parameters()))
-        self.model = self._context.parallel.wrap(model)
-        self.log(f"model: {name}, {count:,} parameters")
+        kind, count = type(unwrap_model(model)).__name__, sum(map(_size_of, model.parameters()))
+        own = self._context.parallel.wrap(model)
+        self.model = own if named is None else named.add(str(name), own)
+        self.log(f"model{f' {name!r}' if name else ''}: {kind}, {count:,} parameters")
         self.log(f"model description:\n{model}", level="DEBUG")
-        return self.model
+        return own
+
+    def _named_models(self, name: str) -> "NamedModels":
+        """Return what holds models by name."""
+        named = NamedModels() if self.model is None else self.model
+        if not isinstance(named, NamedModels):
+            refuse_second(f"model '{name}'", self.model, self.model)
+        return named
 
     def add_hook(self, hook: Any) -> Any:
         """Add a `Hook`, or any object with methods named like moments of the run, and return it."""
@@ -146,16 +163,37 @@ def _size_of(parameter: nn.Parameter) -> int:
     return 0 if is_lazy(parameter) else parameter.numel()
 
 
-def refuse_second(what: str, registered: Any, part: Any, fix: str) -> None:
-    """Refuse a second part of a kind of which there is one.
+class NamedModels(nn.ModuleDict):
+    """Several models of one trainer or tester, by name."""
+
+    def add(self, name: str, model: nn.Module) -> "NamedModels":
+        """Add one; return all.
+
+        Raises:
+            RegistrationError: for a name that is taken, or that a module cannot have.
+        """
+        if name in self:
+            message = f"register_model(name='{name}'): this name is taken; choose another one"
+            raise RegistrationError(message)
+        try:
+            self[name] = model
+        except KeyError as error:
+            message = f"register_model(name='{name}'): a torch.nn.ModuleDict cannot hold it ({error}); choose another"
+            raise RegistrationError(message) from error
+        return self
+
+
+def refuse_second(what: str, registered: Any, part: Any) -> None:
+    """Refuse a second part of a kind without a name.
 
     Raises:
         RegistrationError: saying what to do about it.
     """
     if registered is not None:
         first, second = type(registered).__name__, type(part).__name__
-        message = f"register_{what} got a second {what}, {second}, after {first}; a trainer has one: {fix}. To replace "
-        raise RegistrationError(f"{message}the first one, set self.{what} = None before")
+        message = f"register_{what} got a second {what}, {second}, after {first}: give each its name, as in "
+        message += f"register_{what}(..., name='generator'). To replace the first one, set self.{what} = None before"
+        raise RegistrationError(message)
 
 
 def compile_in_place(model: nn.Module, mode: str, log: Callable[..., None]) -> None:

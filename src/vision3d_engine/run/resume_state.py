@@ -79,6 +79,7 @@ class ResumeState:
             "fingerprint": self._fingerprint(loader),
             "asked": self.asked.state(),
             "trained": self.trained.state(),
+            "precision": self._context.precision.state_dict(),
             "states": {name: encoded(part.state_dict()) for name, part in self.registered.items()},
             "logs": self._context.writers.positions(),
             "about": self._about(),
@@ -140,6 +141,7 @@ class ResumeState:
         self._kept_meters = list(means[rank::size])
         if rank < len(loaders):
             self._train_data().load_state_dict(loaders[rank])
+        self._context.precision.load_state_dict(state.get("precision") or {})
         self.restore_registered(state)
 
     def _keep_means(self, saved: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from vision3d_engine.core.cli import Arguments, command_line, forced
 from vision3d_engine.core.config import read_settings
 from vision3d_engine.core.errors import ProcessError
-from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic
+from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic, set_tf32
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
@@ -24,6 +24,7 @@ from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.run.run_folder import Folders
+from vision3d_engine.update.precision import choose_precision
 from vision3d_engine.writers.metric_writers import MetricWriters
 
 
@@ -57,6 +58,7 @@ class Session:
         self._announce(warnings)
         seed_everything(self.settings.exp.seed + self.world.rank)
         set_cudnn_deterministic(self.settings.trainer.cudnn_deterministic)
+        set_tf32(self.settings.trainer.tf32 and self.world.device.type == "cuda")
 
     def _open_log(self, role: str) -> Logger:
         log_file = self.folders.logs / time.strftime(f"{role}-%Y%m%d-%H%M%S.log")
@@ -82,6 +84,7 @@ class Session:
             world=self.world,
             parallel=parallel,
             hooks=hooks,
+            precision=choose_precision(self.settings.trainer.precision, self.world.device),
             writers=self.writers,
             logger=self.logger,
             progress=Progress(counts_samples=self.settings.trainer.means == "samples"),

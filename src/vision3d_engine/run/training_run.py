@@ -23,6 +23,7 @@ from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
+from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.optim.optimizer import prefer_fused, refuse_foreign
 from vision3d_engine.optim.scheduler import schedule_hint
 from vision3d_engine.run.autosave import Autosave
@@ -135,20 +136,28 @@ class TrainingRun:
 
     def _prepare(self) -> None:
         """Check what can be checked before the first step, and load what the command line asks for."""
-        trainer, settings = self._trainer, self._context.settings
+        trainer = self._trainer
         self._check_loaders()
-        refuse_foreign(trainer.optimizer, trainer.model)
+        refuse_foreign(optimizers_of(trainer.optimizer), trainer.model)
         self._tell_of_schedule()
         for note in filter(None, (self.train_data().note, *self.resume_state.unsaved.with_state())):
             trainer.log(note)
         self.resume_state.try_out(optimizer=trainer.optimizer, scheduler=trainer.scheduler)
-        if settings.fused_optimizer and prefer_fused(trainer.optimizer, trainer.model):
-            trainer.log("optimizer: fused kernels", level="DEBUG")
+        self._choose_kernels()
         self._scale_rates()
         self._resuming.start()
         self._context.hooks.bind()
         trainer.set_train_mode()
         self.resume_state.unsaved.note()
+
+    def _choose_kernels(self) -> None:
+        """Turn on fused kernels where there are any; say where fp16 has to wait for the device without them."""
+        trainer, settings = self._trainer, self._context.settings
+        for optimizer in optimizers_of(trainer.optimizer).values():
+            if settings.fused_optimizer and prefer_fused(optimizer, trainer.model):
+                trainer.log(f"{type(optimizer).__name__}: fused kernels", level="DEBUG")
+            elif self._context.precision.is_scaled and not all(group.get("fused") for group in optimizer.param_groups):
+                trainer.log(f"{type(optimizer).__name__} has no fused kernels here: fp16 waits for it once an update")
 
     def _tell_of_schedule(self) -> None:
         """Say that there is no schedule, or that one was built for another number of steps than the run makes."""

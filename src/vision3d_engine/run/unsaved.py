@@ -12,6 +12,7 @@ from vision3d_engine.core.compare import as_bytes
 from vision3d_engine.core.errors import shortened
 from vision3d_engine.core.portable import GeneratorState, has_state, with_state
 from vision3d_engine.core.tree import entries
+from vision3d_engine.optim.named_optimizers import optimizers_of
 
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _MAX_NAMES = 8
@@ -38,7 +39,8 @@ class Unsaved:
     def with_state(self) -> Iterator[str]:
         """Say which attributes of the trainer have a state that no checkpoint would hold."""
         trainer = self._trainer
-        known = [trainer.optimizer, trainer.scheduler, trainer.train_loader, trainer.val_loader]
+        known = [trainer.scheduler, trainer.train_loader, trainer.val_loader]
+        known += optimizers_of(trainer.optimizer).values()
         known += [trainer.model, *trainer.model.modules(), *trainer._hooks.added, *self._registered.values()]  # noqa: SLF001  the engine's own
         for name, part in vars(trainer).items():
             is_ours = name.startswith("_") or any(part is one for one in known)

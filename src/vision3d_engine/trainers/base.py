@@ -1,10 +1,11 @@
 """The trainer that both kinds of training share: what a user registers, overrides and runs."""
 
 import abc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vision3d_engine.checkpoint.loading import load_weights
@@ -18,6 +19,7 @@ from vision3d_engine.loop.context import counter, setting
 from vision3d_engine.loop.eval_pass import EvalPass
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
 from vision3d_engine.loop.train_pass import Batches, TrainPass
+from vision3d_engine.optim.named_optimizers import GradientLimits, NamedOptimizers
 from vision3d_engine.run.engine import Engine, refuse_second
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.training_run import TrainingRun
@@ -25,7 +27,6 @@ from vision3d_engine.trainers.hooks import TrainHooks
 from vision3d_engine.update.update import clear_gradients
 
 _OPTIMIZER = ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict")
-_SEVERAL = "give it several parameter groups, or keep the other one by register_state and step it in optimizer_step"
 _SCHEDULER = ("step", "state_dict", "load_state_dict")
 
 
@@ -75,17 +76,42 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
 
     # ------------------------------------------------------------------------------------------- parts
 
-    def register_optimizer(self, optimizer: Any) -> None:
+    def register_optimizer(
+        self,
+        optimizer: Any,
+        name: str | None = None,
+        *,
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
+    ) -> None:
         """Register the optimizer: torch's, or anything with ``step``, ``zero_grad``, ``param_groups``, ``state_dict``.
 
         The learning rate is used as it is on any number of processes, unless ``trainer.scale_lr`` says otherwise.
 
+        Args:
+            optimizer: the optimizer.
+            name: of several, such as ``"generator"``: each is registered under its own, as ``self.optimizer[name]``.
+                The loss of a step drives all of them, but for those that the step updates by `update`.
+            clip_grad_norm: limit of this one's gradients instead of ``trainer.clip_grad_norm``; needs a name.
+            clip_grad_value: the same for ``trainer.clip_grad_value``.
+
         Raises:
-            RegistrationError: when it lacks one of these, or is not the first one.
+            RegistrationError: when it lacks one of these methods, when it is a second one without a name, and for a
+                name that is taken.
         """
         optimizer = _with_methods("register_optimizer", optimizer, _OPTIMIZER)
-        refuse_second("optimizer", self.optimizer, optimizer, _SEVERAL)
-        self.optimizer = optimizer
+        limits = GradientLimits(clip_grad_norm, clip_grad_value)
+        if name is None:
+            refuse_second("optimizer", self.optimizer, optimizer)
+            _refuse_limits(limits)
+            self.optimizer = optimizer
+            return
+        named = NamedOptimizers() if self.optimizer is None else self.optimizer
+        if not isinstance(named, NamedOptimizers):
+            refuse_second("optimizer", self.optimizer, optimizer)
+        named.add(name, optimizer)
+        named.limits[name] = limits
+        self.optimizer = named
 
     def register_scheduler(self, scheduler: Any) -> None:
         """Register the learning rate schedule: torch's, anything with ``step`` and ``state_dict``, or None for none.
@@ -159,10 +185,51 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         """Put the model into evaluation mode; the engine validates without gradients in any case."""
         self.model.eval()
 
-    def optimizer_step(self) -> None:
-        """Make one update and clear the gradients; override to clip gradients or drive several optimizers."""
-        self.optimizer.step()
-        clear_gradients(self.optimizer)
+    def backward(self, loss: torch.Tensor, inputs: Sequence[torch.Tensor] | None = None) -> None:
+        """Walk a loss back; override it for what autograd can do beside (``create_graph=True``).
+
+        Args:
+            loss: the loss of a step, weighted for its window, and scaled with ``trainer.precision: fp16``.
+            inputs: the parameters that get gradients; None for all. Only handed in when a step makes an `update`.
+        """
+        torch.autograd.backward(loss, inputs=inputs)
+
+    def update(self, name: str, loss: torch.Tensor, weight: Any = 1) -> None:
+        """Update one optimizer alone, in the midst of `train_step`: for networks that take turns.
+
+        It walks the loss back to this optimizer's parameters alone (others keep the gradients that they have), and in
+        the step that ends a window (``trainer.grad_acc_steps``) exchanges them between the processes, divides and clips
+        them, and calls `optimizer_step` with the name. The loss that the step returns then drives the other optimizers;
+        one that does not require grad, or that was handed in here, drives none. Compute it after this call, since
+        weights have changed.
+
+        Args:
+            name: under which the optimizer is registered.
+            loss: one number that requires grad, a mean.
+            weight: number of things that it is a mean over, when batches weigh differently (see `loss_weight`, which
+                is about the returned loss).
+
+        Raises:
+            RegistrationError: for an unknown name, and outside of a training step.
+            ResultError: for a loss that teaches nothing, or twice in a step of a window of several.
+        """
+        if not isinstance(self.optimizer, NamedOptimizers) or not isinstance(self._pass, TrainPass):
+            message = (
+                f"update('{name}') is for train_step, with optimizers that are registered by name: "
+                "register_optimizer(optimizer, name='discriminator')"
+            )
+            raise RegistrationError(message)
+        self._pass.make_update(name, loss, weight)
+
+    def optimizer_step(self, name: str | None = None) -> None:
+        """Make one step of the optimizer and clear its gradients; override to act on the gradients of an update.
+
+        Args:
+            name: of the optimizer, where several are registered. An override for a single one may do without.
+        """
+        optimizer = self.optimizer if name is None else self.optimizer[name]
+        self._context.precision.step(optimizer)
+        clear_gradients(optimizer)
 
     def scheduler_step(self) -> None:
         """Move the schedule on by one step."""
@@ -277,6 +344,12 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         self._records.clear()
         self._pass = EvalPass(self, self._context, self._run.val_data(), self._run.after_val_iteration)
         self._run.judge(self._pass.validate())
+
+
+def _refuse_limits(limits: GradientLimits) -> None:
+    if limits != GradientLimits():
+        message = "register_optimizer got limits of gradients without a name; set trainer.clip_grad_norm or "
+        raise RegistrationError(message + "trainer.clip_grad_value, or give the optimizer a name")
 
 
 def _with_methods(caller: str, part: Any, names: tuple[str, ...]) -> Any:

@@ -1,67 +1,70 @@
-"""The one place where an update is made: a window of micro-batches, one gradient, one step of the optimizer."""
+"""The one place where an update is made: a window of micro-batches, one gradient, one step of each optimizer."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
 
+from vision3d_engine.core.errors import ResultError
+from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel
+from vision3d_engine.optim.named_optimizers import optimizers_of
+from vision3d_engine.update.clipping import Clipping, gradient_norm
+from vision3d_engine.update.gradient_window import GradientWindow
+from vision3d_engine.update.precision import Precision
 from vision3d_engine.update.window_weight import WindowWeight
 
 _EXCHANGING = contextlib.nullcontext()
+_USED_UP = ("backward through the graph a second time", "modified by an inplace operation")
 
 
 class Update:
     """Collects the gradients of a window of micro-batches and makes them one update.
 
-    With the reduction ``"mean"`` the gradient of a window is ``sum(w_i * g_i) / sum(w_i)`` over its micro-batches (and
-    over all processes), where the weight ``w_i`` is what `backward` is told: the gradient of one big batch when the
-    loss is a mean over ``w_i`` equal things. An incomplete window is divided by the weight that it really has. With
-    ``"sum"`` the gradients are added up as they are.
-
-    A window whose weights are all zero has nothing to teach. If they are numbers of the host, its gradients are zeros
-    and no step is made, on all processes; if they are tensors on the device, which nobody reads, a step is made with
-    gradients of zeros, in which an optimizer's momentum still moves.
+    In this order: backward, and in the micro-batch that ends the window exchange, divide, unscale; then, in `step`,
+    clip and let the optimizers make their steps. What a step returns as its loss drives all optimizers, but for those
+    that the step has updated by itself (`make`).
 
     Args:
-        model: the registered model.
-        optimizer: whose parameters' gradients are divided.
-        step: makes the update and clears the gradients (the trainer's ``optimizer_step``).
-        window_size: micro-batches of a full window.
-        reduction: ``"mean"`` or ``"sum"``.
+        trainer: whose model, optimizers, ``backward`` and ``optimizer_step`` are used.
+        settings: the settings ``trainer.*``.
         parallel: how the processes share the model and the update.
+        precision: scales losses, and lets optimizers make their steps.
         weights: what adds the weights up; None when every micro-batch weighs the same on every process.
 
     Attributes:
         is_complete: whether the micro-batch at hand ends its window.
+        is_joining: whether this process joins in the micro-batch at hand without a batch of its own.
+        mean_weight: with equal weights, the mean of all processes' weights for the micro-batch at hand.
+        norms: norms of the gradients before they were clipped, by the name under which they are logged.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Any,
-        step: Callable[[], None],
-        *,
-        window_size: int = 1,
-        reduction: str = "mean",
-        parallel: Parallel,
-        weights: WindowWeight | None = None,
+        self, trainer: Any, settings: Any, parallel: Parallel, precision: Precision, weights: WindowWeight | None
     ) -> None:
-        self.is_complete = False
-        self._model = model
-        self._optimizer = optimizer
-        self._step = self._make_step = step
-        self._window_size = window_size
-        self._is_mean = reduction == "mean"
-        self._parallel = parallel
-        self._weights = weights
-        self._checks_gradients = parallel.checks_gradients
+        self.is_complete = self.is_joining = False
+        self.mean_weight: float = 1
+        self.norms: dict[str, torch.Tensor] = {}
+        self._trainer, self._parallel, self._precision = trainer, parallel, precision
+        self._window_size = settings.grad_acc_steps
+        self._is_mean = settings.grad_acc_reduction == "mean"
+        self._optimizers = optimizers_of(trainer.optimizer)
+        self._clippings = {name: _clipping(trainer.optimizer, name, settings) for name in self._optimizers}
+        self._backward, self._scale = trainer.backward, precision.scale
+        self._shared = self._new_window(self._parameters, weights)
+        self._own: dict[str, GradientWindow] = {}
+        self._rest = self._optimizers
+        self._walked: list[torch.Tensor] = []
+        self._made: dict[str, int] = {}
         self._collected = 0
-        self._weight: Any = 0
+        self._learns = True
+
+    def _new_window(self, parameters: Any, weights: WindowWeight | None) -> GradientWindow:
+        return GradientWindow(parameters, self._parallel, is_mean=self._is_mean, weights=weights)
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager:
         """Start a micro-batch; gradients are exchanged between processes only in the one that ends the window.
@@ -73,82 +76,179 @@ class Update:
         self.is_complete = is_last or self._collected >= self._window_size
         return _EXCHANGING if self.is_complete else self._parallel.without_gradient_sync()
 
-    def backward(self, loss: torch.Tensor, weight: Any = 1, mean_weight: float = 1) -> None:
-        """Add the weighted gradients of one micro-batch; the last one of a window also divides by the whole weight.
+    @property
+    def is_shared(self) -> bool:
+        """Whether the loss of a step drives all optimizers: no step of the window has updated one by itself."""
+        return self._rest is self._optimizers
+
+    def backward(self, loss: Any, weight: Any = 1) -> None:
+        """Add the weighted gradients of one micro-batch; the last one of a window also exchanges and divides.
 
         Args:
-            loss: one number that requires grad.
+            loss: one number that requires grad. After `make` it may be anything: what does not require grad, or was
+                walked back there, teaches nothing more.
             weight: number of things that the loss is a mean over, as a number or a tensor on the device (not read).
-            mean_weight: with equal weights, the mean of all processes' weights for this micro-batch: less than 1 when
-                some have no batch left.
         """
-        if self._weights is None:
-            self._weight += mean_weight
-            (loss if weight == 1 else loss * weight).backward()
+        if self.is_shared:
+            self._backward(self._scale(self._shared.weighted(loss, weight, self.mean_weight)))
         else:
-            self._weights.weighted(loss, weight).backward()
-        if self.is_complete:
-            self._divide()
+            self._backward_to_rest(loss, weight)
+        if self.is_complete and self._shared.is_open:
+            self._close_shared()
+
+    def _backward_to_rest(self, loss: Any, weight: Any) -> None:
+        """Walk a loss back to the optimizers that have had none of their own, if it can teach them anything."""
+        is_new = not any(loss is each for each in self._walked)
+        self._walked.clear()
+        if self._rest and is_new and isinstance(loss, torch.Tensor) and loss.requires_grad:
+            inputs = [parameter for optimizer in self._rest.values() for parameter in _trained(optimizer)]
+            self._walk_back(self._shared.weighted(loss, weight, self.mean_weight), inputs)
+
+    def _walk_back(self, loss: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+        """Add gradients to some parameters alone.
+
+        Raises:
+            ResultError: when the loss reaches through what an update in the midst of the step has used up or changed.
+        """
+        try:
+            self._backward(self._scale(loss), inputs=inputs)
+        except RuntimeError as error:
+            if not any(part in str(error) for part in _USED_UP):
+                raise
+            message = (
+                "a loss reaches through a graph that self.update(...) has walked back already, or through weights that "
+                "it has changed. Compute it anew after self.update (the discriminator's answer too), detach what it "
+                "shares with the other loss, and return no loss that was handed to self.update"
+            )
+            raise ResultError(message) from error
+
+    def _close_shared(self) -> None:
+        self._learns = self._shared.close()
+        for optimizer in self._rest.values():
+            self._precision.unscale(optimizer)
 
     def step(self) -> None:
         """Make the update of a window that is complete."""
-        self._step()
-        self._collected = self._weight = 0
+        for name, optimizer in self._rest.items():
+            self._step(name, optimizer, self._learns)
+        self._precision.end_update()
+        self._rest, self._collected, self._learns = self._optimizers, 0, True
+        self._made.clear()
+
+    def take_norms(self) -> dict[str, torch.Tensor]:
+        """Return the norms of the update that was made, and forget them."""
+        norms, self.norms = self.norms, {}
+        return norms
 
     def close(self) -> bool:
         """Make the update of a window that the end of the batches has left open; tell whether there was one."""
         if self._collected == 0:
             return False
         self.is_complete = True
-        self._divide()
+        for name in [name for name, window in self._own.items() if window.is_open]:
+            self._finish(name)
+        if self._shared.is_open:
+            self._close_shared()
         self.step()
         return True
 
-    def _divide(self) -> None:
-        """Divide the gradients by the weight of the window; the mean over processes needs the mean of their weights."""
-        if self._checks_gradients:
-            self._parallel.check_gradients()
-        weight = self._weight if self._weights is None else self._weights.close()
-        if isinstance(weight, torch.Tensor):
-            self._divide_on_device(weight)
-        elif weight == 0:
-            self._clear_to_zeros()
-            self._step = self._skip_step
-        elif self._is_mean and weight != 1 and (gradients := self._gradients()):
-            _divide_all(gradients, weight)
+    # ------------------------------------------------------------------------------------------- in a step
 
-    def _divide_on_device(self, weight: torch.Tensor) -> None:
-        """Divide by a weight that nobody reads; where it is zero, gradients become zeros, also those that are NaN."""
-        gradients, is_void = self._gradients(), weight == 0
-        if self._is_mean and gradients:
-            _divide_all(gradients, weight.masked_fill(is_void, 1))
-        for gradient in gradients:
-            gradient.masked_fill_(is_void, 0)
+    def make(self, name: str, loss: torch.Tensor, weight: Any = 1) -> None:
+        """Do all of the above for one optimizer alone, in the midst of a step; see ``BaseTrainer.update``."""
+        optimizer = self._trainer.optimizer[name]
+        self._check_own(name, loss)
+        if self._made.get(name) == self._collected:
+            self._precision.end_update()  # a further update of the same step
+        self._made[name] = self._collected
+        self._walked.append(loss)  # itself: the number of one that is gone is given away again
+        self._rest = {other: one for other, one in self._rest.items() if other != name}
+        window = self._own.get(name) or self._new_own(name, optimizer, weight)
+        with self._precision.full():
+            loss = window.weighted(loss, 0 if self.is_joining else weight, self.mean_weight)
+            self._walk_back(loss, _trained(optimizer))
+        if self.is_complete:
+            self._finish(name)
 
-    def _clear_to_zeros(self) -> None:
-        """Let hooks see gradients of zeros, also where nothing was walked back; no step follows."""
-        for parameter in self._parameters():
-            if parameter.grad is not None:
-                parameter.grad.zero_()
-            elif parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
+    def _new_own(self, name: str, optimizer: Any, weight: Any) -> GradientWindow:
+        """Return what adds up the gradients of an optimizer's own losses; equal weights need no adding up."""
+        weights = None if type(weight) is int and weight == 1 else WindowWeight(self._parallel)
+        window = self._own[name] = self._new_window(partial(_held, optimizer), weights)
+        return window
 
-    def _skip_step(self) -> None:
-        """Make no step for a window without weight."""
-        self._step = self._make_step
-        clear_gradients(self._optimizer)
+    def _check_own(self, name: str, loss: Any) -> None:
+        """Refuse what cannot be an update of one optimizer alone.
 
-    def _gradients(self) -> list[torch.Tensor]:
-        """Return what this process holds of the gradients of all that the model and the optimizer hold, each once."""
-        return self._parallel.local_parts(each.grad for each in self._parameters() if each.grad is not None)
+        Raises:
+            ResultError: saying what to do about it.
+        """
+        if not isinstance(loss, torch.Tensor) or not loss.requires_grad or loss.numel() != 1:
+            message = f"update('{name}') got {describe(loss)} as loss; it must be one number that requires grad"
+            raise ResultError(message)
+        if self._shared.is_open and name in self._rest:
+            message = (
+                f"update('{name}') in the midst of a window (trainer.grad_acc_steps) whose first losses, returned by "
+                "train_step, have driven this optimizer too: call it in every step, or in none"
+            )
+            raise ResultError(message)
+        if self._made.get(name) == self._collected and self._window_size > 1:
+            message = (
+                f"update('{name}') came twice in one step, whose window has {self._window_size} batches "
+                "(trainer.grad_acc_steps): call it once a step, or set trainer.grad_acc_steps to 1"
+            )
+            raise ResultError(message)
+
+    def _finish(self, name: str) -> None:
+        """Make the step of one optimizer alone."""
+        optimizer, learns = self._optimizers[name], self._own[name].close()
+        self._precision.unscale(optimizer)
+        self._step(name, optimizer, learns)
+
+    # ------------------------------------------------------------------------------------------- one optimizer
+
+    def _step(self, name: str | None, optimizer: Any, learns: bool) -> None:
+        """Clip, and let an optimizer make its step; for a window without weight only clear."""
+        if not learns:
+            clear_gradients(optimizer)
+            return
+        clipping = self._clippings[name]
+        if clipping is not None or self._precision.is_scaled:
+            self._limit(name, optimizer, clipping)
+        self._trainer.optimizer_step() if name is None else self._trainer.optimizer_step(name)
+        if self._precision.is_scaled:
+            self._precision.check_step(optimizer)
+
+    def _limit(self, name: str | None, optimizer: Any, clipping: Clipping | None) -> None:
+        parameters = _trained(optimizer)
+        norm = gradient_norm(parameters) if self._precision.is_scaled else None
+        if norm is not None:
+            self._precision.count(norm)
+        norm = norm if clipping is None else clipping(parameters, norm)
+        if norm is not None:
+            self.norms["grad_norm" if name is None else f"grad_norm/{name}"] = norm
 
     def _parameters(self) -> Iterable[torch.Tensor]:
-        of_optimizer = (group["params"] for group in getattr(self._optimizer, "param_groups", ()))
-        return dict.fromkeys(chain(self._model.parameters(), *of_optimizer))
+        """Yield what the loss of a step drives: all that model and optimizers hold, each once."""
+        held = chain.from_iterable(map(_held, self._rest.values()))
+        return dict.fromkeys(chain(self._trainer.model.parameters(), held) if self.is_shared else held)
 
 
-def _divide_all(gradients: list[torch.Tensor], weight: Any) -> None:
-    torch._foreach_div_(gradients, weight)  # pyright: ignore  like torch's clip_grad_norm_
+def _clipping(optimizer: Any, name: str | None, settings: Any) -> Clipping | None:
+    """Return what clips the gradients of an optimizer: its own limits, else those of the settings; None for none."""
+    own = None if name is None else optimizer.limits[name]
+    norm, value = (
+        own_limit if own is not None and (own_limit := getattr(own, kind)) is not None else getattr(settings, kind)
+        for kind in ("clip_grad_norm", "clip_grad_value")
+    )
+    return None if norm is None and value is None else Clipping(norm, value)
+
+
+def _held(optimizer: Any) -> Iterable[torch.Tensor]:
+    return chain.from_iterable(group["params"] for group in getattr(optimizer, "param_groups", ()))
+
+
+def _trained(optimizer: Any) -> list[torch.Tensor]:
+    return [parameter for parameter in _held(optimizer) if parameter.requires_grad]
 
 
 def clear_gradients(optimizer: Any) -> None:
@@ -160,5 +260,5 @@ def clear_gradients(optimizer: Any) -> None:
     if getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
         optimizer.zero_grad(set_to_none=True)
         return
-    for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
+    for parameter in _held(optimizer):
         parameter.grad = None

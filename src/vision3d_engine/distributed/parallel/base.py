@@ -33,7 +33,7 @@ class Parallel:
         """Return the user's own model, on the device and equal everywhere; to be called by all processes."""
         return model.to(self.world.device)
 
-    def exchanging(self, step: Step, model: nn.Module, optimizer: Any) -> Step:
+    def exchanging(self, step: Step, model: nn.Module, optimizer: Any, in_parts: bool = False) -> Step:
         """Return a step like the given one, after which the backward pass of its loss exchanges gradients.
 
         Whatever the step does with the model takes part: calls of its methods, its submodules, a reference of the
@@ -43,8 +43,13 @@ class Parallel:
             step: returns the loss first, and anything after it.
             model: what `wrap` returned.
             optimizer: whose parameters are exchanged too.
+            in_parts: gradients are exchanged by `exchange` instead, those of one optimizer at a time, since a step may
+                walk back several losses.
         """
         return step
+
+    def exchange(self, parameters: Callable[[], Iterable[torch.Tensor]]) -> None:
+        """Average the gradients of some parameters over all processes, where the backward pass does not do so."""
 
     def zero_loss(self) -> torch.Tensor:
         """Return a loss that teaches nothing: of a batch without weight, or of a process without a batch."""

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision3d_engine.core.errors import ConfigError, RegistrationError, ResultError, shortened
+from vision3d_engine.core.errors import ConfigError, RegistrationError, ResultError
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel
+from vision3d_engine.distributed.parallel.gradient_means import GradientMeans, unused_message
 from vision3d_engine.distributed.parallel.wrapping import (
     Step,
     StepHolder,
@@ -28,7 +29,6 @@ from vision3d_engine.distributed.parallel.wrapping import (
 )
 from vision3d_engine.distributed.world import World
 
-_MAX_NAMES = 8
 # Whether torch hands out buffers in forward passes; the name of the option has changed in 2.13.
 _KNOWN = inspect.signature(DistributedDataParallel.__init__).parameters
 _FORWARD_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers"
@@ -52,6 +52,7 @@ class DataParallel(Parallel):
         super().__init__(world)
         self._trainer = trainer
         self._holder: _GradientExchange | None = None
+        self._means: GradientMeans | None = None
         self._has_synced = True
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -60,16 +61,25 @@ class DataParallel(Parallel):
         broadcast((*model.parameters(), *model.buffers()), self.world)
         return with_alias(model)
 
-    def exchanging(self, step: Step, model: nn.Module, optimizer: Any) -> Step:
+    def exchanging(self, step: Step, model: nn.Module, optimizer: Any, in_parts: bool = False) -> Step:
         """Return a step whose loss exchanges gradients; see `Parallel.exchanging`.
 
         What is trained may have changed since the last pass (an encoder is unfrozen, groups are added).
         """
         trained = trained_parameters(model, optimizer)
+        if in_parts:
+            outside = self._checked(outside_parameters(model, optimizer))
+            self._means = GradientMeans(model, trained, outside, self.world, self._trainer)
+            return self._means.around(step)
         if self._holder is None or not self._holder.is_for(trained):
             outside = self._checked(outside_parameters(model, optimizer))
             self._holder = self._new_holder(model, trained, outside) if trained else None
         return step if self._holder is None else running_in(self._holder, step)
+
+    def exchange(self, parameters: Callable[[], Iterable[torch.Tensor]]) -> None:
+        """Average the gradients of some parameters, where no backward pass does so."""
+        if self._means is not None:
+            self._means.exchange(parameters())
 
     def _checked(self, outside: Mapping[str, torch.Tensor]) -> list[Any]:
         """Return what is trained outside the model.
@@ -176,7 +186,7 @@ class _GradientExchange(DistributedDataParallel):
         except RuntimeError as error:
             if _UNFINISHED not in str(error):
                 raise
-            raise ResultError(_unused_message(self._names_in(str(error)))) from error
+            raise ResultError(unused_message(self._names_in(str(error)))) from error
         if self.require_backward_grad_sync:
             loss.register_hook(self._note_exchange)
         return loss
@@ -187,21 +197,13 @@ class _GradientExchange(DistributedDataParallel):
     def check_gradients(self) -> None:
         """Raise `ResultError` when a parameter has no gradient."""
         if unused := [name for name, parameter in self._parameters_by_name.items() if parameter.grad is None]:
-            raise ResultError(_unused_message(unused))
+            raise ResultError(unused_message(unused))
 
     def _names_in(self, message: str) -> list[str]:
         """Return the names that torch's message gives as numbers."""
         found = re.search(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)", message)
         names = ["(none of the model's)"] * (self.module.anchor is not None) + list(self._parameters_by_name)
         return [names[int(index)] for index in found.group(1).split()] if found else ["(torch names none)"]
-
-
-def _unused_message(names: Sequence[str]) -> str:
-    return (
-        f"train_step: the loss does not depend on {shortened(names, _MAX_NAMES)}, so that the processes wait for "
-        "gradients that never come. Let every parameter take part in the loss, set requires_grad=False on these before "
-        "the epoch, or set trainer.find_unused_parameters: true"
-    )
 
 
 def _compress_gradients(model: DistributedDataParallel, kind: str) -> None:

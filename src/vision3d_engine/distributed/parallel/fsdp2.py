@@ -65,7 +65,7 @@ class FullyShardedParallel(Parallel):
         self.store = ShardStore(mesh)
         return with_alias(model)
 
-    def exchanging(self, step: Step, model: nn.Module, optimizer: Any) -> Step:
+    def exchanging(self, step: Step, model: nn.Module, optimizer: Any, in_parts: bool = False) -> Step:
         """Return a step whose loss exchanges gradients; see `Parallel.exchanging`.
 
         Raises:

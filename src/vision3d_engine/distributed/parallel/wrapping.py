@@ -132,7 +132,7 @@ def broadcast(tensors: Iterable[torch.Tensor], world: World) -> None:
 
     Many small ones travel in one message.
     """
-    for bucket in _buckets([tensor.detach() for tensor in tensors if tensor.numel()]):
+    for bucket in buckets([tensor.detach() for tensor in tensors if tensor.numel()]):
         parts = [_bytes_of(tensor) for tensor in bucket]
         message = parts[0] if len(parts) == 1 else torch.cat(parts)
         world.broadcast(message)
@@ -140,8 +140,8 @@ def broadcast(tensors: Iterable[torch.Tensor], world: World) -> None:
             tensor.copy_(part.view(tensor.dtype).view(tensor.shape))
 
 
-def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Yield groups of tensors; wide types first, so that each begins where its type may."""
+def buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Yield groups of tensors that travel in one message; wide types first, so that each begins where its type may."""
     bucket: list[torch.Tensor] = []
     size = 0
     for tensor in sorted(tensors, key=lambda each: -each.element_size()):

@@ -1,0 +1,68 @@
+"""Networks that take turns on two and three processes, through a kill: as one process with the big batch, by hand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.stories.test_worlds import World
+from tests.turns import ByHand
+
+SERVER = Path(__file__).parent / "turns_server.py"
+LIMITS = {"discriminator": {"clip_grad_norm": 0.05}}
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def world(request):
+    world = World(request.param, SERVER)
+    yield world
+    world.close()
+
+
+def weights(world, folder, **case):
+    results = world.run(folder=str(folder), **case)
+    assert [result["error"] for result in results if "error" in result] == []
+    return [result["weights"] for result in results]
+
+
+def assert_as_by_hand(world, folder, expected, **case):
+    """To 1e-12 in float64, since gradients are added up in another order."""
+    for found in weights(world, folder, **case):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert (torch.tensor(found[name], dtype=torch.float64) - value).abs().max() <= 1e-12, name
+
+
+@pytest.mark.parametrize("style", ["turns", "by_name", "critic", "rarely", "joint"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_turns_are_as_on_one_process(world, tmp_path, style, parallel):
+    expected = ByHand(style, LIMITS).train(12 * world.size, processes=world.size)
+    options = {"count": 12 * world.size, "style": style, "limits": LIMITS}
+    assert_as_by_hand(world, tmp_path, expected, options=options, trainer={"max_epoch": 1, "parallel": parallel})
+
+
+@pytest.mark.parametrize("style", ["turns", "joint"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_windows_of_several_batches_too_the_last_one_incomplete(world, tmp_path, style, parallel):
+    expected = ByHand(style, LIMITS).train(10 * world.size, processes=world.size, window=2)
+    options = {"count": 10 * world.size, "style": style, "limits": LIMITS}
+    trainer = {"max_epoch": 1, "parallel": parallel, "grad_acc_steps": 2}
+    assert_as_by_hand(world, tmp_path, expected, options=options, trainer=trainer)
+
+
+@pytest.mark.parametrize("style", ["turns", "joint"])
+def test_a_process_without_a_batch_joins_every_turn(world, tmp_path, style):
+    count = 12 * world.size + 2  # one batch more than the processes share
+    expected = ByHand(style).train(count, processes=world.size)
+    options = {"count": count, "style": style}
+    assert_as_by_hand(world, tmp_path, expected, options=options, trainer={"max_epoch": 1})
+
+
+@pytest.mark.parametrize("stop_at", [(1, 4), (2, 1), (2, 6)])
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_kill_at_any_step_changes_no_bit(world, tmp_path, stop_at, window):
+    options = {"count": 12 * world.size, "limits": LIMITS}
+    trainer = {"max_epoch": 2, "grad_acc_steps": window, "save_every": "1 iteration"}
+    whole = weights(world, tmp_path / "whole", options=options, trainer=trainer)
+    resumed = weights(world, tmp_path / "resumed", options=options, trainer=trainer, stop_at=stop_at)
+    assert resumed == whole
