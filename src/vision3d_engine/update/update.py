@@ -1,7 +1,7 @@
 """The one place where an update is made: a window of micro-batches, one gradient, one step of each optimizer."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
@@ -101,17 +101,19 @@ class Update:
         is_new = not any(loss is each for each in self._walked)
         self._walked.clear()
         if self._rest and is_new and isinstance(loss, torch.Tensor) and loss.requires_grad:
-            inputs = [parameter for optimizer in self._rest.values() for parameter in _trained(optimizer)]
-            self._walk_back(self._shared.weighted(loss, weight, self.mean_weight), inputs)
+            self._walk_back(self._shared.weighted(loss, weight, self.mean_weight), list(self._rest.values()))
 
-    def _walk_back(self, loss: torch.Tensor, inputs: list[torch.Tensor]) -> None:
-        """Add gradients to some parameters alone.
+    def _walk_back(self, loss: torch.Tensor, optimizers: Collection[Any]) -> None:
+        """Add gradients to the parameters of some optimizers alone.
 
         Raises:
             ResultError: when the loss reaches through what an update in the midst of the step has used up or changed.
         """
+        parameters = [parameter for optimizer in optimizers for parameter in _trained(optimizer)]
+        others = [each for one in self._optimizers.values() if one not in optimizers for each in _held(one)]
         try:
-            self._backward(self._scale(loss), inputs=inputs)
+            with self._parallel.walked_back_to(parameters, others) as inputs:
+                self._backward(self._scale(loss), inputs=inputs)
         except RuntimeError as error:
             if not any(part in str(error) for part in _USED_UP):
                 raise
@@ -166,7 +168,7 @@ class Update:
         window = self._own.get(name) or self._new_own(name, optimizer, weight)
         with self._precision.full():
             loss = window.weighted(loss, 0 if self.is_joining else weight, self.mean_weight)
-            self._walk_back(loss, _trained(optimizer))
+            self._walk_back(loss, (optimizer,))
         if self.is_complete:
             self._finish(name)
 

@@ -48,6 +48,19 @@ class Parallel:
         """
         return step
 
+    def walked_back_to(
+        self, parameters: Sequence[torch.Tensor], others: Iterable[torch.Tensor]
+    ) -> AbstractContextManager[Sequence[torch.Tensor] | None]:
+        """Return a context in which a backward pass gives gradients to some parameters alone.
+
+        It yields what the pass is told as its ``inputs``; None where torch cannot be told.
+
+        Args:
+            parameters: those that get gradients.
+            others: those that keep what they have.
+        """
+        return contextlib.nullcontext(parameters)
+
     def exchange(self, parameters: Callable[[], Iterable[torch.Tensor]]) -> None:
         """Average the gradients of some parameters over all processes, where the backward pass does not do so."""
 

@@ -47,7 +47,8 @@ class FullyShardedParallel(Parallel):
     def __init__(self, world: World, trainer: Any) -> None:
         super().__init__(world)
         self._trainer = trainer
-        self._holder: Any = None
+        self._holders: dict[nn.Module, Any] = {}
+        self._takes_turns = False
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Shard the model in place, block by block, so that the device never holds all of it; the main one's counts."""
@@ -61,7 +62,7 @@ class FullyShardedParallel(Parallel):
             fully_shard(block, mesh=mesh, mp_policy=self._policy(block), reshard_after_forward=True)
         self._broadcast_from_main(own)
         fully_shard(own, mesh=mesh, mp_policy=self._policy(own, is_root=True), reshard_after_forward=False)
-        self._holder = _started(StepHolder(own), mesh)
+        self._holders[own] = _started(StepHolder(own), mesh)
         self.store = ShardStore(mesh)
         return with_alias(model)
 
@@ -76,14 +77,38 @@ class FullyShardedParallel(Parallel):
             raise RegistrationError(
                 message + "them into the model, as a nn.Parameter of it, or use trainer.parallel: ddp"
             )
-        own: Any = unwrap_model(model)
-        inside = running_in(self._holder, step)
+        self._takes_turns, inside = in_parts, step
+        models: list[Any] = self._sharded(model)
+        for own in models:
+            inside = running_in(self._holders[own], inside)
 
         def exchanging(*args: Any) -> tuple[Any, ...]:
-            own.unshard()
+            for own in models:
+                own.unshard()
             return inside(*args)
 
         return exchanging
+
+    def _sharded(self, model: nn.Module) -> list[Any]:
+        """Return the modules that were wrapped: the model itself, or several in it."""
+        return [module for module in unwrap_model(model).modules() if module in self._holders]
+
+    @contextlib.contextmanager
+    def walked_back_to(
+        self, parameters: Sequence[torch.Tensor], others: Iterable[torch.Tensor]
+    ) -> Iterator[Sequence[torch.Tensor] | None]:
+        """Return a context in which a backward pass gives gradients to some parameters alone; others get theirs back.
+
+        The leaves of the graph are gathered parameters, which torch cannot be told as ``inputs``.
+        """
+        kept = [(parameter, parameter.grad) for parameter in others]
+        for parameter, _ in kept:
+            parameter.grad = None
+        try:
+            yield None
+        finally:
+            for parameter, gradient in kept:
+                parameter.grad = gradient
 
     def _exact_norms(self, model: nn.Module) -> list[nn.Module]:
         """Return the batch norms that must keep their precision while the rest computes in 16 bits."""
@@ -106,12 +131,19 @@ class FullyShardedParallel(Parallel):
 
     @contextlib.contextmanager
     def without_gradient_sync(self) -> Iterator[None]:
-        """Return a context in which a backward pass keeps whole gradients instead of exchanging them."""
-        self._holder.set_requires_gradient_sync(False)
+        """Return a context in which a backward pass keeps whole gradients instead of exchanging them.
+
+        It exchanges them where networks take turns, since a pass may have to be kept from some of them.
+        """
+        self._set_sync(self._takes_turns)
         try:
             yield
         finally:
-            self._holder.set_requires_gradient_sync(True)
+            self._set_sync(True)
+
+    def _set_sync(self, is_on: bool) -> None:
+        for holder in self._holders.values():
+            holder.set_requires_gradient_sync(is_on)
 
     @contextlib.contextmanager
     def local_forward(self, model: nn.Module, batches: int | None) -> Iterator[None]:
@@ -119,7 +151,7 @@ class FullyShardedParallel(Parallel):
 
         Parameters are given back at the end, which a backward pass does otherwise.
         """
-        own = unwrap_model(model)
+        own, outermost = unwrap_model(model), self._sharded(model)
         broadcast(own.buffers(), self.world)
         counts = set(self.world.gather(batches))
         blocks = [module for module in own.modules() if isinstance(module, FSDPModule)]
@@ -130,7 +162,7 @@ class FullyShardedParallel(Parallel):
             yield
         finally:
             for block in blocks:
-                block.set_reshard_after_forward(block is not own, recurse=False)
+                block.set_reshard_after_forward(block not in outermost, recurse=False)
                 block.reshard()
 
     def local_parts(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
