@@ -81,6 +81,9 @@ def harmless(package):
         "scores": {"mIoU": torch.tensor(0.5)},
         "optimizer": {"main": trained_optimizer()},
         "lr_schedulers": [{"base_lrs": [0.1], "last": torch.ones(1)}],
+        "epochs": {1: {"loss": torch.ones(2)}},
+        7: {"loss": torch.ones(2)},
+        "shards": 8,
         "version": "pcdet+0.5",
     }
 
@@ -231,6 +234,13 @@ def test_nothing_of_a_file_is_ever_run(name, new_format, tmp_path):
     assert not (tmp_path / "ran").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "ran").exists(), "the call does leave a file"
+
+
+def test_a_pickle_protocol_that_torch_does_not_read_as_data_is_an_error_that_says_so(tmp_path):
+    torch.save({"model": SOURCE}, tmp_path / "other.pth", pickle_protocol=4)
+    toy = Trainer(settings(tmp_path / "run"))
+    with pytest.warns(UserWarning, match="protocol 4"), pytest.raises(CheckpointError, match="or is written in a way"):
+        toy.load_weights(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from vision3d_engine.checkpoint.files import find_checkpoint, load_dict
-from vision3d_engine.checkpoint.shard_folders import with_tensors
+from vision3d_engine.checkpoint.shard_folders import is_sharded_state, with_tensors
 from vision3d_engine.checkpoint.stubs import stubs_for
 from vision3d_engine.checkpoint.weights import nest_of, renaming_hint, tensors_of
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, shortened
@@ -147,7 +147,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         state = load_dict(path, stubs_for(path))
-        return with_tensors(state, path, None, only=("model",)) if "shards" in state else state
+        return with_tensors(state, path, None, only=("model",)) if is_sharded_state(state) else state
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -47,14 +47,15 @@ def nest_of(state: Mapping[str, Any], source: str, key: str | None = None) -> Ma
 
 def _nests(state: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[str, Mapping[str, Any]]:
     """Return the innermost mappings that hold tensors under names, by the way to them."""
-    if not all(isinstance(key, str) for key in state) or {"state", "param_groups"} <= state.keys():
+    if {"state", "param_groups"} <= state.keys():
         return {}  # an optimizer's, with all below
     inner: dict[str, Mapping[str, Any]] = {}
     for key, value in state.items():
-        if isinstance(value, Mapping) and not key.endswith(_EXTRA_STATE):
+        if isinstance(key, str) and isinstance(value, Mapping) and not key.endswith(_EXTRA_STATE):
             inner |= _nests(value, (*path, key))
+    has_names = all(isinstance(key, str) for key in state)
     has_tensors = any(isinstance(value, torch.Tensor) for value in state.values())
-    return inner or ({".".join(path): state} if has_tensors else {})
+    return inner or ({".".join(path): state} if has_names and has_tensors else {})
 
 
 def _is_array(value: Any) -> bool:
