@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoint.test_weights import Net, Trainer
-from tests.toys import settings
+from tests.toys import ToyEpochTrainer, linear_model, settings
 from vision3d_engine import CheckpointError, SingleTester
 from vision3d_engine.checkpoint.export import describe_checkpoint, export_weights
 
@@ -122,6 +122,15 @@ def test_a_bare_state_dict_may_hold_numbers_too(foreign, tmp_path):
     toy = Trainer(settings(tmp_path / "run"))
     toy.load_weights(path, strict=True)
     assert_loaded(toy.model)
+
+
+def test_a_run_starts_from_such_a_file_by_its_flag(foreign, tmp_path, monkeypatch):
+    path = write(harmless(foreign) | {"base_model": linear_model().state_dict()}, tmp_path, foreign)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--checkpoint", str(path)])
+    toy = ToyEpochTrainer(settings(tmp_path / "run"), lr=0.0)
+    torch.nn.init.zeros_(toy.model.weight)
+    toy.run()
+    assert torch.equal(toy.model.weight, linear_model().weight)
 
 
 def test_a_tester_and_the_commands_take_such_a_file_as_well(foreign, tmp_path):

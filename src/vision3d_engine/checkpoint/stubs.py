@@ -57,7 +57,7 @@ class _Survey(pickle.Unpickler):
         """Return the stub of a name; torch will look for it under this name, or under the one of today's python."""
         module = IMPORT_MAPPING.get(module_name, module_name)
         name = ".".join(NAME_MAPPING.get((module_name, global_name), (module, global_name)))
-        stub = self._stubs.setdefault(name, type("Stub", (Stub,), {"name": name}))
+        stub = self._stubs.setdefault(name, type(name, (Stub,), {"name": name}))
         return self._stubs.setdefault(f"{module_name}.{global_name}", stub)
 
     def persistent_load(self, _: Any) -> None:
