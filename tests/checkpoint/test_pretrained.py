@@ -51,6 +51,12 @@ def foreign(monkeypatch):
     assert "easydict" not in sys.modules
 
 
+def itself():
+    nest = {"name": "a"}
+    nest["parent"] = nest
+    return nest
+
+
 def harmless(package):
     """What lies beside the weights in published files."""
     config = package.Config()
@@ -84,6 +90,7 @@ def harmless(package):
         "epochs": {1: {"loss": torch.ones(2)}},
         7: {"loss": torch.ones(2)},
         "shards": 8,
+        "itself": itself(),
         "version": "pcdet+0.5",
     }
 
@@ -198,6 +205,14 @@ def test_a_pickled_model_is_an_error_that_names_its_class(whole, tmp_path):
     torch.save(Net() if whole else {"model": Net()}, tmp_path / "other.pth")
     toy = Trainer(settings(tmp_path / "run"))
     with pytest.raises(CheckpointError, match=r"a python object \(tests\.checkpoint\.test_weights\.Net\)"):
+        toy.load_weights(tmp_path / "other.pth")
+
+
+def test_a_file_without_weights_is_an_error_that_says_what_is_expected(tmp_path):
+    torch.save({"epoch": 3, "model": {"a": np.zeros(3)}}, tmp_path / "other.pth")
+    toy = Trainer(settings(tmp_path / "run"))
+    message = r"holds no weights \(its keys: epoch, model\); expected tensors under names"
+    with pytest.raises(CheckpointError, match=message):
         toy.load_weights(tmp_path / "other.pth")
 
 

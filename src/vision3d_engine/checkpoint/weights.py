@@ -45,14 +45,16 @@ def nest_of(state: Mapping[str, Any], source: str, key: str | None = None) -> Ma
     raise CheckpointError(_not_one(state, source, nests if key is not None else likely, key))
 
 
-def _nests(state: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[str, Mapping[str, Any]]:
+def _nests(
+    state: Mapping[Any, Any], path: tuple[str, ...] = (), above: tuple[Mapping[Any, Any], ...] = ()
+) -> dict[str, Mapping[str, Any]]:
     """Return the innermost mappings that hold tensors under names, by the way to them."""
-    if {"state", "param_groups"} <= state.keys():
-        return {}  # an optimizer's, with all below
+    if {"state", "param_groups"} <= state.keys() or any(state is each for each in above):
+        return {}  # an optimizer's, with all below; or a mapping that holds itself
     inner: dict[str, Mapping[str, Any]] = {}
     for key, value in state.items():
         if isinstance(key, str) and isinstance(value, Mapping) and not key.endswith(_EXTRA_STATE):
-            inner |= _nests(value, (*path, key))
+            inner |= _nests(value, (*path, key), (*above, state))
     has_names = all(isinstance(key, str) for key in state)
     has_tensors = any(isinstance(value, torch.Tensor) for value in state.values())
     return inner or ({".".join(path): state} if has_names and has_tensors else {})
@@ -65,7 +67,8 @@ def _is_array(value: Any) -> bool:
 def _not_one(state: Mapping[Any, Any], source: str, nests: Mapping[str, Mapping[str, Any]], key: str | None) -> str:
     """Return the message about a file that has no weights, several, or none under the key."""
     if not nests:
-        return f"'{source}' holds no weights (its keys: {shortened([_entry(*item) for item in state.items()])})"
+        keys = shortened([_entry(*item) for item in state.items()])
+        return f"'{source}' holds no weights (its keys: {keys}); expected tensors under names, as of model.state_dict()"
     counts = [f"'{name}' ({sum(map(torch.is_tensor, nest.values()))} tensors)" for name, nest in nests.items()]
     if key is not None:
         return f"'{source}' has no weights under '{key}', only under {shortened(counts)}{did_you_mean(key, nests)}"
