@@ -389,6 +389,20 @@ def test_colours_are_for_terminals_only(is_terminal, tmp_path, monkeypatch):
     assert said(tmp_path) == ["SUCCESS | done"]
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_colours_of_a_message_reach_a_terminal_but_no_file(is_terminal, tmp_path, monkeypatch):
+    heard = io.StringIO()
+    heard.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", heard)
+    logger = Logger(tmp_path / "run.log")
+    logger.info("\033[1;35mviolet\033[0m")
+    logger.line(lambda: "\033[1;35mviolet\033[0m later")
+    logger.close()
+    assert ("\033[1;35mviolet" in heard.getvalue()) == is_terminal
+    assert ("\033" in heard.getvalue()) == is_terminal
+    assert said(tmp_path) == ["INFO | violet", "INFO | violet later"]
+
+
 def test_a_progress_bar_stays_whole(tmp_path, monkeypatch):
     heard = io.StringIO()
     monkeypatch.setattr(sys, "stderr", heard)

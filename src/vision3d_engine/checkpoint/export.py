@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.checkpoint.files import read_checkpoint, write_checkpoint, written_at
-from vision3d_engine.checkpoint.loading import read_weights_file, weights_of
+from vision3d_engine.checkpoint.loading import read_weights_file
 from vision3d_engine.checkpoint.shard_folders import is_shard_folder, pointer_of
+from vision3d_engine.checkpoint.weights import weights_of
 from vision3d_engine.core.errors import CheckpointError
 
 

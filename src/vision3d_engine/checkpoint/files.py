@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from vision3d_engine.checkpoint.retention import NEWEST, PREVIOUS
-from vision3d_engine.checkpoint.shard_folders import with_tensors
+from vision3d_engine.checkpoint.shard_folders import is_sharded_state, with_tensors
+from vision3d_engine.checkpoint.stubs import kind_of
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
 from vision3d_engine.core.files import absolute_path, atomic_write, make_folder
 from vision3d_engine.core.tree import is_container, map_with_paths
@@ -103,21 +104,38 @@ def read_checkpoint(path: Path, store: Any = None, only: Iterable[str] = ()) -> 
         DamagedCheckpointError: when a checksum is wrong or the file cannot be read, would run code, or holds something
             other than a dict.
     """
+    state = plain_state(load_dict(path, _numpy_scalar_types()))
+    return with_tensors(state, path, store, only) if is_sharded_state(state) else state
+
+
+def load_dict(path: Path, constructors: Iterable[Any]) -> dict[str, Any]:
+    """Load a dict onto the host under ``weights_only``, once its checksums are right.
+
+    Args:
+        path: the file.
+        constructors: what may be called beside torch's own; see `torch.serialization.safe_globals`.
+
+    Raises:
+        DamagedCheckpointError: as `read_checkpoint`.
+    """
     _check_records(path)
     try:
-        with torch.serialization.safe_globals(_numpy_scalar_types()):
+        with torch.serialization.safe_globals(list(constructors)):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        message = f"'{path}' holds python objects whose loading would run code, so it is refused. Save plain weights "
-        message += f"(model.state_dict()) instead. torch says: {str(error).splitlines()[0]}"
-        raise DamagedCheckpointError(message) from error
+        # torch's own message advises to run the code; the reason alone is in the error that it replaces
+        reason = str(error.__context__ or error).splitlines()[0]
+        message = f"'{path}' holds python objects, or is written in a way, that torch does not load as data only; to "
+        message += "load it otherwise would run code, so it is refused. Save plain weights instead "
+        message += f"(torch.save(model.state_dict(), path)). torch says: {reason}"
+        raise DamagedCheckpointError(message) from None
     except Exception as error:  # whatever torch makes of bytes that it did not write
         message = f"'{path}' cannot be read: {error}. It is damaged or not a torch checkpoint; use another one"
         raise DamagedCheckpointError(message) from error
-    if not isinstance(state, dict):
-        raise DamagedCheckpointError(f"'{path}' holds a {type(state).__name__}; expected a dict with the key 'model'")
-    state = plain_state(state)
-    return with_tensors(state, path, store, only) if "shards" in state else state
+    if isinstance(state, dict):
+        return state
+    message = f"'{path}' holds {kind_of(state)}; expected a dict with the key 'model' or of weights. Save "
+    raise DamagedCheckpointError(message + "model.state_dict() instead")
 
 
 def _check_records(path: Path) -> None:

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
+from vision3d_engine.checkpoint.files import find_checkpoint, load_dict
+from vision3d_engine.checkpoint.shard_folders import is_sharded_state, with_tensors
+from vision3d_engine.checkpoint.stubs import stubs_for
+from vision3d_engine.checkpoint.weights import nest_of, renaming_hint, tensors_of
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, shortened
 from vision3d_engine.core.named_parts import NamedParts
 from vision3d_engine.distributed.parallel.shards import is_sharded, like
@@ -75,47 +78,77 @@ def _kept(value: Any) -> Any:
     return value.detach().clone() if is_plain else value
 
 
+class WeightNames(TypedDict, total=False):
+    """Which of a file's weights are taken, and under which names.
+
+    Attributes:
+        include: pattern or patterns (``"encoder.*"``, as of a shell) of the file's names to take; empty takes all.
+        exclude: those to leave out.
+        rename: beginnings of names in the file and what they are in the model (``{"backbone.": "encoder."}``), applied
+            after include and exclude.
+    """
+
+    include: Patterns
+    exclude: Patterns
+    rename: Mapping[str, str] | None
+
+
 def load_weights(
     model: nn.Module,
     name: str | Path,
     folder: Path,
     *,
-    include: Patterns = (),
-    exclude: Patterns = (),
-    rename: Mapping[str, str] | None = None,
     strict: bool = True,
+    key: str | None = None,
+    **names: Unpack[WeightNames],
 ) -> tuple[Path, dict[str, Any], list[str]]:
-    """Load the weights of a file, whatever `weights_of` knows; return its path, metadata and what did not fit.
+    """Load the weights of a file, whatever `nest_of` finds; return its path, metadata and what did not fit.
 
     Args:
         model: what to load into.
         name: an absolute path, one from where the command runs, or a name in the folder.
         folder: the checkpoint folder.
-        include: patterns (``encoder.*``, as of a shell) of the file's names to take; empty takes all.
-        exclude: patterns of the file's names to leave out.
-        rename: beginnings of names in the file and what they are in the model (``{"backbone.": "encoder."}``), applied
-            after include and exclude.
         strict: refuse when a weight is missing, unexpected or of another shape.
+        key: where the weights are in a file that holds several nests of tensors (``"ema.state_dict"``).
+        names: which weights to take, and their names in the model.
 
     Raises:
-        CheckpointError: when there is no such file, it cannot be read, it does not fit, or nothing of it does.
+        CheckpointError: when there is no such file, it cannot be read, its weights are not found, it does not fit, or
+            nothing of it does.
     """
     path = find_checkpoint(name, folder)
     state = read_weights_file(path)
-    found = _stripped(weights_of(state, str(path)), model)
-    chosen = [key for key in found if (not include or _matches(key, include)) and not _matches(key, exclude)]
-    renamed = {_renamed(key, rename or {}): found[key] for key in chosen}
-    if not renamed.keys() & model_state(model).keys():
+    found, wanted = _stripped(nest_of(state, str(path), key), model), model_state(model)
+    weights = _chosen(found, str(path), **names)
+    if not weights.keys() & wanted.keys():
         message = f"nothing in '{path}' fits the model: the file has {shortened(list(found))}; the model has "
-        raise CheckpointError(message + shortened(list(model_state(model))))
-    report = load_model(model, renamed, str(path), strict)
-    return path, dict(state.get("metadata", {})), report
+        raise CheckpointError("; ".join([message + shortened(list(wanted)), *_hint(weights, wanted)]))
+    report, metadata = load_model(model, weights, str(path), strict), state.get("metadata")
+    return path, dict(metadata) if isinstance(metadata, Mapping) else {}, report
+
+
+def _chosen(
+    found: Mapping[str, Any],
+    source: str,
+    *,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    rename: Mapping[str, str] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return the tensors to take, under their names in the model."""
+    names = [name for name in found if (not include or _matches(name, include)) and not _matches(name, exclude)]
+    weights = tensors_of({name: found[name] for name in names}, source)
+    return {_renamed(name, rename or {}): value for name, value in weights.items()}
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or a safetensors file as a bare state dict."""
+    """Read a file of any code for its weights; a safetensors file is a bare state dict.
+
+    Objects of python classes in it are not made, and nothing is run: `Stub`s stand for them.
+    """
     if path.suffix != ".safetensors":
-        return read_checkpoint(path, only=("model",))
+        state = load_dict(path, stubs_for(path))
+        return with_tensors(state, path, None, only=("model",)) if is_sharded_state(state) else state
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -124,19 +157,6 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError) as error:
         message = f"'{path}' cannot be read: {error}. It is damaged or not a safetensors file; use another one"
         raise DamagedCheckpointError(message) from error
-
-
-def weights_of(state: Mapping[str, Any], source: str) -> dict[str, torch.Tensor]:
-    """Return the weights of a loaded file: under ``model``, ``state_dict``, ``model_state_dict``, or the whole file.
-
-    Raises:
-        CheckpointError: when there are none.
-    """
-    nests = [state[key] for key in ("model", "state_dict", "model_state_dict") if isinstance(state.get(key), Mapping)]
-    for nest in (*nests, state):
-        if weights := {key: value for key, value in nest.items() if isinstance(value, torch.Tensor)}:
-            return weights
-    raise CheckpointError(f"'{source}' holds no weights (its keys: {', '.join(map(str, state))})")
 
 
 def _stripped(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -187,7 +207,12 @@ def _misfits(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     common = [key for key in wanted if key in found and _shape(found[key]) != _shape(wanted[key])]
     differing = [f"'{key}' is {_shape(found[key])}, the model has {_shape(wanted[key])}" for key in common]
     kinds = (("missing", missing), ("unexpected", unexpected), ("shape differs:", differing))
-    return [f"{kind} {shortened(lines)}" for kind, lines in kinds if lines]
+    return [f"{kind} {shortened(lines)}" for kind, lines in kinds if lines] + _hint(found, wanted)
+
+
+def _hint(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    unexpected = {name: _shape(value) for name, value in found.items() if name not in wanted}
+    return renaming_hint(unexpected, {name: _shape(value) for name, value in wanted.items() if name not in found})
 
 
 def _shape(value: Any) -> str:

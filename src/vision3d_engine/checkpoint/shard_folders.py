@@ -68,6 +68,11 @@ def pointer_of(path: Path) -> str | None:
     return state.get("shards", {}).get("folder")
 
 
+def is_sharded_state(state: Mapping[str, Any]) -> bool:
+    """Return whether a file's state points to a folder that holds its tensors."""
+    return isinstance(state.get("shards"), Mapping) and {"folder", "checksums"} <= state["shards"].keys()
+
+
 def with_tensors(state: Mapping[str, Any], path: Path, store: Any, only: Iterable[str] = ()) -> dict[str, Any]:
     """Return the state of a file with the tensors of its folder; see `read_checkpoint` for ``store`` and ``only``.
 

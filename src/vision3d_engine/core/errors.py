@@ -1,11 +1,23 @@
 """The one exception family. Every message says what, where, got, expected and what to do."""
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+# What a terminal takes as a command (ECMA-48), such as a change of colour or a link; also one that was cut off.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?")
+
+
+def without_escapes(text: str) -> str:
+    """Return a text without escape sequences of terminals, which other programs' messages bring along."""
+    return _ESCAPES.sub("", text)
+
 
 class EngineError(Exception):
-    """Base of every error that the engine raises on purpose."""
+    """Base of every error that the engine raises on purpose; its message holds no escape sequences of terminals."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(without_escapes(part) if isinstance(part, str) else part for part in parts))
 
 
 class ConfigError(EngineError):

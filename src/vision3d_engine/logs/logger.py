@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vision3d_engine.core.background import BackgroundListener
+from vision3d_engine.core.errors import without_escapes
 from vision3d_engine.core.files import GrowingFile, absolute_path, make_folder
 
 _LEVELS = {"TRACE": 5, "DEBUG": 10, "INFO": 20, "SUCCESS": 25, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
@@ -46,13 +47,13 @@ class _Record(logging.LogRecord):
         self.line = ""
 
     def put_together(self) -> None:
-        """Make the line of it."""
+        """Make the line of it, for files and pipes."""
         if callable(self.msg):
             try:
                 self.msg = self.msg()
             except Exception as error:  # noqa: BLE001  costs a line, not the run
                 self.msg = f"a log line could not be put together: {error!r}"
-        self.line = _PLAIN.format(self) + "\n"
+        self.line = without_escapes(_PLAIN.format(self)) + "\n"
 
 
 class _Console:

@@ -51,13 +51,17 @@ class BaseTester(Engine, abc.ABC):
         """
         return None
 
-    def load(self, filename: str) -> None:
-        """Load the weights of a checkpoint, strictly.
+    def load(self, filename: str, key: str | None = None) -> None:
+        """Load the weights of a checkpoint, or of any code's file, strictly.
+
+        Args:
+            filename: a path, or a name in the checkpoint folder.
+            key: where the weights are in a file that holds several nests of tensors.
 
         Raises:
             CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model.
         """
-        path, metadata, _ = load_weights(self.model, filename, self._session.folders.checkpoints)
+        path, metadata, _ = load_weights(self.model, filename, self._session.folders.checkpoints, key=key)
         self.log(f"loaded {path}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
 
     def _checkpoint_name(self) -> str:

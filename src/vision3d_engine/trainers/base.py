@@ -3,12 +3,12 @@
 import abc
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from vision3d_engine.checkpoint.loading import load_weights
+from vision3d_engine.checkpoint.loading import WeightNames, load_weights
 from vision3d_engine.core.errors import RegistrationError, listed
 from vision3d_engine.core.portable import has_state
 from vision3d_engine.core.tree import describe
@@ -266,24 +266,22 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         self._run.load(filename)
 
     def load_weights(
-        self, path: str | Path, *, include: Any = (), exclude: Any = (), rename: Any = None, strict: bool = False
+        self, path: str | Path, *, strict: bool = False, key: str | None = None, **names: Unpack[WeightNames]
     ) -> None:
         """Load weights alone, from any code's file, and say what was taken; for fine-tuning.
 
         Args:
-            path: a checkpoint of this engine, a bare state dict, ``{"state_dict": ...}``, ``{"model": ...}`` or a
-                safetensors file; ``module.`` and ``_orig_mod.`` in front of names are left out.
-            include: pattern or patterns (``"encoder.*"``) of names in the file to take; empty takes all.
-            exclude: those to leave out.
-            rename: a dict of beginnings of names in the file, and what they are in the model.
+            path: a checkpoint of this engine, a bare state dict, a file that holds one under any key, or a safetensors
+                file; ``module.`` and ``_orig_mod.`` in front of names are left out.
             strict: raise when something is missing, unexpected or of another shape, instead of saying so.
+            key: where the weights are in a file that holds several nests of tensors (``"ema.state_dict"``).
+            names: ``include``, ``exclude`` and ``rename``; see `WeightNames`.
 
         Raises:
-            CheckpointError: when the file cannot be read, nothing of it fits, or, if strict, not all of it does.
+            CheckpointError: when no weights are found, several are, or they do not fit (none do; if strict, not all).
         """
-        options: dict[str, Any] = {"include": include, "exclude": exclude, "rename": rename, "strict": strict}
         path, folder = self._run.checkpoints.find(path), self._session.folders.checkpoints
-        found, metadata, report = load_weights(self.model, path, folder, **options)
+        found, metadata, report = load_weights(self.model, path, folder, strict=strict, key=key, **names)
         self.log(f"loaded the weights of {found}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
         if report:
             self.log("not loaded: " + "; ".join(report), level="WARNING")
