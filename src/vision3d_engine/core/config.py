@@ -143,6 +143,8 @@ def _validate(name: str, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
 
 def _mistake(name: str, details: Mapping[str, Any]) -> str:
     """Say what is wrong with one value: dotted key, what was got, what is allowed, what the key means."""
+    if not details["loc"]:  # what does not go together
+        return f"cfg.{name}: {details['msg'].removeprefix('Value error, ')}"
     key = details["loc"][0]
     meaning = _known()[name].model_fields[key].description
     if details["type"] == "missing":

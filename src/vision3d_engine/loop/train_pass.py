@@ -11,7 +11,7 @@ from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
 from vision3d_engine.debug.finite import check_gradients
 from vision3d_engine.loop.context import PassContext
-from vision3d_engine.loop.metric_weights import weights_by
+from vision3d_engine.loop.metric_weights import weights_by, with_further
 from vision3d_engine.loop.result_checks import ResultChecker
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.train_log import TrainLog
@@ -145,9 +145,10 @@ class TrainPass:
         for act in self._after_step:
             act(epoch, iteration, data_dict, output_dict, result_dict)
         self._checks.check(result_dict)
+        weights = self.runner.place[2] if self._weights is None else self._weights
         if update.norms:
-            result_dict = update.take_norms() | result_dict
-        self.meters.update(result_dict, self.runner.place[2] if self._weights is None else self._weights)
+            result_dict, weights = with_further(result_dict, weights, update.take_norms())
+        self.meters.update(result_dict, weights)
 
     def _check_gradients(self, epoch: int, iteration: int, data_dict: Any, *_dicts: Any) -> None:
         check_gradients(self._trainer.model, data_dict, epoch, iteration, self._context.debug_folder)

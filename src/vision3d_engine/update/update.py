@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from vision3d_engine.core.errors import ResultError
 from vision3d_engine.core.tree import describe
@@ -40,7 +41,8 @@ class Update:
         is_complete: whether the micro-batch at hand ends its window.
         is_joining: whether this process joins in the micro-batch at hand without a batch of its own.
         mean_weight: with equal weights, the mean of all processes' weights for the micro-batch at hand.
-        norms: norms of the gradients before they were clipped, by the name under which they are logged.
+        norms: norms of the gradients before they were clipped, by the name under which they are logged, with what they
+            weigh in means: nothing when the update is skipped.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Update:
     ) -> None:
         self.is_complete = self.is_joining = False
         self.mean_weight: float = 1
-        self.norms: dict[str, torch.Tensor] = {}
+        self.norms: dict[str, tuple[torch.Tensor, Any]] = {}
         self._trainer, self._parallel, self._precision = trainer, parallel, precision
         self._window_size = settings.grad_acc_steps
         self._is_mean = settings.grad_acc_reduction == "mean"
@@ -137,7 +139,7 @@ class Update:
         self._rest, self._collected, self._learns = self._optimizers, 0, True
         self._made.clear()
 
-    def take_norms(self) -> dict[str, torch.Tensor]:
+    def take_norms(self) -> dict[str, tuple[torch.Tensor, Any]]:
         """Return the norms of the update that was made, and forget them."""
         norms, self.norms = self.norms, {}
         return norms
@@ -205,6 +207,7 @@ class Update:
         optimizer, learns = self._optimizers[name], self._own[name].close()
         self._precision.unscale(optimizer)
         self._step(name, optimizer, learns)
+        increment_version(_trained(optimizer))  # fused kernels do not, so that torch would miss a loss from before
 
     # ------------------------------------------------------------------------------------------- one optimizer
 
@@ -227,7 +230,8 @@ class Update:
             self._precision.count(norm)
         norm = norm if clipping is None else clipping(parameters, norm)
         if norm is not None:
-            self.norms["grad_norm" if name is None else f"grad_norm/{name}"] = norm
+            weight = norm.isfinite() if self._precision.is_scaled else 1
+            self.norms["grad_norm" if name is None else f"grad_norm/{name}"] = norm, weight
 
     def _parameters(self) -> Iterable[torch.Tensor]:
         """Yield what the loss of a step drives: all that model and optimizers hold, each once."""
