@@ -154,3 +154,23 @@ def test_weights_of_a_single_network_load_into_one_of_several(tmp_path):
     trainer = Turns(settings(tmp_path / "run"))
     trainer.load_weights(tmp_path / "generator.pth", rename={"": "generator."})
     assert torch.equal(trainer.model["generator"][0].bias, single[0].bias)
+
+
+@pytest.mark.parametrize("style", ["turns", "by_name", "critic", "joint"])
+@pytest.mark.parametrize("stop_at", [(1, 3), (2, 1), (2, 6)])
+def test_a_stop_at_any_step_changes_no_bit(style, stop_at, tmp_path):
+    class Broken(Turns):
+        def before_train_step(self, epoch, iteration, data_dict):
+            if (epoch, iteration) == stop_at:
+                raise KeyboardInterrupt
+
+    window = 1 if style == "critic" else 2
+    options = {"max_epoch": 2, "grad_acc_steps": window, "save_every": "1 iteration", "precision": "fp16"}
+    whole = Turns(settings(tmp_path / "whole", **options), style=style)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        Broken(settings(tmp_path / "broken", **options), style=style).run()
+    resumed = Turns(settings(tmp_path / "broken", **options, resume=True), style=style)
+    resumed.run()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
