@@ -6,6 +6,7 @@ first difference and what usually causes it.
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from vision3d_engine.core.errors import ConfigError, EngineError
@@ -20,7 +21,7 @@ def verify_resume(
     steps: int,
     kills: int,
     seed: int = 0,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = partial(print, flush=True),
 ) -> str:
     """Run a training script straight, and again with a kill and a resume at each of several places; compare all bits.
 
@@ -50,10 +51,7 @@ def verify_resume(
         straight = runs.straight()
         say(_plan(runs, straight, kills, seed))
         verdicts = [_try(runs, straight, kill, say) for kill in choose(straight, kills, seed)]
-    if found := [verdict for verdict in verdicts if verdict is not None]:
-        message = f"{len(found)} of {kills} resumed runs of {runs.name} are not the run that was not interrupted"
-        causes = {difference.part: f"\n{difference.part}: {difference.cause}" for difference in found}
-        raise EngineError(f"{message}. What usually causes it, by what differs first:{''.join(causes.values())}")
+    _raise_for([verdict for verdict in verdicts if verdict is not None], kills, runs.name)
     return f"the same bits: {kills} of {kills} resumed runs of {runs.name} are the run that was not interrupted"
 
 
@@ -63,6 +61,14 @@ def _plan(runs: Script, straight: Sequence[Note], kills: int, seed: int) -> str:
     epochs = len({note.place.epoch for note in straight if note.place.moment == "before_train_step"})
     said = f"{runs.name}: {steps} training steps, {epochs} epochs of at most {runs.longest_epoch} batches"
     return f"{said}; kills: {kills}, at places chosen by seed {seed}"
+
+
+def _raise_for(found: Sequence[Difference], kills: int, name: str) -> None:
+    """Raise `EngineError` where there are differences, with the usual causes, each once."""
+    if found:
+        message = f"{len(found)} of {kills} resumed runs of {name} are not the run that was not interrupted"
+        causes = {difference.part: f"\n{difference.part}: {difference.cause}" for difference in found}
+        raise EngineError(f"{message}. What usually causes it, by what differs first:{''.join(causes.values())}")
 
 
 def _try(runs: Script, straight: Sequence[Note], kill: Kill, say: Callable[[str], None]) -> Difference | None:

@@ -105,15 +105,15 @@ _FORGOTTEN = (
     "load_state_dict is saved by add_hook"
 )
 NOT_REPEATED = (
-    "usual causes: a generator that no seed reaches (random.Random(), np.random.default_rng()), the time, the order of a "
-    "set or a folder, or a kernel that is not deterministic (torch.use_deterministic_algorithms)"
+    "usual causes: a generator that no seed reaches (random.Random(), np.random.default_rng()), the time, the order of "
+    "a set or a folder, or a kernel that is not deterministic (torch.use_deterministic_algorithms)"
 )
 _CAUSES = {
     "sequence": "the number of batches or epochs depends on something that is not saved, or the run stops by itself",
     "batch": (
         "the data set, or a hook that changes the batch, draws from a generator of its own or follows something that "
-        "is not saved. check_determinism(dataset) looks for it; sample_seed() seeds a generator; what an epoch needs is made in "
-        "set_epoch(epoch) of the data set"
+        "is not saved. check_determinism(dataset) looks for it; sample_seed() seeds a generator; set_epoch(epoch) of "
+        "the data set is the place for what an epoch changes"
     ),
     "random": (
         "a hook or a step draws another number of times, since it follows something that is not saved, or it seeds "
