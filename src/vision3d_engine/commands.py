@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -57,7 +58,7 @@ def verify(script: Positional[Path], steps: int = 12, kills: int = 6, seed: int 
         kills: at how many places to kill and resume; 26 are every kind of place, by SIGKILL and SIGTERM.
         seed: chooses among places of one kind.
     """
-    print(verify_resume(script, _OF_SCRIPT, steps, kills, seed))
+    print(verify_resume(script, _OF_SCRIPT, steps, kills, seed, say=partial(print, flush=True)))
 
 
 # What follows the name of the script that verify-resume is given.

@@ -1,4 +1,4 @@
-"""A script that resumes exactly, and what a user may forget in it: ``--fault NAME``, each a class below."""
+"""A script that resumes exactly, and what may be forgotten in it: ``--fault NAME``, each a class below."""
 
 import random
 import time
@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from vision3d_engine import EpochBasedTrainer, Hook, IterBasedTrainer, build_dataloader, get_parser
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.run.resuming import Resuming
 
 get_parser().add_argument("--fault", default="Exact")
 get_parser().add_argument("--workers", type=int, default=0)
@@ -288,6 +290,104 @@ class Raises(Exact):
                 raise ValueError(message)
 
         self.register_state("broken", Broken())
+
+
+class OwnLoader:
+    """Batches in an order that a generator of its own draws, which goes on from epoch to epoch."""
+
+    def __init__(self):
+        self.batches, self.order = list(build_dataloader(Cubes(), 4, num_workers=0)), random.Random(0)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.order.sample(self.batches, len(self)))
+
+
+class Loader(Exact):
+    """A loader of the script's own follows a generator that is not registered."""
+
+    def prepare(self):
+        torch.manual_seed(1)
+        self.register_loader(OwnLoader(), self.val_loader)
+
+
+class ScrambledMomentum(torch.optim.Adam):
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state["exp_avg"] = state["exp_avg"].flatten().flip(0).reshape(state["exp_avg"].shape)
+
+
+class Momentum(Exact):
+    """An optimizer takes its momentum back in another layout."""
+
+    def prepare(self):
+        self.optimizer = None
+        self.register_optimizer(ScrambledMomentum(self.model.parameters()))
+
+
+class DrawsAfterEpoch(Exact):
+    """Exact: a hook draws from the global generators."""
+
+    def after_train_epoch(self, epoch, summary_dict):
+        with torch.no_grad():
+            self.model.layers[0].bias.add_(torch.randn(8))
+
+
+class UnseededHooks(DrawsAfterEpoch):
+    """The engine, broken: it does not seed the hooks around epochs."""
+
+    def prepare(self):
+        PassContext.fire = lambda context, moment, *args: context.hooks.fire(moment, *args)
+
+
+class Level(ForgetfulState):
+    def state_dict(self):
+        return {"level": self.level, "speed": self.speed}
+
+    def load_state_dict(self, state):
+        self.level, self.speed = state["level"], state["speed"]
+
+
+class AdvancesBeforeEpoch(Exact):
+    """Exact: a registered state is advanced as an epoch opens."""
+
+    def prepare(self):
+        self.curriculum = self.register_state("curriculum", Level())
+
+    def before_train_epoch(self, epoch):
+        self.curriculum.advance()
+
+    def train_step(self, epoch, iteration, data_dict):
+        self.factor = self.curriculum.level
+        return super().train_step(epoch, iteration, data_dict)
+
+
+class AdvancesTwice(AdvancesBeforeEpoch):
+    """The engine, broken: it does not restore states after the hook that opens an epoch again."""
+
+    def prepare(self):
+        super().prepare()
+        Resuming.restore_again = lambda _: None
+
+
+class Images(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        image = x[:, :, None, None] * torch.arange(25.0).reshape(5, 5) / 25
+        return self.head(self.convolution(image).relu().mean((2, 3)))[:, 0]
+
+
+class ChannelsLast(Exact):
+    """Exact: weights and momentum in another layout."""
+
+    network = Images
 
 
 class Harmless(Exact):

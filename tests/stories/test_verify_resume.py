@@ -15,6 +15,11 @@ def verify(folder, *words):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=1500)
 
 
+def marks_of(done):
+    """The first word of what is said about each place."""
+    return [line.split()[0] for line in done.stdout.splitlines() if " in " in line and "SIG" in line]
+
+
 def test_an_exact_script_is_proven_in_training_and_validation_and_its_folder_is_not_touched(tmp_path):
     done = verify(tmp_path, "--steps", 6, "--kills", 2, SCRIPT)
     assert done.returncode == 0, done.stderr
@@ -61,6 +66,7 @@ FORGOTTEN = {
     "Schedule": ("at after_train_epoch, epoch 2: optimizer differ: ['param_groups'][0]['lr']", "self.warmup.steps"),
     "SecondOptimizer": ("weights differ: ['layers.2.weight'], ['layers.2.bias']", "self.second"),
     "BeforeEpoch": ("results differ: loss", "self.factor (was 2.25, is 1.5)"),
+    "Loader": ("the batch differs in ['x']", "self.train_loader.order"),
     "AppendsBeforeEpoch": ("results differ: loss", "self.factor (was 2, is 3)"),
 }
 
@@ -83,11 +89,32 @@ def test_state_in_a_persistent_worker_is_found(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["DrawsAfterEpoch", "AdvancesBeforeEpoch", "ChannelsLast"])
+def test_what_hooks_draw_what_they_advance_and_how_weights_lie_is_proven(fault, tmp_path):
+    done = verify(tmp_path, "--kills", 5, SCRIPT, "--fault", fault)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "marks"),
+    [
+        ("UnseededHooks", ["same", "differs", "differs", "same", "differs"]),  # not in mid-epoch
+        ("AdvancesTwice", ["differs", "differs", "differs", "differs", "differs"]),
+        ("Momentum", ["differs", "differs", "differs", "differs", "differs"]),
+    ],
+)
+def test_what_an_engine_or_an_optimizer_restores_wrongly_is_found_where_it_matters(fault, marks, tmp_path):
+    done = verify(tmp_path, "--kills", 5, SCRIPT, "--fault", fault)
+    assert done.returncode == 1
+    assert marks_of(done) == marks, done.stdout
+
+
+@pytest.mark.slow
 def test_what_breaks_only_between_a_validation_and_its_checkpoint_is_found_there_and_only_there(tmp_path):
     done = verify(tmp_path, "--kills", 4, SCRIPT, "--fault", "AppendsAfterValidation")
     assert done.returncode == 1, done.stdout
-    marks = [line.split()[0] for line in done.stdout.splitlines() if " in " in line and "SIG" in line]
-    assert marks == ["same", "same", "differs", "same"]
+    assert marks_of(done) == ["same", "same", "differs", "same"]
     assert "differs    SIGKILL in after_val_epoch, epoch 2 (between validation and checkpoint)" in done.stdout
 
 

@@ -6,10 +6,9 @@ first difference and what usually causes it.
 
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
-from vision3d_engine.core.errors import ConfigError, EngineError
+from vision3d_engine.core.errors import ConfigError, EngineError, shortened
 from vision3d_engine.verification.comparison import NOT_REPEATED, Difference, first_difference, lost_attributes
 from vision3d_engine.verification.places import Kill, Note, choose
 from vision3d_engine.verification.runs import Script
@@ -20,8 +19,8 @@ def verify_resume(
     arguments: Sequence[str],
     steps: int,
     kills: int,
-    seed: int = 0,
-    say: Callable[[str], None] = partial(print, flush=True),
+    seed: int,
+    say: Callable[[str], None],
 ) -> str:
     """Run a training script straight, and again with a kill and a resume at each of several places; compare all bits.
 
@@ -87,5 +86,5 @@ def _try(runs: Script, straight: Sequence[Note], kill: Kill, say: Callable[[str]
     say(f"  differs    {kill}\n             first {difference}" if difference else f"  same bits  {kill}")
     if lost:
         known = "attributes that differ too" if difference else "lost, though no number shows it yet"
-        say(f"             {known}: {', '.join(lost.values())}")
+        say(f"             {known}: {shortened(list(lost.values()))}")
     return difference

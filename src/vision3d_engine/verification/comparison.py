@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from vision3d_engine.core.errors import shortened
 from vision3d_engine.verification.places import Note, Place
 
 # A resume in the midst of an epoch calls these again, before it takes everything from the checkpoint.
@@ -82,9 +83,7 @@ def _said(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
         return f"the batch differs in {_samples(names[0], a.get(names[0]), b.get(names[0]))}"
     if part == "random":
         return f"the generator of {names[0]} is in another state"
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    named = [_values(name, a.get(name), b.get(name)) for name in names[:_MOST_NAMED]]
-    return f"{part} differ: {', '.join(named)}{more}"
+    return f"{part} differ: {shortened([_values(name, a.get(name), b.get(name)) for name in names], _MOST_NAMED)}"
 
 
 def _values(name: str, a: str | None, b: str | None) -> str:
@@ -129,7 +128,8 @@ _CAUSES = {
         f"that is not saved. {_FORGOTTEN}"
     ),
     "weights": (
-        "a second optimizer or another object with a state that is not registered, a buffer with persistent=False (let "
+        "a second optimizer or another object with a state that is not registered, an optimizer whose load_state_dict "
+        "does not take all that state_dict returns, a buffer with persistent=False (let "
         f"it be saved), or a hook that changes weights by something that is not saved. {_FORGOTTEN}"
     ),
     "optimizer": f"a schedule or a hook that is not registered sets rates or changes its state. {_FORGOTTEN}",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader
 
 from vision3d_engine.core.compare import as_bytes
 from vision3d_engine.core.portable import with_state
@@ -49,13 +50,16 @@ def parts_of(owner: Any, moment: str, args: tuple[Any, ...]) -> dict[str, Any]:
 
 def _states(owner: Any) -> dict[str, dict[str, str]]:
     """Return what a checkpoint holds, and the buffers that it does not hold."""
-    registered = owner._run.resume_state.registered  # noqa: SLF001  the engine's own
     return {
         "weights": _digests({**owner.model.state_dict(), **dict(owner.model.named_buffers())}),
         "optimizer": _digests(owner.optimizer.state_dict()),
         "schedule": {} if owner.scheduler is None else _digests(owner.scheduler.state_dict()),
-        "states": _digests({name: part.state_dict() for name, part in registered.items()}),
+        "states": _digests({name: part.state_dict() for name, part in _registered_states(owner).items()}),
     }
+
+
+def _registered_states(owner: Any) -> dict[str, Any]:
+    return owner._run.resume_state.registered  # noqa: SLF001  the engine's own
 
 
 # ------------------------------------------------------------------------------------------- attributes
@@ -63,7 +67,7 @@ def _states(owner: Any) -> dict[str, dict[str, str]]:
 
 def _attributes(owner: Any) -> Iterator[tuple[str, str]]:
     """Yield the attributes of a trainer, its hooks, modules and data sets that may count or draw, with their state."""
-    registered = [getattr(owner, name) for name in _REGISTERED]
+    registered = [*(getattr(owner, name) for name in _REGISTERED), *_registered_states(owner).values()]
     for path, part in _holders(owner):
         for name, value in getattr(part, "__dict__", {}).items():
             is_noted = any(value is each for each in registered if each is not None)
@@ -77,19 +81,24 @@ def _attributes(owner: Any) -> Iterator[tuple[str, str]]:
 
 
 def _holders(owner: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the objects of a script whose attributes may be forgotten."""
+    """Yield the objects of a script whose attributes may be forgotten, each with its name."""
     yield "self", owner
+    states = _registered_states(owner)
     for name, part in vars(owner).items():
-        if name not in _REGISTERED and type(part).__module__.partition(".")[0] not in _LIBRARIES:
+        is_noted = name in _REGISTERED or any(part is state for state in states.values())
+        if not is_noted and type(part).__module__.partition(".")[0] not in _LIBRARIES:
             yield f"self.{name}", part
     for hook in owner._hooks.added:  # noqa: SLF001  the engine's own
         yield type(hook).__name__, hook
-    for name, part in owner._run.resume_state.registered.items():  # noqa: SLF001
+    for name, part in states.items():
         yield f"state '{name}'", part
     for name, module in owner.model.named_modules():
         yield f"self.model.{name}".rstrip("."), module
     for name in ("train_loader", "val_loader"):
-        dataset = getattr(getattr(owner, name), "dataset", None)
+        loader = getattr(owner, name)
+        if not isinstance(loader, DataLoader):
+            yield f"self.{name}", loader
+        dataset = getattr(loader, "dataset", None)
         yield f"self.{name}.dataset", dataset.dataset if isinstance(dataset, SeededDataset) else dataset
 
 
