@@ -72,6 +72,7 @@ FORGOTTEN = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("fault", FORGOTTEN)
 def test_each_planted_fault_is_found_and_the_object_that_was_forgotten_is_named(fault, tmp_path):
     done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", fault)
@@ -82,6 +83,7 @@ def test_each_planted_fault_is_found_and_the_object_that_was_forgotten_is_named(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_state_in_a_persistent_worker_is_found(tmp_path):
     done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", "WorkerState", "--workers", 1)
     assert done.returncode == 1, done.stdout
@@ -89,6 +91,7 @@ def test_state_in_a_persistent_worker_is_found(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("fault", ["DrawsAfterEpoch", "AdvancesBeforeEpoch", "ChannelsLast"])
 def test_what_hooks_draw_what_they_advance_and_how_weights_lie_is_proven(fault, tmp_path):
     done = verify(tmp_path, "--kills", 5, SCRIPT, "--fault", fault)
@@ -96,6 +99,7 @@ def test_what_hooks_draw_what_they_advance_and_how_weights_lie_is_proven(fault, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     ("fault", "marks"),
     [
@@ -111,6 +115,7 @@ def test_what_an_engine_or_an_optimizer_restores_wrongly_is_found_where_it_matte
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_what_breaks_only_between_a_validation_and_its_checkpoint_is_found_there_and_only_there(tmp_path):
     done = verify(tmp_path, "--kills", 4, SCRIPT, "--fault", "AppendsAfterValidation")
     assert done.returncode == 1, done.stdout
@@ -119,6 +124,7 @@ def test_what_breaks_only_between_a_validation_and_its_checkpoint_is_found_there
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("fault", ["HookGenerator", "Clock"])
 def test_a_script_that_does_not_repeat_itself_is_told_from_one_that_does_not_resume(fault, tmp_path):
     done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", fault)
@@ -128,6 +134,7 @@ def test_a_script_that_does_not_repeat_itself_is_told_from_one_that_does_not_res
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_resume_that_fails_is_named_with_the_place_of_the_kill_and_its_error(tmp_path):
     done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", "Raises")
     assert done.returncode == 1
@@ -136,6 +143,7 @@ def test_a_resume_that_fails_is_named_with_the_place_of_the_kill_and_its_error(t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_an_attribute_that_no_number_follows_is_said_but_not_an_error_and_the_time_is_not_said(tmp_path):
     done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", "Harmless")
     assert done.returncode == 0, done.stdout
@@ -143,6 +151,7 @@ def test_an_attribute_that_no_number_follows_is_said_but_not_an_error_and_the_ti
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.timeout(1500)
 def test_an_exact_script_with_workers_is_proven_at_every_kind_of_place_by_both_signals(tmp_path):
     done = verify(tmp_path, "--kills", 26, SCRIPT, "--workers", 2)
@@ -156,6 +165,7 @@ def test_an_exact_script_with_workers_is_proven_at_every_kind_of_place_by_both_s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_trainer_by_iterations_is_proven_as_well(tmp_path):
     done = verify(tmp_path, "--kills", 6, "--seed", 5, SCRIPT, "--by_iterations")
     assert done.returncode == 0, done.stdout + done.stderr
