@@ -63,6 +63,8 @@ class TrainerSettings(_Section):
     """Epochs to train."""
     num_iters_per_epoch: AtLeastOne | None = None
     """Iterations that IterBasedTrainer calls an epoch (default: the length of the training loader)."""
+    limit_batches: AtLeastOne | None = None
+    """At most so many batches in each epoch of EpochBasedTrainer and each validation or test, to try a script out."""
     grad_acc_steps: AtLeastOne = 1
     """Batches whose gradients make one update (1 = no accumulation)."""
     uneven: Literal["join", "repeat", "drop", "cycle"] = "join"
