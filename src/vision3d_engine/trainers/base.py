@@ -18,6 +18,7 @@ from vision3d_engine.loop.context import counter, setting
 from vision3d_engine.loop.eval_pass import EvalPass
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
 from vision3d_engine.loop.train_pass import Batches, TrainPass
+from vision3d_engine.optim.named_groups import groups_table
 from vision3d_engine.run.engine import Engine, refuse_second
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.training_run import TrainingRun
@@ -86,6 +87,8 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         optimizer = _with_methods("register_optimizer", optimizer, _OPTIMIZER)
         refuse_second("optimizer", self.optimizer, optimizer, _SEVERAL)
         self.optimizer = optimizer
+        if table := groups_table(optimizer, self.model):
+            self.log(table)
 
     def register_scheduler(self, scheduler: Any) -> None:
         """Register the learning rate schedule: torch's, anything with ``step`` and ``state_dict``, or None for none.
