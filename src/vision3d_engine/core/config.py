@@ -143,12 +143,12 @@ def _validate(name: str, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
 
 def _mistake(name: str, details: Mapping[str, Any]) -> str:
     """Say what is wrong with one value: dotted key, what was got, what is allowed, what the key means."""
-    key, fields = f"cfg.{name}", _known()[name].model_fields
-    meaning = ""
+    key, meaning, fields = f"cfg.{name}", "", _known()[name].model_fields
     for part in details["loc"]:
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
-        if part in fields:
-            meaning, fields = f" {fields[part].description}", _inner_fields(fields[part])
+        field = fields.get(str(part))
+        if field is not None:
+            meaning, fields = f" {field.description}", _inner_fields(field)
     if details["type"] == "missing":
         return f"{key} is missing:{meaning}"
     if details["type"] == "extra_forbidden":

@@ -111,7 +111,7 @@ class TrainPass:
             raise
 
     def _finish(self) -> None:
-        """Make the update of a window that the end has left open, write the last numbers; move an epoch's schedule on."""
+        """Make the update of a window that the end has left open, and what comes once an epoch, behind all updates."""
         if self._update.close():
             self._count_update(self._progress.iteration)
         self._log.write_rest()

@@ -181,7 +181,7 @@ def _layers(parameters: Sequence[_Parameter], settings: "OptimizerSettings") -> 
     numbers, head = layer_numbers([next(iter(each.modules.items())) for each in parameters], settings.layer_match)
     if head == 1:
         what = (
-            f"layer_match '{settings.layer_match}' is found in no name"
+            f"layer_match '{settings.layer_match}' is in no name"
             if settings.layer_match
             else ("no entry of a Sequential or ModuleList has modules of its own")
         )
