@@ -14,6 +14,6 @@ def weights_by(hook: Callable[..., Any], samples: int, data: Any, output: Any, r
 
 def with_further(results: dict[str, Any], weights: Any, further: Mapping[str, tuple[Any, Any]]) -> tuple[Any, Any]:
     """Return results and weights with further numbers, each with its own weight; a name of the user's stays theirs."""
-    known = weights if isinstance(weights, Mapping) else dict.fromkeys(results, weights)
+    known = dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(results, weights)
     numbers, own = ({key: pair[place] for key, pair in further.items()} for place in (0, 1))
     return numbers | results, own | known

@@ -75,7 +75,6 @@ class TrainPass:
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
         self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
-        self._learning_rate: Any = 0.0
         self._steps_at_update = context.progress.total_steps
 
     def _new_update(self) -> Update:
@@ -106,15 +105,16 @@ class TrainPass:
             raise
 
     def _finish(self) -> None:
-        """Make the update of a window that the end of the batches has left open; move an epoch's schedule on."""
+        """Make the update of a window that the end has left open, and what comes once an epoch, behind all updates."""
         if self._update.close():
             self._count_update(self._progress.iteration)
+        self._log.write_rest()
         if not self._schedules_updates:
             self._trainer.scheduler_step()
 
     def close(self) -> dict[str, Any]:
         """Write the line of the epoch and return its means."""
-        return self._log.close(self._learning_rate)
+        return self._log.close()
 
     # ------------------------------------------------------------------------------------------- one iteration
 
@@ -138,7 +138,7 @@ class TrainPass:
             update.backward(loss, weight)
         for act in self._after_backward:
             act(epoch, iteration, data_dict, output_dict, result_dict)
-        self._learning_rate = trainer.optimizer.param_groups[0]["lr"]
+        self._log.note_rates(iteration)
         if update.is_complete:
             update.step()
             self._count_update(iteration)
@@ -181,7 +181,7 @@ class TrainPass:
     def _after_iteration(self, iteration: int) -> None:
         """Write the log line when one is due; after an update move the schedule on, and save or stop."""
         if iteration % self._log.every == 0:
-            self._log.write(iteration, self._learning_rate)
+            self._log.write(iteration)
         if not self._update.is_complete:
             return
         if self._schedules_updates:
@@ -201,6 +201,7 @@ class TrainPass:
         process's own: what it does to the gradients of the update (clips them) must happen on all processes.
         """
         update = self._update
+        self._log.note_rates(iteration)
         with update.micro_batch(self.runner.is_last):
             update.is_joining = True
             update.backward(self._joining_loss(iteration, data_dict), 0)

@@ -155,7 +155,7 @@ class TrainingRun:
         trainer, settings = self._trainer, self._context.settings
         for optimizer in optimizers_of(trainer.optimizer).values():
             if settings.fused_optimizer and prefer_fused(optimizer, trainer.model):
-                trainer.log(f"{type(optimizer).__name__}: fused kernels", level="DEBUG")
+                trainer.log(f"optimizer: fused kernels ({type(optimizer).__name__})", level="DEBUG")
             elif self._context.precision.is_scaled and not all(group.get("fused") for group in optimizer.param_groups):
                 trainer.log(f"{type(optimizer).__name__} has no fused kernels here: fp16 waits for it once an update")
 

@@ -19,7 +19,8 @@ from vision3d_engine.loop.context import counter, setting
 from vision3d_engine.loop.eval_pass import EvalPass
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
 from vision3d_engine.loop.train_pass import Batches, TrainPass
-from vision3d_engine.optim.named_optimizers import GradientLimits, NamedOptimizers
+from vision3d_engine.optim.named_groups import groups_table
+from vision3d_engine.optim.named_optimizers import GradientLimits, NamedOptimizers, with_named
 from vision3d_engine.run.engine import Engine, refuse_second
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.training_run import TrainingRun
@@ -105,13 +106,10 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
             refuse_second("optimizer", self.optimizer, optimizer)
             _refuse_limits(limits)
             self.optimizer = optimizer
-            return
-        named = NamedOptimizers() if self.optimizer is None else self.optimizer
-        if not isinstance(named, NamedOptimizers):
-            refuse_second("optimizer", self.optimizer, optimizer)
-        named.add(name, optimizer)
-        named.limits[name] = limits
-        self.optimizer = named
+        else:
+            self.optimizer = with_named(self.optimizer, name, optimizer, limits)
+        if table := groups_table(optimizer, self.model if name is None else None):
+            self.log(table if name is None else f"'{name}': {table}")
 
     def register_scheduler(self, scheduler: Any) -> None:
         """Register the learning rate schedule: torch's, anything with ``step`` and ``state_dict``, or None for none.
