@@ -17,6 +17,7 @@ from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.train_log import TrainLog
 from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.running_means import RunningMeans
+from vision3d_engine.update.ema import NoAverage
 from vision3d_engine.update.update import Update, clear_gradients
 from vision3d_engine.update.window_weight import WindowWeight
 
@@ -33,6 +34,7 @@ class TrainPass:
         lengths: batches of the epoch of each process in rank order; None where it is not known.
         read: returns this process's batches of the epoch from a number on, counted from 0.
         seeds: seeds what each step draws.
+        average: follows the updates (`update.ema`).
         autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
         schedule_follows: ``"update"`` moves the schedule on after each update, ``"epoch"`` at the end.
     """
@@ -48,6 +50,7 @@ class TrainPass:
         lengths: Sequence[int | None],
         read: Callable[[int], Batches],
         seeds: StepSeeds,
+        average: NoAverage,
         autosave: Any,
         schedule_follows: str,
     ) -> None:
@@ -59,7 +62,7 @@ class TrainPass:
         self._checks = ResultChecker("train_step")
         self._equal_weights = context.hooks.is_default("loss_weight")
         self._step = context.parallel.exchanging(self._train_step, trainer.model, trainer.optimizer)
-        self._update = self._new_update()
+        self._update = self._new_update(average.following(trainer.optimizer_step))
         self._before_step = context.hooks.of("before_train_step")
         self._after_backward = context.hooks.of("after_backward")
         self._after_step = context.hooks.of("after_train_step")
@@ -76,14 +79,14 @@ class TrainPass:
         self._mean_weight: float = 1
         self._steps_at_update = context.progress.total_steps
 
-    def _new_update(self) -> Update:
+    def _new_update(self, step: Callable[[], None]) -> Update:
         trainer, settings, parallel = self._trainer, self._context.settings, self._context.parallel
         is_divided = settings.grad_acc_reduction == "mean"
         weights = None if self._equal_weights else WindowWeight(parallel, self._progress if is_divided else None)
         return Update(
             trainer.model,
             trainer.optimizer,
-            trainer.optimizer_step,
+            step,
             window_size=settings.grad_acc_steps,
             reduction=settings.grad_acc_reduction,
             parallel=parallel,

@@ -131,6 +131,12 @@ class FullyShardedParallel(Parallel):
         finally:
             for block in blocks:
                 block.set_reshard_after_forward(block is not own, recurse=False)
+            self.release(own)
+
+    def release(self, model: nn.Module) -> None:
+        """Let every process hold its parts alone, such as before and after they are changed in place."""
+        for block in unwrap_model(model).modules():
+            if isinstance(block, FSDPModule):
                 block.reshard()
 
     def local_parts(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
