@@ -180,8 +180,9 @@ class Trainer(EpochBasedTrainer):
         self.look_at_a_picture()
 
     def look_at_a_picture(self):
-        """Let one process alone call the model."""
-        if RANK == 0 and self.case.get("picture"):
+        """Let one process alone call the model, or all of them."""
+        who = self.case.get("picture")
+        if who and (RANK == 0 or who == "all"):
             with torch.no_grad():
                 self.model(torch.zeros(2, 3).double())
 
