@@ -66,6 +66,16 @@ def test_two_processes_average_as_one_that_accumulates_their_batches(steps_world
         assert one["ema"] == two["ema"]
 
 
+def test_hooks_that_call_the_model_around_a_validation_find_the_same_weights_whole_and_in_shards(steps_world, tmp_path):
+    """What a call has gathered of a sharded model is of no use once average and weights are exchanged."""
+    case = {"count": 8, "step": "forward", "picture": "all"}
+    trainer = {**EMA, "save_every": "5 epochs"}  # a save would drop what was gathered
+    whole = run(steps_world, tmp_path / "ddp", **case, trainer=trainer)
+    shared = run(steps_world, tmp_path / "fsdp2", **case, trainer={**trainer, "parallel": "fsdp2"})
+    one, two = (torch.tensor(found[0]["pictures"]) for found in (whole, shared))
+    assert (one - two).abs().max() <= 1e-12
+
+
 @WAYS
 def test_two_processes_train_the_same_bits_with_and_without_an_average(world, tmp_path, parallel):
     """With batch norms, dropout and a validation on unequal shares."""
@@ -87,9 +97,14 @@ def test_the_best_file_of_two_processes_has_the_score_that_it_was_chosen_for(wor
         assert tester.summary["mae"] == pytest.approx(found[0]["summary"]["mae"], rel=1e-12)
 
 
-@WAYS
 @pytest.mark.parametrize(
-    ("number", "at"), [(signal.SIGKILL, 15), pytest.param(signal.SIGTERM, 9, marks=pytest.mark.slow)]
+    ("parallel", "number", "at"),
+    [
+        ("fsdp2", signal.SIGKILL, 15),
+        pytest.param("fsdp2", signal.SIGTERM, 9, marks=pytest.mark.slow),
+        pytest.param("ddp", signal.SIGKILL, 15, marks=pytest.mark.slow),
+        pytest.param("ddp", signal.SIGTERM, 9, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_is_killed_and_resumed_ends_with_the_bits_of_its_average(world, tmp_path, parallel, number, at):
     trainer = {**EMA, "parallel": parallel, "max_epoch": 3, "grad_acc_steps": 2, "save_every": "2 iterations"}

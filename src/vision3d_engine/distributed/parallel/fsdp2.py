@@ -71,6 +71,7 @@ class FullyShardedParallel(Parallel):
         Raises:
             RegistrationError: when the optimizer trains parameters outside the model, which belong to no shard.
         """
+        self.release(model)  # a hook may have called the model, which leaves it gathered
         if outside := list(outside_parameters(model, optimizer)):
             message = f"trainer.parallel 'fsdp2' cannot train {shortened(outside)}, outside the model. Put "
             raise RegistrationError(
