@@ -149,6 +149,19 @@ def test_parameters_of_several_types_that_are_frozen_shared_or_numbers_are_avera
     assert same(saved(tmp_path, "checkpoint.pth")["model"], toy.validated[-1])
 
 
+def test_a_buffer_that_holds_infinity_on_purpose_is_averaged_where_it_does_not(tmp_path):
+    model = normed_model()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf, -torch.inf, 1.0]))
+    toy = Watching(settings(tmp_path, max_epoch=2, ema_decay=0.5, ema_warmup=False, ema_buffers=True), model)
+
+    def open_mask(epoch):
+        toy.model.mask[1] = 2.0 if epoch == 2 else -torch.inf
+
+    toy.before_train_epoch = open_mask
+    toy.run()
+    assert toy.validated[-1]["mask"].tolist() == [0, 2, -torch.inf, 1]
+
+
 # ----------------------------------------------------------------------------------------------- validation
 
 

@@ -1,6 +1,6 @@
 """The exponential moving average of a model's weights (EMA): it follows the updates, is validated, and is saved."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -112,6 +112,8 @@ class WeightAverage(NoAverage):
         blend = self._blend_of(self._averages)
         for held, weights in self._groups:
             blend(held, weights, self._averages)
+            if self._settings.ema_buffers:
+                _take_infinite(held, weights)
 
     def _blend_of(self, averages: int) -> Callable[..., None]:
         """Return what blends lists of tensors; the warm-up lets a young average follow faster."""
@@ -244,6 +246,13 @@ def _exchange(one: torch.Tensor, other: torch.Tensor) -> None:
     kept = one.clone()
     one.copy_(other)
     other.copy_(kept)
+
+
+@torch.no_grad()
+def _take_infinite(held: Iterable[torch.Tensor], weights: Iterable[torch.Tensor]) -> None:
+    """Take what has no mean as it is: infinity, which buffers hold on purpose (the mask of an attention)."""
+    for average, weight in zip(held, weights, strict=True):
+        average.copy_(torch.where(torch.isfinite(average), average, weight))
 
 
 def _refuse_change(held: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
