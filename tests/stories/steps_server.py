@@ -167,6 +167,7 @@ class Trainer(EpochBasedTrainer):
         trainer = {"max_epoch": 2, "log_steps": 2, "fused_optimizer": False, "fsdp_min_params": 10**6}
         super().__init__({"exp": {"output_dir": folder}, "trainer": {**trainer, **case.get("trainer", {})}})
         self.case, self.steps, self.hooked, self.buffers, self.updates = case, 0, [], [], 0
+        self.pictures = []
         train = build_dataloader(Rows(case["count"]), 2, num_workers=0)
         if case.get("own_share"):
             train = DataLoader(Rows(10), 2, sampler=OwnShare(case["own_share"]))
@@ -189,10 +190,11 @@ class Trainer(EpochBasedTrainer):
         self.look_at_a_picture()
 
     def look_at_a_picture(self):
-        """Let one process alone call the model."""
-        if RANK == 0 and self.case.get("picture"):
+        """Let one process alone call the model, or all of them."""
+        who = self.case.get("picture")
+        if who and (RANK == 0 or who == "all"):
             with torch.no_grad():
-                self.model(torch.zeros(2, 3).double())
+                self.pictures.append(self.model(torch.zeros(2, 3).double()).tolist())
 
     def train_step(self, epoch, iteration, data_dict):
         self.steps += 1
@@ -258,7 +260,7 @@ def run(case):
             trainer.run()
         trainer = kind(case["folder"], {**case, "break_at": None, "trainer": {**case["trainer"], "resume": True}})
     trainer.run()
-    found = {name: getattr(trainer, name) for name in ("steps", "hooked", "buffers")}
+    found = {name: getattr(trainer, name) for name in ("steps", "hooked", "buffers", "pictures")}
     names = list(trainer.model.state_dict())
     weights = [whole(each) for each in (*trainer.net.parameters(), *trainer.extra)]
     found["norm"] = [buffer.tolist() for buffer in trainer.net.buffers()]

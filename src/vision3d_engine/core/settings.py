@@ -101,6 +101,14 @@ class TrainerSettings(_Section):
     """Mode in which torch.compile compiles the registered model (default: it is run as it is)."""
     fused_optimizer: bool = True
     """Use torch's fused kernels for optimizers of torch.optim where there are any, unless the script chose others."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep an exponential moving average of the weights with this decay, and validate and save it (none: off)."""
+    ema_warmup: bool = True
+    """Let a young average follow faster: the decay is at most (1 + n) / (10 + n) after n averages."""
+    ema_every: AtLeastOne = 1
+    """Updates from one average to the next."""
+    ema_buffers: bool = False
+    """Average buffers too (running means of norms); otherwise those of the training are taken as they are."""
     log_steps: AtLeastOne = 10
     """Iterations from one log line to the next."""
     save_latest_n_models: int = -1

@@ -18,6 +18,7 @@ from vision3d_engine.loop.train_log import TrainLog
 from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.optim.named_optimizers import optimizers_of
+from vision3d_engine.update.ema import NoAverage
 from vision3d_engine.update.update import Update, clear_gradients
 from vision3d_engine.update.window_weight import WindowWeight
 
@@ -34,6 +35,7 @@ class TrainPass:
         lengths: batches of the epoch of each process in rank order; None where it is not known.
         read: returns this process's batches of the epoch from a number on, counted from 0.
         seeds: seeds what each step draws.
+        average: follows the updates (`update.ema`).
         autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
         schedule_follows: ``"update"`` moves the schedule on after each update, ``"epoch"`` at the end.
     """
@@ -49,6 +51,7 @@ class TrainPass:
         lengths: Sequence[int | None],
         read: Callable[[int], Batches],
         seeds: StepSeeds,
+        average: NoAverage,
         autosave: Any,
         schedule_follows: str,
     ) -> None:
@@ -62,7 +65,7 @@ class TrainPass:
         self._equal_weights = context.hooks.is_default("loss_weight")
         step = self._cast_step if context.settings.precision != "fp32" else self._train_step
         self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=takes_turns)
-        self._update = self._new_update()
+        self._update = self._new_update(average)
         self._before_step = context.hooks.of("before_train_step")
         self._after_backward = context.hooks.of("after_backward")
         self._after_step = context.hooks.of("after_train_step")
@@ -77,11 +80,11 @@ class TrainPass:
         self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
         self._steps_at_update = context.progress.total_steps
 
-    def _new_update(self) -> Update:
+    def _new_update(self, average: NoAverage) -> Update:
         trainer, settings, parallel = self._trainer, self._context.settings, self._context.parallel
         is_divided = settings.grad_acc_reduction == "mean"
         weights = None if self._equal_weights else WindowWeight(parallel, self._progress if is_divided else None)
-        return Update(trainer, settings, parallel, self._context.precision, weights)
+        return Update(trainer, settings, parallel, self._context.precision, weights, average.follower())
 
     def _add_own_listeners(self) -> None:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""

@@ -279,7 +279,8 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
             CheckpointError: when no weights are found, several are, or they do not fit (none do; if strict, not all).
         """
         path, folder = self._run.checkpoints.find(path), self._session.folders.checkpoints
-        found, metadata, report = load_weights(self.model, path, folder, strict=strict, key=key, **names)
+        with self._run.average.replacing_weights():
+            found, metadata, report = load_weights(self.model, path, folder, strict=strict, key=key, **names)
         self.log(f"loaded the weights of {found}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
         if report:
             self.log("not loaded: " + "; ".join(report), level="WARNING")
@@ -301,9 +302,8 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
 
     def _where(self) -> str:
         """Say where in the run this process is."""
-        if self._pass is None:
-            return "the preparations"
-        return f"{self._pass.phase} epoch {self.epoch}, iteration {self.iteration}"
+        now = self._pass
+        return "the preparations" if now is None else f"{now.phase} epoch {self.epoch}, iteration {self.iteration}"
 
     @abc.abstractmethod
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
@@ -328,6 +328,7 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
             lengths=lengths,
             read=read,
             seeds=seeds,
+            average=self._run.average,
             autosave=self._run.autosave,
             schedule_follows=self._schedule_follows,
         )
@@ -339,7 +340,8 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         """Validate and keep best models."""
         self._records.clear()
         self._pass = EvalPass(self, self._context, self._run.val_data(), self._run.after_val_iteration)
-        self._run.judge(self._pass.validate())
+        with self._run.average.in_model():
+            self._run.judge(self._pass.validate())
 
 
 def _refuse_limits(limits: GradientLimits) -> None:

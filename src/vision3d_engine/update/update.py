@@ -1,7 +1,7 @@
 """The one place where an update is made: a window of micro-batches, one gradient, one step of each optimizer."""
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
@@ -36,6 +36,7 @@ class Update:
         parallel: how the processes share the model and the update.
         precision: scales losses, and lets optimizers make their steps.
         weights: what adds the weights up; None when every micro-batch weighs the same on every process.
+        follow: called after each update that was made, such as by an average of the weights; None for nobody.
 
     Attributes:
         is_complete: whether the micro-batch at hand ends its window.
@@ -46,12 +47,19 @@ class Update:
     """
 
     def __init__(
-        self, trainer: Any, settings: Any, parallel: Parallel, precision: Precision, weights: WindowWeight | None
+        self,
+        trainer: Any,
+        settings: Any,
+        parallel: Parallel,
+        precision: Precision,
+        weights: WindowWeight | None,
+        follow: Callable[[], None] | None = None,
     ) -> None:
         self.is_complete = self.is_joining = False
         self.mean_weight: float = 1
         self.norms: dict[str, tuple[torch.Tensor, Any]] = {}
         self._trainer, self._parallel, self._precision = trainer, parallel, precision
+        self._follow = follow
         self._window_size = settings.grad_acc_steps
         self._is_mean = settings.grad_acc_reduction == "mean"
         self._optimizers = optimizers_of(trainer.optimizer)
@@ -136,6 +144,8 @@ class Update:
         for name, optimizer in self._rest.items():
             self._step(name, optimizer, self._learns)
         self._precision.end_update()
+        if self._follow is not None and (self._learns or not self.is_shared):
+            self._follow()
         self._rest, self._collected, self._learns = self._optimizers, 0, True
         self._made.clear()
 
