@@ -108,7 +108,7 @@ def _check_arguments(optimizer: Any, section: Any, arguments: dict[str, Any]) ->
     known = [name for name in inspect.signature(optimizer).parameters if name != "params"]
     rules = [name for name in type(section).model_fields if name != "type"]
     for name in [name for name in arguments if name not in known]:
-        hint = did_you_mean(name, [*known, *rules])
+        hint = did_you_mean(name, known) or did_you_mean(name, rules, similarity=0.75)
         has = f"it has: {listed(known)}; settings of groups are: {listed(rules)}"
         raise ConfigError(f"cfg.optimizer.{name} is not an argument of {optimizer.__name__}{hint} ({has})")
     sets_decay = section.no_decay_on_norm_and_bias or any(rule.weight_decay is not None for rule in section.param_rules)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vision3d_engine.core.settings import OptimizerSettings, ParamRule
 
 _NORM = re.compile(r"Norm(\dd)?$")
+_NO_BLOCKS = "no entry of a Sequential or ModuleList has modules of its own"
 
 
 class _Kind(NamedTuple):
@@ -155,23 +156,16 @@ def _refuse_idle(rules: Sequence["ParamRule"], chosen: Sequence[int], parameters
 
 
 def _nearest(rule: "ParamRule", parameters: Sequence[_Parameter]) -> str:
-    """Return the nearest name of what the model has, and the outermost ones."""
+    """Return what is near to that which a rule is about, and what there is."""
+    ways = [way for each in parameters for way in each.modules.values()]
+    classes = list(dict.fromkeys(type(module).__name__ for way in ways for module in way))
+    if rule.module is not None and rule.module not in classes:
+        return f"{did_you_mean(rule.module, classes)} (classes of modules: {shortened(classes)})"
     names = [name for each in parameters for name in each.modules]
-    modules = [module for each in parameters for way in each.modules.values() for module in way]
-    classes = dict.fromkeys(type(module).__name__ for module in modules)
-    parts = dict.fromkeys(part for name in names for part in (*name.split("."), name, name.rpartition(".")[0]) if part)
-    hints = [
-        did_you_mean(text, known)
-        for text, known in ((rule.module, classes), (re.sub(r"[\\^$]", "", rule.match or ""), parts))
-        if text
-    ]
-    outermost = dict.fromkeys(name.split(".")[0] for name in names)
-    has = (
-        f"classes of modules: {shortened(list(classes))}"
-        if rule.match is None
-        else f"names begin with: {shortened(list(outermost))}"
-    )
-    return f"{''.join(hints)} ({has})"
+    parts = [part for name in names for part in (name, name.rpartition(".")[0], *name.split("."))]
+    outermost = list(dict.fromkeys(name.split(".")[0] for name in names))
+    plain = re.sub(r"[\\^$]", "", rule.match or "")
+    return f"{did_you_mean(plain, filter(None, parts))} (names begin with: {shortened(outermost)})"
 
 
 def _layers(parameters: Sequence[_Parameter], settings: "OptimizerSettings") -> tuple[list[int], int]:
@@ -180,14 +174,10 @@ def _layers(parameters: Sequence[_Parameter], settings: "OptimizerSettings") -> 
         return [0] * len(parameters), 0
     numbers, head = layer_numbers([next(iter(each.modules.items())) for each in parameters], settings.layer_match)
     if head == 1:
-        what = (
-            f"layer_match '{settings.layer_match}' is in no name"
-            if settings.layer_match
-            else ("no entry of a Sequential or ModuleList has modules of its own")
-        )
-        names = [name for each in parameters for name in each.modules]
+        pattern, names = settings.layer_match, [name for each in parameters for name in each.modules]
+        lacks = f"layer_match '{pattern}' is in no name" if pattern else _NO_BLOCKS
         message = (
-            f"cfg.optimizer.layer_decay finds no layers: {what} (parameters are: {shortened(names)}). Say by "
+            f"cfg.optimizer.layer_decay finds no layers: {lacks} (parameters are: {shortened(names)}). Say by "
             r"cfg.optimizer.layer_match what is a layer in their names, such as 'blocks\.\d+\.', or remove layer_decay"
         )
         raise ConfigError(message)
