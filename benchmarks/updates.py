@@ -3,8 +3,8 @@
     python benchmarks/updates.py [--steps 1500] [--rounds 5] [--out updates.json]
 
 The network, the log every 10 steps and the way of measuring are those of ``overhead.py``. Everybody trains by AdamW
-with two groups (biases without decay), clips the norm of the gradients, averages the weights after each update, and logs
-losses and norm. A second table says what each feature costs by itself.
+with two groups (biases without decay), clips the norm of the gradients, averages the weights after each update, and
+logs losses and norm. A second table says what each feature costs by itself.
 """
 
 import argparse
