@@ -104,7 +104,7 @@ def trainer_of(kind, folder, size, lr=0.1, register=("optimizer", "scheduler"), 
     toy._session.world.size = size
     optimizer = SGD(toy.model.parameters(), lr=lr)
     parts = {"optimizer": optimizer, "scheduler": schedules.LambdaLR(optimizer, lambda n: 1 / (1 + n))}
-    toy.optimizer = None
+    toy.optimizer = toy.scheduler = None
     for name in register:
         getattr(toy, f"register_{name}")(parts[name])
     return toy
@@ -176,6 +176,7 @@ def test_a_schedule_that_is_not_torch_s_is_refused(tmp_path):
         def load_state_dict(self, state): ...
 
     toy = trainer_of(ToyEpochTrainer, tmp_path, 1, register=("optimizer",), scale_lr="sqrt")
+    toy.register_scheduler(None)
     toy.register_scheduler(Own())
     with pytest.raises(ConfigError, match=r"trainer.scale_lr cannot scale the schedule .*Own.*leave trainer.scale_lr"):
         toy.run()

@@ -1,7 +1,7 @@
 """One pass over the training data: all that lives as long as it, and the sequence of one iteration."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class TrainPass:
         read: returns this process's batches of the epoch from a number on, counted from 0.
         seeds: seeds what each step draws.
         autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
-        schedule_follows: ``"update"`` moves the schedule on after each update, ``"epoch"`` at the end.
+        schedule_steps: what moves schedules on after each ``"update"``, and at the end of the ``"epoch"``, if anything.
     """
 
     phase = "train"
@@ -50,7 +50,7 @@ class TrainPass:
         read: Callable[[int], Batches],
         seeds: StepSeeds,
         autosave: Any,
-        schedule_follows: str,
+        schedule_steps: Mapping[str, Callable[[], object]],
     ) -> None:
         self._trainer, self._context, self._progress = trainer, context, context.progress
         self._epoch = context.progress.epoch
@@ -70,7 +70,8 @@ class TrainPass:
         self._weights: Any = None
         self._add_own_listeners()
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
-        self._schedules_updates, self._scheduled_at = schedule_follows == "update", context.progress.trained
+        self._schedule_steps, self._step_schedule = schedule_steps, schedule_steps.get("update")
+        self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
@@ -109,8 +110,10 @@ class TrainPass:
         """Make the update of a window that the end of the batches has left open; move an epoch's schedule on."""
         if self._update.close():
             self._count_update(self._progress.iteration)
-        if not self._schedules_updates:
-            self._trainer.scheduler_step()
+            if self._step_schedule is not None:
+                self._follow_schedule(self._progress.iteration)
+        if "epoch" in self._schedule_steps:
+            self._schedule_steps["epoch"]()
 
     def close(self) -> dict[str, Any]:
         """Write the line of the epoch and return its means."""
@@ -183,7 +186,7 @@ class TrainPass:
             self._log.write(iteration, self._learning_rate)
         if not self._update.is_complete:
             return
-        if self._schedules_updates:
+        if self._step_schedule is not None:
             self._follow_schedule(iteration)
         if self.runner.is_last:
             return
@@ -236,13 +239,13 @@ class TrainPass:
 
     def _follow_schedule(self, iteration: int) -> None:
         self._scheduled_at = iteration
-        self._trainer.scheduler_step()
+        self._step_schedule()  # pyright: ignore[reportOptionalCall]
 
     def _roll_back(self) -> None:
         """Let the counters and the schedule stand at the last update, from which another `run` goes on."""
         self._progress.total_steps = self._steps_at_update
-        if self._schedules_updates and self._scheduled_at < self._progress.trained:
-            self._trainer.scheduler_step()
+        if self._step_schedule is not None and self._scheduled_at < self._progress.trained:
+            self._step_schedule()
 
 
 def _way_to_join(context: PassContext, takes_turns: bool) -> str:

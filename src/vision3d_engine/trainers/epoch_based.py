@@ -17,7 +17,10 @@ class EpochBasedTrainer(BaseTrainer):
 
     _schedule_follows = "epoch"
 
+    def _lengths(self) -> list[int | None]:
+        return self._context.world.gather(self._run.train_data().length)
+
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
         loader.announce(self.epoch)
         read = partial(loader.batches, self._context.data_seed("train", self.epoch), self.epoch)
-        return self._context.world.gather(loader.length), read
+        return self._lengths(), read
