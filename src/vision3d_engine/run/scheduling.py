@@ -215,6 +215,4 @@ def _number(metric: str, summary: Mapping[str, float]) -> float:
 
 
 def _nan_text(scheduler: Any, timing: Timing) -> str:
-    return (
-        f"the metric '{timing.metric}' of the schedule {schedule_name(scheduler)} is NaN: the schedule is not moved on"
-    )
+    return f"'{timing.metric}', which the schedule {schedule_name(scheduler)} follows, is NaN: it is not moved on"
