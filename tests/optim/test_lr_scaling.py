@@ -27,6 +27,14 @@ def chained(optimizer, factor):
     return schedules.ChainedScheduler(parts, optimizer)
 
 
+def by_name(optimizer, factor):
+    """Behind a warm-up, and told its length before its rates are scaled, as a run does."""
+    section = {"type": "CosineAnnealingLR", "eta_min": 0.001 * factor, "warmup_steps": 4, "eta_init": 0.5}
+    schedule = build_scheduler(optimizer, {"scheduler": section})
+    schedule.tell_length(10)
+    return schedule
+
+
 # Each takes an optimizer and the factor by which rates that it is told itself are larger.
 SCHEDULES = {
     "none": lambda optimizer, factor: None,
@@ -42,6 +50,7 @@ SCHEDULES = {
     ),
     "sequential": warmed_up,
     "chained": chained,
+    "by name": by_name,
     "averaging": lambda optimizer, factor: SWALR(optimizer, 0.05 * factor, anneal_epochs=4),
 }
 

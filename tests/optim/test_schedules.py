@@ -25,6 +25,7 @@ KINDS = {
     "OneCycleLR": {"max_lr": 0.5, "total_steps": 12},
 }
 LENGTHS = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max", "PolynomialLR": "total_iters"}
+PLATEAU = {"type": "ReduceLROnPlateau", "metric": "error"}
 CLOSED = ("CosineAnnealingLR", "PolynomialLR", "CosineAnnealingWarmRestarts", "StepLR")
 
 
@@ -196,6 +197,10 @@ def test_a_warm_up_comes_before_step_too_where_the_interval_says_what_it_counts(
         (
             {"type": "OneCycleLR", "max_lr": 1, "warmup_steps": 5},
             r"warmup_steps is 5, but OneCycleLR begins with a ",
+        ),
+        (
+            {**PLATEAU, "interval": "epoch"},
+            r"cfg\.scheduler: a schedule has interval 'epoch' and metric 'error'; with a",
         ),
         ({"type": "StepLR", "step_size": 2, "interval": "epochs"}, r"scheduler\.interval is 'epochs'; it must be 'upd"),
     ],

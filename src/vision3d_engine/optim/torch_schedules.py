@@ -7,7 +7,7 @@ from typing import Any
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from vision3d_engine.core.errors import ConfigError, did_you_mean, listed
+from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed
 from vision3d_engine.optim.schedule import Schedule, Timing, WarmUp
 
 # What settings cannot describe: functions, and other schedules.
@@ -47,8 +47,15 @@ def build_by_name(optimizer: Optimizer, section: Any, others: Sequence[str] = ()
 
 
 def timing_of(section: Any) -> Timing:
-    """Return when the settings ``scheduler.*`` let the schedule step."""
-    return Timing(section.interval, section.metric)
+    """Return when the settings ``scheduler.*`` let the schedule step.
+
+    Raises:
+        ConfigError: when they name two moments.
+    """
+    try:
+        return Timing(section.interval, section.metric)
+    except RegistrationError as error:
+        raise ConfigError(f"cfg.scheduler: {error}") from error
 
 
 def warm_up_of(section: Any) -> WarmUp:

@@ -166,16 +166,17 @@ class Scheduling:
         batches = UnevenRanks(lengths, self._context.world.rank, settings.uneven).length
         return None if batches is None else settings.max_epoch * math.ceil(batches / settings.grad_acc_steps)
 
-    def notes(self) -> Iterator[tuple[str, str]]:
-        """Say that there is no schedule, or that one is shorter or much longer than the run; with the level."""
-        if self._trainer.scheduler is None:
-            yield "no learning rate schedule is registered: the rate stays as it is", "INFO"
-        if not self._context.hooks.is_default("scheduler_step"):
+    def say_what_does_not_fit(self) -> None:
+        """Say that there is no schedule, or that one is shorter or much longer than the run."""
+        trainer, context = self._trainer, self._context
+        if trainer.scheduler is None:
+            trainer.log("no learning rate schedule is registered: the rate stays as it is")
+        if not context.hooks.is_default("scheduler_step"):
             return
         for name, scheduler, moment in self._entries():
-            hint = schedule_hint(scheduler, self._context.settings.max_epoch, "epoch") if moment == "epoch" else None
+            hint = schedule_hint(scheduler, context.settings.max_epoch, "epoch") if moment == "epoch" else None
             for text in filter(None, (hint, self._end_text(name, scheduler, moment))):
-                yield text, "WARNING"
+                trainer.log(text, level="WARNING")
 
     def _end_text(self, name: str | None, scheduler: Any, moment: str) -> str | None:
         """Say that the run goes on after the end of a schedule."""

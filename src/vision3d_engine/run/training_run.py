@@ -148,8 +148,7 @@ class TrainingRun:
         self._choose_kernels()
         self._scale_rates()
         self._resuming.start()
-        for text, level in self.scheduling.notes():
-            trainer.log(text, level=level)
+        self.scheduling.say_what_does_not_fit()
         self._context.hooks.bind()
         trainer.set_train_mode()
         self.resume_state.unsaved.note()
