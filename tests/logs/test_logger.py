@@ -113,6 +113,7 @@ def test_the_learning_rate_in_the_line_is_the_one_that_the_step_used(tmp_path):
     class Falling(ToyIterTrainer):
         def __init__(self, cfg):
             super().__init__(cfg)
+            self.scheduler = None  # the one of the class above
             self.register_scheduler(torch.optim.lr_scheduler.StepLR(self.optimizer, 1, gamma=0.5))
 
         def optimizer_step(self):

@@ -85,9 +85,11 @@ def test_a_schedule_that_needs_a_metric_says_how_to_give_it_one(tmp_path):
         val_step = train_step
 
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD(linear_model().parameters(), lr=1.0))
-    with pytest.raises(RegistrationError, match=r"override scheduler_step\(\)"):
+    with pytest.raises(RegistrationError, match=r"metric='loss'\) .* or override scheduler_step\(\)"):
         Plain(settings(tmp_path)).register_scheduler(plateau)
-    ToyEpochTrainer(settings(tmp_path)).register_scheduler(plateau)  # it overrides scheduler_step
+    toy = ToyEpochTrainer(settings(tmp_path))
+    toy.register_scheduler(None)
+    toy.register_scheduler(plateau)  # it overrides scheduler_step
 
 
 @pytest.mark.parametrize("what", ["model", "optimizer"])

@@ -27,6 +27,14 @@ def chained(optimizer, factor):
     return schedules.ChainedScheduler(parts, optimizer)
 
 
+def by_name(optimizer, factor):
+    """Behind a warm-up, and told its length before its rates are scaled, as a run does."""
+    section = {"type": "CosineAnnealingLR", "eta_min": 0.001 * factor, "warmup_steps": 4, "eta_init": 0.5}
+    schedule = build_scheduler(optimizer, {"scheduler": section})
+    schedule.tell_length(10)
+    return schedule
+
+
 # Each takes an optimizer and the factor by which rates that it is told itself are larger.
 SCHEDULES = {
     "none": lambda optimizer, factor: None,
@@ -42,6 +50,7 @@ SCHEDULES = {
     ),
     "sequential": warmed_up,
     "chained": chained,
+    "by name": by_name,
     "averaging": lambda optimizer, factor: SWALR(optimizer, 0.05 * factor, anneal_epochs=4),
 }
 
@@ -104,7 +113,7 @@ def trainer_of(kind, folder, size, lr=0.1, register=("optimizer", "scheduler"), 
     toy._session.world.size = size
     optimizer = SGD(toy.model.parameters(), lr=lr)
     parts = {"optimizer": optimizer, "scheduler": schedules.LambdaLR(optimizer, lambda n: 1 / (1 + n))}
-    toy.optimizer = None
+    toy.optimizer = toy.scheduler = None
     for name in register:
         getattr(toy, f"register_{name}")(parts[name])
     return toy
@@ -176,6 +185,7 @@ def test_a_schedule_that_is_not_torch_s_is_refused(tmp_path):
         def load_state_dict(self, state): ...
 
     toy = trainer_of(ToyEpochTrainer, tmp_path, 1, register=("optimizer",), scale_lr="sqrt")
+    toy.register_scheduler(None)
     toy.register_scheduler(Own())
     with pytest.raises(ConfigError, match=r"trainer.scale_lr cannot scale the schedule .*Own.*leave trainer.scale_lr"):
         toy.run()

@@ -119,6 +119,8 @@ def _sections(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _unknown_keys(name: str, section: Mapping[str, Any]) -> list[str]:
     known = _known()[name].model_fields
+    if _known()[name].takes_further(section):
+        return []
     hints = {key: did_you_mean(key, known, similarity=0.75) for key in section if key not in known}
     expected = f" (cfg.{name} has: {shortened(list(known), 10)})"
     return [f"cfg.{name}.{key} is unknown{hint or expected}" for key, hint in hints.items()]

@@ -1,9 +1,9 @@
 """Every setting that the engine reads, with its limits. Loaded on first use, since pydantic costs start-up time."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -47,6 +47,11 @@ class _Section(BaseModel):
     """A frozen group of settings whose field docstrings are its help texts."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    @classmethod
+    def takes_further(cls, values: Mapping[str, Any]) -> bool:  # noqa: ARG003  a section may look at them
+        """Tell whether keys that are not listed here have a meaning beside these values."""
+        return cls.model_config.get("extra") == "allow"
 
 
 class ExpSettings(_Section):
@@ -258,22 +263,33 @@ class OptimizerSettings(_Section):
 
 
 class SchedulerSettings(_Section):
-    """``scheduler.*``: a learning rate schedule; steps are counted in iterations."""
+    """``scheduler.*``: a learning rate schedule; for those of torch, all other keys become its arguments."""
 
-    type: Literal["Step", "Exponential", "Cosine", "Linear"] | None = None
-    """Kind of schedule (none = a constant rate)."""
+    model_config = ConfigDict(extra="allow")
+
+    type: str | None = None
+    """Step, Exponential, Cosine, Linear, or a class in torch.optim.lr_scheduler (none = a constant rate)."""
     total_steps: AtLeastOne | None = None
-    """Iterations until the rate has reached eta_min (Cosine, Linear)."""
+    """Steps until the rate has reached eta_min (Cosine, Linear, OneCycleLR; default: those of the run)."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Iterations of linear warm-up (Cosine, Linear, Exponential)."""
+    """Steps of linear warm-up (for all but OneCycleLR, which has its own)."""
     eta_init: float = Field(default=0.1, ge=0)
     """Factor on the learning rate at the start of the warm-up."""
     eta_min: float = Field(default=0.1, ge=0)
-    """Smallest factor on the learning rate."""
+    """Smallest factor on the learning rate; for schedules of torch the smallest rate."""
     gamma: float | None = Field(default=None, gt=0)
-    """Factor of one decay (Step, Exponential)."""
+    """Factor of one decay (Step, Exponential, and torch's)."""
     step_size: AtLeastOne | None = None
-    """Schedule steps from one decay to the next (Step, Exponential)."""
+    """Schedule steps from one decay to the next (Step, Exponential, StepLR)."""
+    interval: Literal["update", "epoch"] | None = None
+    """When it steps (default: IterBasedTrainer once an update, EpochBasedTrainer once an epoch)."""
+    metric: str | None = None
+    """Number of the validation summary that the schedule follows, after each validation (ReduceLROnPlateau)."""
+
+    @classmethod
+    def takes_further(cls, values: Mapping[str, Any]) -> bool:
+        """Tell whether keys that are not listed here have a meaning: as arguments of a schedule of torch."""
+        return values.get("type") not in (None, "Step", "Exponential", "Cosine", "Linear")
 
 
 SECTIONS: dict[str, type[_Section]] = {

@@ -1,7 +1,7 @@
 """One pass over the training data: all that lives as long as it, and the sequence of one iteration."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class TrainPass:
         seeds: seeds what each step draws.
         average: follows the updates (`update.ema`).
         autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
-        schedule_follows: ``"update"`` moves the schedule on after each update, ``"epoch"`` at the end.
+        schedule_steps: what moves schedules on after each ``"update"``, and at the end of the ``"epoch"``, if anything.
     """
 
     phase = "train"
@@ -53,7 +53,7 @@ class TrainPass:
         seeds: StepSeeds,
         average: NoAverage,
         autosave: Any,
-        schedule_follows: str,
+        schedule_steps: Mapping[str, Callable[[], object]],
     ) -> None:
         self._trainer, self._context, self._progress = trainer, context, context.progress
         self._epoch = context.progress.epoch
@@ -73,7 +73,8 @@ class TrainPass:
         self._weights: Any = None
         self._add_own_listeners()
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
-        self._schedules_updates, self._scheduled_at = schedule_follows == "update", context.progress.trained
+        self._schedule_steps, self._step_schedule = schedule_steps, schedule_steps.get("update")
+        self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
@@ -109,11 +110,14 @@ class TrainPass:
 
     def _finish(self) -> None:
         """Make the update of a window that the end has left open, and what comes once an epoch, behind all updates."""
-        if self._update.close():
+        closed = self._update.close()
+        if closed:
             self._count_update(self._progress.iteration)
         self._log.write_rest()
-        if not self._schedules_updates:
-            self._trainer.scheduler_step()
+        if closed and self._step_schedule is not None:
+            self._follow_schedule(self._progress.iteration)
+        if "epoch" in self._schedule_steps:
+            self._schedule_steps["epoch"]()
 
     def close(self) -> dict[str, Any]:
         """Write the line of the epoch and return its means."""
@@ -187,7 +191,7 @@ class TrainPass:
             self._log.write(iteration)
         if not self._update.is_complete:
             return
-        if self._schedules_updates:
+        if self._step_schedule is not None:
             self._follow_schedule(iteration)
         if self.runner.is_last:
             return
@@ -241,13 +245,13 @@ class TrainPass:
 
     def _follow_schedule(self, iteration: int) -> None:
         self._scheduled_at = iteration
-        self._trainer.scheduler_step()
+        self._step_schedule()  # pyright: ignore[reportOptionalCall]
 
     def _roll_back(self) -> None:
         """Let the counters and the schedule stand at the last update, from which another `run` goes on."""
         self._progress.total_steps = self._steps_at_update
-        if self._schedules_updates and self._scheduled_at < self._progress.trained:
-            self._trainer.scheduler_step()
+        if self._step_schedule is not None and self._scheduled_at < self._progress.trained:
+            self._step_schedule()
 
 
 def _way_to_join(context: PassContext, takes_turns: bool) -> str:

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
 from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.core.tree import describe
+from vision3d_engine.optim.named_optimizers import optimizers_of
+from vision3d_engine.optim.named_schedules import schedules_of
 
 # Where torch's schedules keep absolute rates: in the optimizer's groups, and in attributes of their own.
 _GROUP_KEYS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
@@ -30,12 +32,13 @@ def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
     Raises:
         ConfigError: for a schedule that is not torch's, since nobody knows where it keeps its rates.
     """
-    if scheduler is not None and not isinstance(scheduler, LRScheduler):
-        message = (
-            f"trainer.scale_lr cannot scale the schedule {describe(scheduler)}, which is no "
-            "torch.optim.lr_scheduler.LRScheduler: leave trainer.scale_lr at 'none' and scale its rates yourself"
-        )
-        raise ConfigError(message)
+    for schedule in schedules_of(scheduler).values():
+        if not isinstance(schedule, LRScheduler):
+            message = (
+                f"trainer.scale_lr cannot scale the schedule {describe(schedule)}, which is no "
+                "torch.optim.lr_scheduler.LRScheduler: leave trainer.scale_lr at 'none' and scale its rates yourself"
+            )
+            raise ConfigError(message)
     for group in optimizer.param_groups:
         group |= {key: _scaled(group[key], factor) for key in _GROUP_KEYS if key in group}
     for part in _parts(scheduler):
@@ -59,9 +62,17 @@ def change_learning_rates(
     pairs = list(zip(before, after, strict=False))
     for group, pair in zip(optimizer.param_groups, pairs, strict=False):
         group |= {key: _rebased(group[key], *pair) for key in _GROUP_KEYS if key in group}
+    starts = _starts(optimizer)
     for part in _parts(scheduler):
-        found = vars(part)
-        found |= {name: _rebased_all(found[name], pairs) for name in _GROUP_RATES if isinstance(found.get(name), list)}
+        found, own = vars(part), pairs[starts.get(id(vars(part).get("optimizer")), 0) :]
+        found |= {name: _rebased_all(found[name], own) for name in _GROUP_RATES if isinstance(found.get(name), list)}
+
+
+def _starts(optimizer: Any) -> dict[int, int]:
+    """Return where the groups of each optimizer begin among those of several, by the optimizer's id."""
+    optimizers = list(optimizers_of(optimizer).values())
+    starts = accumulate((len(each.param_groups) for each in optimizers[:-1]), initial=0)
+    return {id(each): start for each, start in zip(optimizers, starts, strict=True)}
 
 
 def _rebased_all(rates: list[Any], pairs: list[tuple[float | None, float | None]]) -> list[Any]:
@@ -88,7 +99,7 @@ def _scaled(value: Any, factor: float) -> Any:
 
 def _parts(scheduler: Any) -> Iterator[LRScheduler]:
     """Yield a schedule and, once each, those inside it, as SequentialLR and ChainedScheduler hold them."""
-    waiting, seen = [scheduler], set()
+    waiting, seen = list(schedules_of(scheduler).values()), set()
     while waiting:
         part = waiting.pop()
         if isinstance(part, list | tuple):

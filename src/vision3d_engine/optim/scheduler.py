@@ -1,6 +1,6 @@
-"""Learning rate schedules with linear warm-up, at the rates of the published vision3d runs.
+"""Learning rate schedules from settings: those of the published vision3d runs, and all of torch's by name.
 
-Each is a factor on the base rate, as a function of ``n``: the number of updates done, plus one.
+The former have a factor on the base rate that is a function of ``n``: the number of steps done, plus one.
 """
 
 import math
@@ -12,9 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
 
 from vision3d_engine.core.config import read_section, read_settings
 from vision3d_engine.core.errors import ConfigError, did_you_mean, listed
+from vision3d_engine.core.named_parts import NamedParts
+from vision3d_engine.optim.schedule import Schedule, core_of, refuse_long_warm_up
+from vision3d_engine.optim.torch_schedules import build_by_name, timing_of, warm_up_of
 
 # The functions of schedules that were built here, for what they tell about their length.
 _FUNCTIONS: WeakKeyDictionary[LRScheduler, "_WarmUp"] = WeakKeyDictionary()
+
+_OWN = ("Step", "Exponential", "Cosine", "Linear")
 
 
 class _WarmUp:
@@ -71,21 +76,38 @@ class WarmUpCosineAnnealingFunction(WarmUpLinearAnnealingFunction):
 
 
 def build_scheduler(optimizer: Optimizer, cfg: Any) -> LRScheduler | None:
-    """Build the schedule that ``cfg.scheduler.type`` names: Step, Exponential, Cosine, Linear or None.
+    """Build the schedule that ``cfg.scheduler.type`` names: Step, Exponential, Cosine, Linear, torch's, or None.
 
-    ``total_steps`` and ``warmup_steps`` count iterations and are divided by ``cfg.trainer.grad_acc_steps``, since the
-    schedule steps once an update. ``step_size`` counts steps of the schedule itself (epochs in an EpochBasedTrainer).
+    Those of torch (``torch.optim.lr_scheduler``) take all other keys as their arguments. A ``warmup_steps`` with
+    ``eta_init`` is a warm-up in front of any. Lengths that are left out (``total_steps``, ``T_max`` of
+    CosineAnnealingLR, ``total_iters`` of PolynomialLR) follow from the run once the schedule is registered in a
+    trainer. ``interval`` and ``metric`` say when it steps, as in ``register_scheduler``.
+
+    All lengths count steps of the schedule, but for configs as they were in 2022: without ``interval``, ``total_steps``
+    and ``warmup_steps`` of Cosine, Linear and Exponential count iterations and are divided by
+    ``cfg.trainer.grad_acc_steps`` (if ``total_steps`` is left out, ``warmup_steps`` is not).
 
     Raises:
-        ConfigError: for an unknown type, or when a value that the type needs is missing.
+        ConfigError: for an unknown type or argument, a value that torch refuses, or one that is missing.
     """
     section = read_section(cfg, "scheduler")
     if section.type is None:
         return None
-    if section.type == "Step":
-        _require(section, "Step", "step_size", "gamma")
-        return StepLR(optimizer, section.step_size, section.gamma)
-    return build_warmup_lr_scheduler(optimizer, cfg, section.type.lower())
+    if section.type not in _OWN:
+        return build_by_name(optimizer, section, _OWN)
+    follows_run = section.type in {"Cosine", "Linear"} and section.total_steps is None
+    if section.interval is None and section.metric is None and not follows_run:
+        return _published(optimizer, section, section.type, read_settings(cfg)[0].trainer.grad_acc_steps)
+
+    def make(steps: int | None) -> LRScheduler:
+        if steps is None:
+            return _published(optimizer, section, section.type)
+        refuse_long_warm_up(section.warmup_steps, steps)
+        return _published(optimizer, section.model_copy(update={"total_steps": steps}), section.type)
+
+    warm_up = warm_up_of(section) if section.type == "Step" else None  # the others have it in their function
+    key = "total_steps" if follows_run else None
+    return Schedule(optimizer, make, length_key=key, warm_up=warm_up, timing=timing_of(section))
 
 
 def build_warmup_lr_scheduler(optimizer: Optimizer, cfg: Any, annealing: str = "cosine") -> LRScheduler:
@@ -97,15 +119,23 @@ def build_warmup_lr_scheduler(optimizer: Optimizer, cfg: Any, annealing: str = "
     if annealing not in (known := ("cosine", "linear", "exponential")):
         message = f"annealing is '{annealing}'{did_you_mean(annealing, known)}; it must be one of {listed(known)}"
         raise ConfigError(message)
-    section, window = read_section(cfg, "scheduler"), read_settings(cfg)[0].trainer.grad_acc_steps
+    window = read_settings(cfg)[0].trainer.grad_acc_steps
+    return _published(optimizer, read_section(cfg, "scheduler"), annealing.capitalize(), window)
+
+
+def _published(optimizer: Optimizer, section: Any, kind: str, window: int = 1) -> LRScheduler:
+    """Build a schedule of the published runs whose total and warm-up are in batches, of which a window has several."""
+    if kind == "Step":
+        _require(section, "Step", "step_size", "gamma")
+        return StepLR(optimizer, section.step_size, section.gamma)
     warmup, factors = section.warmup_steps // window, (section.eta_init, section.eta_min)
-    if annealing == "exponential":
+    if kind == "Exponential":
         _require(section, "Exponential", "step_size", "gamma")
         function = WarmUpExponentialAnnealingFunction(warmup, section.gamma, section.step_size, *factors)
         return _as_schedule(optimizer, function)
-    _require(section, annealing.capitalize(), "total_steps")
-    kind = WarmUpCosineAnnealingFunction if annealing == "cosine" else WarmUpLinearAnnealingFunction
-    return _as_schedule(optimizer, kind(section.total_steps // window, warmup, *factors))
+    _require(section, kind, "total_steps")
+    function_class = WarmUpCosineAnnealingFunction if kind == "Cosine" else WarmUpLinearAnnealingFunction
+    return _as_schedule(optimizer, function_class(section.total_steps // window, warmup, *factors))
 
 
 def _as_schedule(optimizer: Optimizer, function: _WarmUp) -> LRScheduler:
@@ -116,8 +146,11 @@ def _as_schedule(optimizer: Optimizer, function: _WarmUp) -> LRScheduler:
 
 
 def schedule_name(scheduler: Any) -> str:
-    """Return the class of a schedule, or of its function for one that was built here."""
-    return type(_FUNCTIONS.get(scheduler, scheduler) if isinstance(scheduler, LRScheduler) else scheduler).__name__
+    """Return the class of a schedule, or of its function for one that was built here; of several by name each one's."""
+    if isinstance(scheduler, NamedParts):
+        return ", ".join(f"{name}: {schedule_name(part)}" for name, part in scheduler.parts.items())
+    core = core_of(scheduler)
+    return type(_FUNCTIONS.get(core, core) if isinstance(core, LRScheduler) else core).__name__
 
 
 def schedule_hint(scheduler: Any, steps: int, unit: str) -> str | None:
@@ -128,9 +161,12 @@ def schedule_hint(scheduler: Any, steps: int, unit: str) -> str | None:
         steps: steps of the schedule that the run makes.
         unit: what it steps with, such as ``"epoch"``.
     """
-    function = _FUNCTIONS.get(scheduler) if scheduler is not None else None
-    total = getattr(function or scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
+    core = core_of(scheduler)
+    function = _FUNCTIONS.get(core) if core is not None else None
+    total = getattr(function or core, "total_steps", None) or getattr(core, "T_max", None)
     warmup = getattr(function, "warmup_steps", 0)
+    if core is not scheduler and isinstance(total, int):
+        total, warmup = total + scheduler.warm_up.steps, warmup + scheduler.warm_up.steps
     if not isinstance(total, int) or (steps * 2 > total and steps > warmup):
         return None
     where = "in its warm-up" if steps <= warmup else f"after {steps / total:.1%} of it"

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from vision3d_engine.core.errors import RegistrationError
+from vision3d_engine.core.errors import RegistrationError, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.loader_cache import LoaderCache
 from vision3d_engine.distributed.parallel.base import Parallel
@@ -194,6 +194,19 @@ def refuse_second(what: str, registered: Any, part: Any) -> None:
         message = f"register_{what} got a second {what}, {second}, after {first}: give each its name, as in "
         message += f"register_{what}(..., name='generator'). To replace the first one, set self.{what} = None before"
         raise RegistrationError(message)
+
+
+def with_methods(caller: str, part: Any, names: tuple[str, ...]) -> Any:
+    """Return the part if it has all that the engine uses of it.
+
+    Raises:
+        RegistrationError: saying what it lacks.
+    """
+    missing = [name for name in names if not hasattr(part, name)]
+    if missing:
+        message = f"{caller} got {describe(part)}, which has no {listed(missing)}"
+        raise RegistrationError(message)
+    return part
 
 
 def compile_in_place(model: nn.Module, mode: str, log: Callable[..., None]) -> None:

@@ -25,12 +25,12 @@ from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.optim.optimizer import prefer_fused, refuse_foreign
-from vision3d_engine.optim.scheduler import schedule_hint
 from vision3d_engine.run.autosave import Autosave
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
 from vision3d_engine.run.run_folder import RunFolder
 from vision3d_engine.run.run_record import write_record
+from vision3d_engine.run.scheduling import Scheduling
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.stopping import StopRequests
 from vision3d_engine.update.ema import choose_average
@@ -50,6 +50,7 @@ class TrainingRun:
         average: the moving average of the weights, or none.
         resume_state: what a resume restores beside model, optimizer and schedule.
         autosave: when files are written.
+        scheduling: when schedules step, and how long they are.
         is_training: whether an epoch is trained, from its first hook to its last step.
     """
 
@@ -76,6 +77,7 @@ class TrainingRun:
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
         max_time_s = parse_duration(settings.max_time) if settings.max_time else None
         self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
+        self.scheduling = Scheduling(trainer, context)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
         self._only_validates = False
@@ -143,13 +145,14 @@ class TrainingRun:
         trainer = self._trainer
         self._check_loaders()
         refuse_foreign(optimizers_of(trainer.optimizer), trainer.model)
-        self._tell_of_schedule()
+        self.scheduling.tell_lengths()
         for note in filter(None, (self.train_data().note, *self.resume_state.unsaved.with_state())):
             trainer.log(note)
         self.resume_state.try_out(optimizer=trainer.optimizer, scheduler=trainer.scheduler)
         self._choose_kernels()
         self._scale_rates()
         self._resuming.start()
+        self.scheduling.say_what_does_not_fit()
         self._context.hooks.bind()
         trainer.set_train_mode()
         self.resume_state.unsaved.note()
@@ -162,15 +165,6 @@ class TrainingRun:
                 trainer.log(f"optimizer: fused kernels ({type(optimizer).__name__})", level="DEBUG")
             elif self._context.precision.is_scaled and not all(group.get("fused") for group in optimizer.param_groups):
                 trainer.log(f"{type(optimizer).__name__} has no fused kernels here: fp16 waits for it once an update")
-
-    def _tell_of_schedule(self) -> None:
-        """Say that there is no schedule, or that one was built for another number of steps than the run makes."""
-        trainer = self._trainer
-        if trainer.scheduler is None:
-            trainer.log("no learning rate schedule is registered: the rate stays as it is")
-        is_by_epoch = trainer._schedule_follows == "epoch" and self._context.hooks.is_default("scheduler_step")  # noqa: SLF001
-        if is_by_epoch and (hint := schedule_hint(trainer.scheduler, trainer.max_epoch, "epoch")):
-            trainer.log(hint, level="WARNING")
 
     def _check_loaders(self) -> None:
         """Refuse loaders that are empty on all processes; say where their lengths differ."""
@@ -200,6 +194,7 @@ class TrainingRun:
                 "weights alone call load_weights()"
             )
             raise CheckpointError(message)
+        self.scheduling.tell_lengths()
         self._scale_rates()  # first: the rates of a checkpoint are those of its run, whatever the processes now
         self._resuming.load(filename)
         self.autosave.restart_cadence()
@@ -269,6 +264,7 @@ class TrainingRun:
                 self._said_nan.add(metric)
                 self._trainer.log(self._nan_text(metric), level="WARNING")
         if not self._only_validates:
+            self.scheduling.follow_validation(numbers)
             self.autosave.save_best(numbers)
 
     def _nan_text(self, metric: str) -> str:

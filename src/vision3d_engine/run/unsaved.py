@@ -13,6 +13,7 @@ from vision3d_engine.core.errors import shortened
 from vision3d_engine.core.portable import GeneratorState, has_state, with_state
 from vision3d_engine.core.tree import entries
 from vision3d_engine.optim.named_optimizers import optimizers_of
+from vision3d_engine.optim.named_schedules import schedules_of
 
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _MAX_NAMES = 8
@@ -39,7 +40,7 @@ class Unsaved:
     def with_state(self) -> Iterator[str]:
         """Say which attributes of the trainer have a state that no checkpoint would hold."""
         trainer = self._trainer
-        known = [trainer.scheduler, trainer.train_loader, trainer.val_loader]
+        known = [trainer.train_loader, trainer.val_loader, *schedules_of(trainer.scheduler).values()]
         known += optimizers_of(trainer.optimizer).values()
         known += [trainer.model, *trainer.model.modules(), *trainer._hooks.added, *self._registered.values()]  # noqa: SLF001  the engine's own
         for name, part in vars(trainer).items():

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vision3d_engine.checkpoint.loading import WeightNames, load_weights
-from vision3d_engine.core.errors import RegistrationError, listed
+from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.portable import has_state
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.loader_cache import refuse_shared_iterator
@@ -21,14 +20,14 @@ from vision3d_engine.loop.hooks import TRAIN_HOOKS
 from vision3d_engine.loop.train_pass import Batches, TrainPass
 from vision3d_engine.optim.named_groups import groups_table
 from vision3d_engine.optim.named_optimizers import GradientLimits, NamedOptimizers, with_named
-from vision3d_engine.run.engine import Engine, refuse_second
+from vision3d_engine.optim.schedule import Timing
+from vision3d_engine.run.engine import Engine, refuse_second, with_methods
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.training_run import TrainingRun
 from vision3d_engine.trainers.hooks import TrainHooks
 from vision3d_engine.update.update import clear_gradients
 
 _OPTIMIZER = ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict")
-_SCHEDULER = ("step", "state_dict", "load_state_dict")
 
 
 class BaseTrainer(Engine, TrainHooks, abc.ABC):
@@ -100,7 +99,7 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
             RegistrationError: when it lacks one of these methods, when it is a second one without a name, and for a
                 name that is taken.
         """
-        optimizer = _with_methods("register_optimizer", optimizer, _OPTIMIZER)
+        optimizer = with_methods("register_optimizer", optimizer, _OPTIMIZER)
         limits = GradientLimits(clip_grad_norm, clip_grad_value)
         if name is None:
             refuse_second("optimizer", self.optimizer, optimizer)
@@ -111,16 +110,24 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         if table := groups_table(optimizer, self.model if name is None else None):
             self.log(table if name is None else f"'{name}': {table}")
 
-    def register_scheduler(self, scheduler: Any) -> None:
+    def register_scheduler(
+        self, scheduler: Any, name: str | None = None, interval: str | None = None, metric: str | None = None
+    ) -> None:
         """Register the learning rate schedule: torch's, anything with ``step`` and ``state_dict``, or None for none.
 
+        Args:
+            scheduler: the schedule; one of `build_scheduler` knows ``interval`` and ``metric`` from the settings.
+            name: of several, such as ``"generator"``: each is registered under its own, as ``self.scheduler[name]``.
+            interval: ``"update"`` or ``"epoch"``: after what it steps (default: as the trainer does).
+            metric: key of the validation summary, for ReduceLROnPlateau and the like: it steps after each validation
+                with that number, which is the main process's.
+
         Raises:
-            RegistrationError: for ReduceLROnPlateau, unless `scheduler_step` is overridden to hand it its metric.
+            RegistrationError: for ReduceLROnPlateau without a metric, unless `scheduler_step` is overridden; for a
+                metric that the schedule does not take; for a second schedule without a name, and a name that is taken.
+            ConfigError: when its length follows from the run and cannot.
         """
-        if isinstance(scheduler, ReduceLROnPlateau) and type(self).scheduler_step is BaseTrainer.scheduler_step:
-            message = "ReduceLROnPlateau needs a metric: override scheduler_step() to call self.scheduler.step(metric)"
-            raise RegistrationError(message)
-        self.scheduler = None if scheduler is None else _with_methods("register_scheduler", scheduler, _SCHEDULER)
+        self._run.scheduling.register(scheduler, name, Timing(interval, metric))
 
     def register_loader(self, train_loader: Iterable[Any], val_loader: Iterable[Any]) -> None:
         """Register the loaders; each yields dicts."""
@@ -230,7 +237,10 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         clear_gradients(optimizer)
 
     def scheduler_step(self) -> None:
-        """Move the schedule on by one step."""
+        """Move on the schedule; of several by name those that step when the trainer does.
+
+        Called at the trainer's moment, or at the ``interval`` of the only schedule; not for a schedule on a metric.
+        """
         if self.scheduler is not None:
             self.scheduler.step()
 
@@ -306,6 +316,10 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         return "the preparations" if now is None else f"{now.phase} epoch {self.epoch}, iteration {self.iteration}"
 
     @abc.abstractmethod
+    def _lengths(self) -> list[int | None]:
+        """Return all processes' numbers of batches of an epoch, as far as they know; to be called by all of them."""
+
+    @abc.abstractmethod
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
         """Return all processes' numbers of batches of the epoch, and what reads this one's from a number on."""
 
@@ -330,7 +344,7 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
             seeds=seeds,
             average=self._run.average,
             autosave=self._run.autosave,
-            schedule_follows=self._schedule_follows,
+            schedule_steps=self._run.scheduling.steps(),
         )
         with self._run.resume_state.open_pass(self._pass.meters):
             self._pass.run()
@@ -348,12 +362,3 @@ def _refuse_limits(limits: GradientLimits) -> None:
     if limits != GradientLimits():
         message = "register_optimizer got limits of gradients without a name; set trainer.clip_grad_norm or "
         raise RegistrationError(message + "trainer.clip_grad_value, or give the optimizer a name")
-
-
-def _with_methods(caller: str, part: Any, names: tuple[str, ...]) -> Any:
-    """Return the part if it has all that the engine uses of it."""
-    missing = [name for name in names if not hasattr(part, name)]
-    if missing:
-        message = f"{caller} got {describe(part)}, which has no {listed(missing)}"
-        raise RegistrationError(message)
-    return part

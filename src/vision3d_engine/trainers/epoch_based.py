@@ -19,10 +19,13 @@ class EpochBasedTrainer(BaseTrainer):
 
     _schedule_follows = "epoch"
 
+    def _lengths(self) -> list[int | None]:
+        length = at_most(self._run.train_data().length, self._context.settings.limit_batches)
+        return self._context.world.gather(length)
+
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
         loader.announce(self.epoch)
-        length = at_most(loader.length, self._context.settings.limit_batches)
-        return self._context.world.gather(length), partial(self._read, loader)
+        return self._lengths(), partial(self._read, loader)
 
     def _read(self, loader: ResumableLoader, done: int) -> Batches:
         """Return what is left of the epoch when so many batches are done."""

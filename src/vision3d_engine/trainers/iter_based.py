@@ -39,15 +39,19 @@ class IterBasedTrainer(BaseTrainer):
             raise ConfigError(message)
         return number
 
+    def _lengths(self) -> list[int | None]:
+        numbers = self._context.world.gather(self.num_iters_per_epoch)
+        return [max(numbers)] * len(numbers)
+
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
         if self._streamed is not None and self._streamed is not loader.registered:
             self._progress.restart_stream()
         self._streamed = loader.registered
         loader.announce_after(self._progress.place)
-        numbers = self._context.world.gather(self.num_iters_per_epoch)
-        return [max(numbers)] * len(numbers), partial(self._stream, loader, max(numbers))
+        lengths = self._lengths()
+        return lengths, partial(self._stream, loader, lengths[0])
 
-    def _stream(self, loader: ResumableLoader, number: int, done: int) -> Batches:
+    def _stream(self, loader: ResumableLoader, number: Any, done: int) -> Batches:
         """Return what is left of the epoch; the stream is endless, so every process has as many batches."""
         seed_of = partial(self._context.data_seed, "train")
         return islice(loader.stream(seed_of, self._progress.stream_position()), number - done)
