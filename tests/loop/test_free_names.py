@@ -26,6 +26,11 @@ NAMES = (
     "_args",
     "hooks",
     "timer",
+    "update",
+    "stop",
+    "val_name",
+    "ema",
+    "precision",
 )
 
 
@@ -109,5 +114,15 @@ def test_an_optimizer_of_another_copy_of_the_model_is_refused(tmp_path):
     toy.optimizer = torch.optim.SGD(linear_model().parameters(), lr=0.1)
     with pytest.raises(
         RegistrationError, match=r"holds 2 parameters, none of which .*Build it from self.model.parameters"
+    ):
+        toy.run()
+
+
+@pytest.mark.parametrize("name", ["backward", "optimizer_step", "save", "train_step"])
+def test_an_attribute_that_hides_what_the_engine_calls_is_refused(name, tmp_path):
+    toy = ToyEpochTrainer(settings(tmp_path))
+    setattr(toy, name, 5)
+    with pytest.raises(
+        RegistrationError, match=rf"self\.{name} is 5 \(int\), which hides the method {name} .* another name"
     ):
         toy.run()

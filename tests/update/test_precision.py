@@ -150,7 +150,7 @@ def test_an_optimizer_without_fused_kernels_says_that_fp16_waits(tmp_path):
     trainer = Trainer(settings(tmp_path, precision="fp16"), torch.optim.Adamax)
     log_file = trainer.log_file
     trainer.run()
-    assert "Adamax has no fused kernels here: fp16 waits for it once an update" in Path(log_file).read_text()
+    assert "Adamax has no fused kernels here: fp16 waits for the device once an update" in Path(log_file).read_text()
 
 
 def test_two_settings_that_would_both_cast_are_refused(tmp_path):

@@ -1,7 +1,7 @@
 """A torch optimizer by name, and torch's fastest kernels for it."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,25 @@ def _built(kind: Any, parameters: Any, arguments: dict[str, Any]) -> torch.optim
     except (TypeError, ValueError) as error:
         message = f"torch.optim.{kind.__name__} refuses cfg.optimizer: {error} (got {arguments})"
         raise ConfigError(message) from error
+
+
+def choose_kernels(
+    optimizers: Mapping[str | None, Any], model: nn.Module, is_wanted: bool, is_scaled: bool
+) -> Iterator[tuple[str, str]]:
+    """Turn on fused kernels if they are wanted, where there are any; yield what to say, with its level.
+
+    Args:
+        optimizers: by name.
+        model: what they train.
+        is_wanted: whether to turn them on.
+        is_scaled: losses are scaled, so that an optimizer without them waits for the device.
+    """
+    for optimizer in optimizers.values():
+        kind = type(optimizer).__name__
+        if is_wanted and prefer_fused(optimizer, model):
+            yield f"optimizer: fused kernels ({kind})", "DEBUG"
+        elif is_scaled and not all(group.get("fused") for group in optimizer.param_groups):
+            yield f"{kind} has no fused kernels here: fp16 waits for the device once an update", "INFO"
 
 
 def prefer_fused(optimizer: Any, model: nn.Module | None = None) -> bool:

@@ -1,7 +1,7 @@
 """What trainers and testers share: a model, a log, hooks, numbers for the writers."""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,12 +14,12 @@ from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 from vision3d_engine.loop.context import counter, setting
 from vision3d_engine.loop.hooks import Hooks
-from vision3d_engine.loop.records import SampleRecords
+from vision3d_engine.run.named_models import NamedModels
+from vision3d_engine.run.outlets import Outlets
 from vision3d_engine.run.session import Session
-from vision3d_engine.writers.protocol import MetricWriter
 
 
-class Engine:
+class Engine(Outlets):
     """Base of all trainers and testers.
 
     ``cfg``, ``device``, ``output_dir`` and ``log_dir`` are there for scripts, which may overwrite them: the engine
@@ -29,11 +29,9 @@ class Engine:
     def __init__(self, session: Session, cfg: Any, hooks: Sequence[str], base: type, parallel: Parallel) -> None:
         self._session = session
         self._hooks = Hooks(self, base, hooks)
-        self._context = session.pass_context(parallel, self._hooks)
+        super().__init__(session.pass_context(parallel, self._hooks))
         self._progress = self._context.progress
         self._loaders = LoaderCache(session.world.device, session.world.rank, session.world.size, session.logger.log)
-        self._records = SampleRecords(session.world)
-        self._pass: Any = None
         self.model: Any = None
         self.cfg = cfg
         self.device = session.world.device
@@ -44,11 +42,6 @@ class Engine:
     def args(self) -> Namespace:
         """The command line: the engine's flags, with the settings in force, and the script's own."""
         return self._session.arguments.namespace
-
-    @property
-    def log_file(self) -> str | None:
-        """Path of this run's text log; None on all processes but the main one."""
-        return self._context.logger.log_file
 
     log_steps = setting("log_steps", "Iterations from one log line to the next.")
     iteration = counter("iteration", "The batch of the running pass, from 1.")
@@ -83,7 +76,7 @@ class Engine:
         self.log(f"model description:\n{model}", level="DEBUG")
         return own
 
-    def _named_models(self, name: str) -> "NamedModels":
+    def _named_models(self, name: str) -> NamedModels:
         """Return what holds models by name."""
         named = NamedModels() if self.model is None else self.model
         if not isinstance(named, NamedModels):
@@ -94,56 +87,6 @@ class Engine:
         """Add a `Hook`, or any object with methods named like moments of the run, and return it."""
         self._hooks.add(hook)
         return hook
-
-    def add_writer(self, writer: MetricWriter) -> MetricWriter:
-        """Add a writer of numbers beside TensorBoard and ``metrics.jsonl``, and return it; acts on the main process.
-
-        Raises:
-            RegistrationError: when it is not a `MetricWriter`.
-        """
-        self._context.writers.add(writer)
-        return writer
-
-    def log(self, message: Any, level: str = "INFO") -> None:
-        """Write a message to the console and to the run's log file; an unknown level is written as INFO."""
-        self._context.logger.log(message, level)
-
-    def _line_writer(self) -> Callable[[Callable[[], str]], None]:
-        """Return what logs a line that a thread puts together later; a `log` of the script's own gets it at once."""
-        if getattr(type(self), "log", None) is Engine.log and "log" not in vars(self):
-            return self._context.logger.line
-        return lambda make: self.log(make())
-
-    def write_event(self, phase: str, event_dict: Mapping[str, Any], index: int) -> None:
-        """Write numbers to TensorBoard (``phase/key``) and ``metrics.jsonl``; tensors are read, so the host waits."""
-        self._context.writers.scalars(phase, {key: float(value) for key, value in event_dict.items()}, int(index))
-
-    def write_points(self, tag: str, points: Any, colors: Any = None, index: int = 0) -> None:
-        """Write point clouds for TensorBoard's mesh tab.
-
-        Args:
-            tag: name of the clouds.
-            points: ``(B, N, 3)`` tensor or array; of more than 20,000 points a cloud, evenly many are left out.
-            colors: ``(B, N, 3)``, 0 to 255, or None.
-            index: step on TensorBoard's axis.
-        """
-        self._context.writers.points(tag, points, colors, int(index))
-
-    def add_records(self, records: Iterable[Any]) -> None:
-        """Keep one record for each sample of the batch at hand, for `gather_records`; in a validation or test step.
-
-        Args:
-            records: anything that can be pickled, in the order of the samples; tensors should be on the host.
-        """
-        self._records.add(records, self._pass.runner.place[1])
-
-    def gather_records(self) -> list[Any]:
-        """Return the records of all processes on the main one, in the order of the data set; elsewhere an empty list.
-
-        To be called by all processes, in ``after_val_epoch`` or ``after_test_epoch``; a loader that does not shuffle
-        has the data set's order.
-        """
-        return self._records.gather()
 
     def _let_go(self) -> None:
         """Drop the last pass and what reads its loader, at the end of a run."""
@@ -161,26 +104,6 @@ class Engine:
 def _size_of(parameter: nn.Parameter) -> int:
     """Return the numbers of a parameter; 0 of one that a lazy module makes at its first batch."""
     return 0 if is_lazy(parameter) else parameter.numel()
-
-
-class NamedModels(nn.ModuleDict):
-    """Several models of one trainer or tester, by name."""
-
-    def add(self, name: str, model: nn.Module) -> "NamedModels":
-        """Add one; return all.
-
-        Raises:
-            RegistrationError: for a name that is taken, or that a module cannot have.
-        """
-        if name in self:
-            message = f"register_model(name='{name}'): this name is taken; choose another one"
-            raise RegistrationError(message)
-        try:
-            self[name] = model
-        except KeyError as error:
-            message = f"register_model(name='{name}'): a torch.nn.ModuleDict cannot hold it ({error}); choose another"
-            raise RegistrationError(message) from error
-        return self
 
 
 def refuse_second(what: str, registered: Any, part: Any) -> None:
@@ -219,3 +142,15 @@ def compile_in_place(model: nn.Module, mode: str, log: Callable[..., None]) -> N
 
 def _register_name(part: str) -> str:
     return "loader" if part.endswith("_loader") else part
+
+
+def refuse_hidden_methods(owner: Any, names: Iterable[str]) -> None:
+    """Refuse attributes of a script that hide what the engine calls.
+
+    Raises:
+        RegistrationError: naming the attribute.
+    """
+    for name in names:
+        if not callable(value := getattr(owner, name)):
+            message = f"self.{name} is {describe(value)}, which hides the method {name} that the engine calls: choose "
+            raise RegistrationError(message + "another name for it")

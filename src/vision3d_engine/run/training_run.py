@@ -24,7 +24,7 @@ from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.named_optimizers import optimizers_of
-from vision3d_engine.optim.optimizer import prefer_fused, refuse_foreign
+from vision3d_engine.optim.optimizer import choose_kernels, refuse_foreign
 from vision3d_engine.run.autosave import Autosave
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
@@ -149,22 +149,15 @@ class TrainingRun:
         for note in filter(None, (self.train_data().note, *self.resume_state.unsaved.with_state())):
             trainer.log(note)
         self.resume_state.try_out(optimizer=trainer.optimizer, scheduler=trainer.scheduler)
-        self._choose_kernels()
+        is_wanted, is_scaled = self._context.settings.fused_optimizer, self._context.precision.is_scaled
+        for message, level in choose_kernels(optimizers_of(trainer.optimizer), trainer.model, is_wanted, is_scaled):
+            trainer.log(message, level=level)
         self._scale_rates()
         self._resuming.start()
         self.scheduling.say_what_does_not_fit()
         self._context.hooks.bind()
         trainer.set_train_mode()
         self.resume_state.unsaved.note()
-
-    def _choose_kernels(self) -> None:
-        """Turn on fused kernels where there are any; say where fp16 has to wait for the device without them."""
-        trainer, settings = self._trainer, self._context.settings
-        for optimizer in optimizers_of(trainer.optimizer).values():
-            if settings.fused_optimizer and prefer_fused(optimizer, trainer.model):
-                trainer.log(f"optimizer: fused kernels ({type(optimizer).__name__})", level="DEBUG")
-            elif self._context.precision.is_scaled and not all(group.get("fused") for group in optimizer.param_groups):
-                trainer.log(f"{type(optimizer).__name__} has no fused kernels here: fp16 waits for it once an update")
 
     def _check_loaders(self) -> None:
         """Refuse loaders that are empty on all processes; say where their lengths differ."""
