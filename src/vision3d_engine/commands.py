@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -48,14 +49,16 @@ def inspect(checkpoint: Positional[Path]) -> None:
     print(describe_checkpoint(checkpoint))
 
 
-def verify(script: Positional[Path], steps: int = 12) -> None:
+def verify(script: Positional[Path], steps: int = 12, kills: int = 6, seed: int = 0) -> None:
     """Prove that a kill and a resume change no bit of a training script; its own arguments follow its name.
 
     Args:
         script: the script, such as train.py.
-        steps: training steps to run and to compare.
+        steps: training steps to run and to compare, in three epochs.
+        kills: at how many places to kill and resume; 26 are every kind of place, by SIGKILL and SIGTERM.
+        seed: chooses among places of one kind.
     """
-    print(verify_resume(script, _OF_SCRIPT, steps))
+    print(verify_resume(script, _OF_SCRIPT, steps, kills, seed, say=partial(print, flush=True)))
 
 
 # What follows the name of the script that verify-resume is given.

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 from tests.stories.serving import serve
-from vision3d_engine import EpochBasedTrainer, build_dataloader
+from vision3d_engine import EpochBasedTrainer, build_dataloader, build_optimizer
 
 
 class BrokenOffError(Exception):
@@ -150,6 +150,14 @@ STEPS = {
         sometimes,
     )
 }
+#: rules of a case, and the groups that they mean
+RULES = {
+    "type": "SGD",
+    "lr": 0.1,
+    "weight_decay": 0.2,
+    "no_decay_on_norm_and_bias": True,
+    "param_rules": [{"match": "encoder.bias", "freeze": True}, {"module": "ModuleDict", "lr_factor": 3.0}],
+}
 #: who of the parameters takes part in an epoch, by name of a case
 TRAINED = {"unfrozen": lambda epoch: epoch > 1, "frozen": lambda epoch: epoch == 1}
 
@@ -159,6 +167,7 @@ class Trainer(EpochBasedTrainer):
         trainer = {"max_epoch": 2, "log_steps": 2, "fused_optimizer": False, "fsdp_min_params": 10**6}
         super().__init__({"exp": {"output_dir": folder}, "trainer": {**trainer, **case.get("trainer", {})}})
         self.case, self.steps, self.hooked, self.buffers, self.updates = case, 0, [], [], 0
+        self.pictures = []
         train = build_dataloader(Rows(case["count"]), 2, num_workers=0)
         if case.get("own_share"):
             train = DataLoader(Rows(10), 2, sampler=OwnShare(case["own_share"]))
@@ -168,7 +177,8 @@ class Trainer(EpochBasedTrainer):
         self.extra = [nn.Parameter(torch.full((), 0.5, dtype=torch.float64))]
         model = self.register_model(self.net)
         trained = [*model.parameters(), *(self.extra if case["step"] == "outside" else [])]
-        self.register_optimizer(torch.optim.SGD(trained, lr=0.1, weight_decay=case.get("decay", 0)))
+        by_hand = torch.optim.SGD(trained, lr=0.1, weight_decay=case.get("decay", 0))
+        self.register_optimizer(build_optimizer(model, {"optimizer": RULES}) if case.get("rules") else by_hand)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if case.get("average") else None
 
     def change_trained(self, epoch):
@@ -180,10 +190,11 @@ class Trainer(EpochBasedTrainer):
         self.look_at_a_picture()
 
     def look_at_a_picture(self):
-        """Let one process alone call the model."""
-        if RANK == 0 and self.case.get("picture"):
+        """Let one process alone call the model, or all of them."""
+        who = self.case.get("picture")
+        if who and (RANK == 0 or who == "all"):
             with torch.no_grad():
-                self.model(torch.zeros(2, 3).double())
+                self.pictures.append(self.model(torch.zeros(2, 3).double()).tolist())
 
     def train_step(self, epoch, iteration, data_dict):
         self.steps += 1
@@ -249,7 +260,7 @@ def run(case):
             trainer.run()
         trainer = kind(case["folder"], {**case, "break_at": None, "trainer": {**case["trainer"], "resume": True}})
     trainer.run()
-    found = {name: getattr(trainer, name) for name in ("steps", "hooked", "buffers")}
+    found = {name: getattr(trainer, name) for name in ("steps", "hooked", "buffers", "pictures")}
     names = list(trainer.model.state_dict())
     weights = [whole(each) for each in (*trainer.net.parameters(), *trainer.extra)]
     found["norm"] = [buffer.tolist() for buffer in trainer.net.buffers()]
@@ -262,6 +273,8 @@ def by_hand(case, size):
     extra = [nn.Parameter(torch.full((), 0.5, dtype=torch.float64))]
     trained = [*net.parameters(), *(extra if case["step"] == "outside" else [])]
     optimizer = torch.optim.SGD(trained, lr=0.1, weight_decay=case.get("decay", 0))
+    if case.get("rules"):
+        optimizer = torch.optim.SGD(groups_by_hand(net), lr=0.1, weight_decay=0.2)
     batches = [list(range(i, min(i + 2, len(rows)))) for i in range(0, len(rows), 2)]
     for epoch in (1, 2):
         if case.get("change"):
@@ -274,6 +287,18 @@ def by_hand(case, size):
             window = [rows_of(rows, indices) for indices in batches[start : start + chunk]]
             _update_by_hand(net, extra, optimizer, case, list(zip(window, weights, strict=True)))
     return [each.tolist() for each in (*net.parameters(), *extra)]
+
+
+def groups_by_hand(net):
+    """Return what `RULES` mean for the net with a norm."""
+    net.encoder.bias.requires_grad_(False)
+    head = net.parts["head"]
+    return [
+        {"params": [net.encoder.weight]},
+        {"params": [net.norm.weight, net.norm.bias], "weight_decay": 0},
+        {"params": [head.weight], "lr": 0.1 * 3.0},
+        {"params": [head.bias], "lr": 0.1 * 3.0, "weight_decay": 0},
+    ]
 
 
 def rows_of(rows, indices):

@@ -1,5 +1,6 @@
 """What a step may do with its model on two and three processes: as on one, against a plain loop written by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_a_loss_that_a_step_walks_back_itself_is_exchanged_with_the_other_one(wo
 @pytest.mark.parametrize("change", ["unfrozen", "frozen"])
 def test_an_encoder_that_is_unfrozen_or_frozen_in_the_second_epoch_is_trained_alike_everywhere(world, tmp_path, change):
     assert_learns_as_by_hand(world, tmp_path, step="forward", change=change)
+
+
+@pytest.mark.parametrize("trainer", [{}, FSDP2, {"find_unused_parameters": True}], ids=str)
+def test_rules_for_parameters_mean_on_several_processes_what_they_mean_on_one(world, tmp_path, trainer):
+    """Rates by the class of a module, no weight decay of norms and biases, and a frozen bias."""
+    assert_learns_as_by_hand(world, tmp_path, step="forward", norm=True, rules=True, trainer=trainer)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = {key: rate for key, rate in rows[-3].items() if key.startswith("lr")}
+    assert rates == pytest.approx(
+        {"lr": 0.1, "lr/default": 0.1, "lr/default/no_decay": 0.1, "lr/ModuleDict": 0.3, "lr/ModuleDict/no_decay": 0.3}
+    )
 
 
 @pytest.mark.parametrize("mode", ["join", "repeat"])

@@ -50,6 +50,15 @@ def test_windows_of_several_batches_too_the_last_one_incomplete(world, tmp_path,
     assert_as_by_hand(world, tmp_path, expected, options=options, trainer=trainer)
 
 
+@pytest.mark.parametrize("style", ["turns", "critic", "joint"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_losses_that_are_scaled_by_powers_of_two_change_nothing(world, tmp_path, style, parallel):
+    expected = ByHand(style, LIMITS).train(10 * world.size, processes=world.size, window=1)
+    options = {"count": 10 * world.size, "style": style, "limits": LIMITS}
+    trainer = {"max_epoch": 1, "parallel": parallel, "precision": "fp16"}  # float64 is not cast
+    assert_as_by_hand(world, tmp_path, expected, options=options, trainer=trainer)
+
+
 @pytest.mark.parametrize("style", ["turns", "joint"])
 def test_a_process_without_a_batch_joins_every_turn(world, tmp_path, style):
     count = 12 * world.size + 2  # one batch more than the processes share

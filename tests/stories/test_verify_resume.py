@@ -2,90 +2,171 @@
 
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import pytest
 
-SCRIPT = """
-    import random
-    import numpy as np
-    import torch
-    from torch import nn
-    from torch.utils.data import Dataset
-    from vision3d_engine import EpochBasedTrainer, build_dataloader, get_parser
-
-    get_parser().add_argument("--fault", default="none")
-
-    class Cubes(Dataset):
-        own = np.random.default_rng()
-
-        def __len__(self):
-            return 24
-
-        def __getitem__(self, index):
-            noise = self.own.normal() if self.fault == "data" else np.random.normal()
-            return {"x": torch.randn(3) + noise, "y": float(index)}
-
-    class Trainer(EpochBasedTrainer):
-        def __init__(self):
-            super().__init__({"exp": {"output_dir": "elsewhere"}, "trainer": {"max_epoch": 2}})
-            Cubes.fault = self.args.fault
-            train = build_dataloader(Cubes(), 4, num_workers=0, shuffle=True)
-            self.register_loader(train, build_dataloader(Cubes(), 4, num_workers=0))
-            torch.manual_seed(0)
-            model = self.register_model(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.3), nn.Linear(8, 1)))
-            self.register_optimizer(torch.optim.Adam(model.parameters()))
-            self.calls = 0
-
-        def before_train_step(self, epoch, iteration, data_dict):
-            if self.args.fault == "draw":
-                random.seed()
-
-        def train_step(self, epoch, iteration, data_dict):
-            self.calls += 1
-            factor = self.calls if self.args.fault == "state" else 1
-            return {}, {"loss": factor * (self.model(data_dict["x"])[:, 0] - data_dict["y"]).square().mean()}
-
-        def val_step(self, epoch, iteration, data_dict):
-            return {}, {"size": self.model(data_dict["x"]).abs().mean()}
-
-    if __name__ == "__main__":
-        Trainer().run()
-"""
+SCRIPT = str(Path(__file__).with_name("forgetful_script.py"))
+GROUP = "SIGTERM to the process group"
 
 
-def verify(folder, fault):
-    script = folder / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, "-m", "vision3d_engine", "verify-resume", "--steps", "9", str(script), "--fault", fault]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=200)
+def verify(folder, *words):
+    command = [sys.executable, "-m", "vision3d_engine", "verify-resume", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=1500)
 
 
-def test_an_exact_script_is_proven_and_its_folder_is_not_touched(tmp_path):
-    done = verify(tmp_path, "none")
+def marks_of(done):
+    """The first word of what is said about each place."""
+    return [line.split()[0] for line in done.stdout.splitlines() if " in " in line and "SIG" in line]
+
+
+def test_an_exact_script_is_proven_in_training_and_validation_and_its_folder_is_not_touched(tmp_path):
+    done = verify(tmp_path, "--steps", 6, "--kills", 2, SCRIPT)
     assert done.returncode == 0, done.stderr
-    assert "the same bits: steps 4 to 9 of train.py, resumed after a kill at step 6" in done.stdout
-    assert not (tmp_path / "elsewhere").exists()
+    first, *places, last = done.stdout.splitlines()
+    assert first == (
+        "forgetful_script.py: 6 training steps, 3 epochs of at most 2 batches; kills: 2, at places chosen by seed 0"
+    )
+    assert [place.rsplit(", iteration", 1)[0] for place in places] == [
+        "  same bits  SIGKILL in train_step, epoch 2",
+        f"  same bits  {GROUP} in val_step, epoch 2",
+    ]
+    assert last == "the same bits: 2 of 2 resumed runs of forgetful_script.py are the run that was not interrupted"
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("data", r"at step 4 (epoch 1, iteration 4): the batch differs in ['x'], sample [0, 1, 2]"),
-        ("draw", r"the generator of python is in another state"),
-        ("state", r"at step 4 (epoch 1, iteration 4): the loss is"),
-    ],
-)
-def test_what_is_not_exact_is_named_with_its_step(fault, message, tmp_path):
-    done = verify(tmp_path, fault)
+def test_what_is_forgotten_is_named_with_its_place_its_values_and_the_usual_cause(tmp_path):
+    done = verify(tmp_path, "--steps", 6, "--kills", 1, SCRIPT, "--fault", "Counter")
     assert done.returncode == 1
-    assert message in done.stderr
+    assert "  differs    SIGKILL in train_step, epoch 2, iteration 2\n" in done.stdout
+    assert "first at after_backward, epoch 2, iteration 2: results differ: loss (was " in done.stdout
+    assert "attributes that differ too: self.factor (was 5.0, is 2.0)" in done.stdout
+    assert "error: 1 of 1 resumed runs of forgetful_script.py are not the run that was not interrupted" in done.stderr
+    assert "\nresults: " in done.stderr
+    assert "self.register_state(name, object)" in done.stderr
 
 
 def test_a_script_that_fails_shows_its_error(tmp_path):
     (tmp_path / "bad.py").write_text("raise ValueError('no data here')")
-    command = [sys.executable, "-m", "vision3d_engine", "verify-resume", "bad.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=100)
+    done = verify(tmp_path, "bad.py")
     assert done.returncode == 1
-    assert "bad.py ended with 1 after 0 training steps" in done.stderr
+    assert "bad.py, run straight, ended with 1 before the first hook" in done.stderr
     assert "no data here" in done.stderr
+
+
+FORGOTTEN = {
+    "PythonGenerator": ("the batch differs in ['x']", "self.own"),
+    "NumpyGenerator": ("results differ: loss", "self.own"),
+    "HookDraws": ("before_val_step, epoch 2, iteration 1: the generator of python", "Drawing.calls (was 5, is 1)"),
+    "Buffer": ("results differ: loss", "self.model.size, a buffer with persistent=False"),
+    "History": ("at after_val_epoch, epoch 2: results differ: smooth", "self.history"),
+    "Data": ("the batch differs in ['x']", "self.train_loader.dataset.shift (was 1.0, is 0.0)"),
+    "ExtraState": ("results differ: loss", "self.model.seen"),
+    "State": ("results differ: loss", "state 'curriculum'.speed"),
+    "Schedule": ("at after_train_epoch, epoch 2: optimizer differ: ['param_groups'][0]['lr']", "self.warmup.steps"),
+    "SecondOptimizer": ("weights differ: ['layers.2.weight'], ['layers.2.bias']", "self.second"),
+    "BeforeEpoch": ("results differ: loss", "self.factor (was 2.25, is 1.5)"),
+    "Loader": ("the batch differs in ['x']", "self.train_loader.order"),
+    "AppendsBeforeEpoch": ("results differ: loss", "self.factor (was 2, is 3)"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("fault", FORGOTTEN)
+def test_each_planted_fault_is_found_and_the_object_that_was_forgotten_is_named(fault, tmp_path):
+    done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", fault)
+    assert done.returncode == 1, done.stdout
+    difference, attribute = FORGOTTEN[fault]
+    assert difference in done.stdout
+    assert attribute in done.stdout.partition("attributes that differ too: ")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_state_in_a_persistent_worker_is_found(tmp_path):
+    done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", "WorkerState", "--workers", 1)
+    assert done.returncode == 1, done.stdout
+    assert "the batch differs in ['x']" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("fault", ["DrawsAfterEpoch", "AdvancesBeforeEpoch", "ChannelsLast"])
+def test_what_hooks_draw_what_they_advance_and_how_weights_lie_is_proven(fault, tmp_path):
+    done = verify(tmp_path, "--kills", 5, SCRIPT, "--fault", fault)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("fault", "marks"),
+    [
+        ("UnseededHooks", ["same", "differs", "differs", "same", "differs"]),  # not in mid-epoch
+        ("AdvancesTwice", ["differs", "differs", "differs", "differs", "differs"]),
+        ("Momentum", ["differs", "differs", "differs", "differs", "differs"]),
+    ],
+)
+def test_what_an_engine_or_an_optimizer_restores_wrongly_is_found_where_it_matters(fault, marks, tmp_path):
+    done = verify(tmp_path, "--kills", 5, SCRIPT, "--fault", fault)
+    assert done.returncode == 1
+    assert marks_of(done) == marks, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_what_breaks_only_between_a_validation_and_its_checkpoint_is_found_there_and_only_there(tmp_path):
+    done = verify(tmp_path, "--kills", 4, SCRIPT, "--fault", "AppendsAfterValidation")
+    assert done.returncode == 1, done.stdout
+    assert marks_of(done) == ["same", "same", "differs", "same"]
+    assert "differs    SIGKILL in after_val_epoch, epoch 2 (between validation and checkpoint)" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("fault", ["HookGenerator", "Clock"])
+def test_a_script_that_does_not_repeat_itself_is_told_from_one_that_does_not_resume(fault, tmp_path):
+    done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", fault)
+    assert done.returncode == 1
+    assert "does not repeat itself, even without a resume: run twice, it differs first at " in done.stderr
+    assert "epoch 1, iteration 1: " in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_resume_that_fails_is_named_with_the_place_of_the_kill_and_its_error(tmp_path):
+    done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", "Raises")
+    assert done.returncode == 1
+    assert "resumed after SIGKILL in train_step, epoch 2, iteration 4, ended with 1" in done.stderr
+    assert "no level here" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_an_attribute_that_no_number_follows_is_said_but_not_an_error_and_the_time_is_not_said(tmp_path):
+    done = verify(tmp_path, "--kills", 1, SCRIPT, "--fault", "Harmless")
+    assert done.returncode == 0, done.stdout
+    assert "lost, though no number shows it yet: self.calls (was 12, is 6)\n" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.timeout(1500)
+def test_an_exact_script_with_workers_is_proven_at_every_kind_of_place_by_both_signals(tmp_path):
+    done = verify(tmp_path, "--kills", 26, SCRIPT, "--workers", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills = [line.partition("same bits  ")[2] for line in done.stdout.splitlines() if "same bits  " in line]
+    found = {(kill.partition(" ")[0], kill.partition(" in ")[2].split(",")[0].split(" (")[0]) for kill in kills}
+    steps = [f"{when}_{step}" for step in ("train_step", "val_step") for when in ("before", "after")]
+    epochs = [f"{when}_{epoch}" for epoch in ("train_epoch", "val_epoch") for when in ("before", "after")]
+    moments = ["train_step", "val_step", "before_train", "after_backward", "after_log", *steps, *epochs]
+    assert found == {(signal, moment) for signal in ("SIGKILL", "SIGTERM") for moment in moments}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_trainer_by_iterations_is_proven_as_well(tmp_path):
+    done = verify(tmp_path, "--kills", 6, "--seed", 5, SCRIPT, "--by_iterations")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 training steps, 3 epochs of at most 4 batches; kills: 6, at places chosen by seed 5" in done.stdout

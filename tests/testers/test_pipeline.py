@@ -157,3 +157,19 @@ def test_a_first_batch_without_a_case_needs_no_log_line(tmp_path):
     toy = Filtering(settings(tmp_path, log_steps=1))
     toy.run()
     assert [call for call in toy.calls if call[0] == "eval_step"] == [("eval_step", case) for case in (1, 2, 3)]
+
+
+def test_a_test_runs_in_the_precision_of_the_training_and_is_evaluated_in_full(tmp_path):
+    seen = []
+
+    class Tester(ToySingleTester):
+        def test_step(self, iteration, data_dict):
+            return {"error": torch.ones(2, 2) @ torch.ones(2, 2)}
+
+        def eval_step(self, iteration, data_dict, output_dict):
+            seen.append((output_dict["error"].dtype, (torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
+            return {"error": output_dict["error"].mean()}
+
+    save_weights(tmp_path)
+    Tester(settings(tmp_path, precision="bf16")).run()
+    assert set(seen) == {(torch.bfloat16, torch.float32)}

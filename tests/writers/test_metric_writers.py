@@ -564,7 +564,7 @@ def test_a_tracker_that_patches_the_writers_of_torch_or_tensorboard_sees_the_run
 
     monkeypatch.setattr(owner, "add_event", add_event)
     Early(settings(tmp_path, log_steps=1)).run()
-    assert (4, {"train/loss", "train/mae"}) in seen
+    assert (4, {"train/loss", "train/lr", "train/mae"}) in seen
     assert (1, {"val/mae"}) in seen
 
 

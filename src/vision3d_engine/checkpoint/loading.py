@@ -13,7 +13,7 @@ from vision3d_engine.checkpoint.files import find_checkpoint, load_dict
 from vision3d_engine.checkpoint.shard_folders import is_sharded_state, with_tensors
 from vision3d_engine.checkpoint.stubs import stubs_for
 from vision3d_engine.checkpoint.weights import nest_of, renaming_hint, tensors_of
-from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, shortened
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, listed, shortened
 from vision3d_engine.core.named_parts import NamedParts
 from vision3d_engine.distributed.parallel.shards import is_sharded, like
 from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
@@ -231,7 +231,7 @@ def load_part(part: Any, state: Any, name: str, source: str) -> None:
         _load_parts(part.parts, state, name, source)
         return
     try:
-        part.load_state_dict(_spread(part, state))
+        part.load_state_dict(_under_own_names(part, _spread(part, state)))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         message = (
             f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote it "
@@ -256,6 +256,27 @@ def _load_parts(parts: Mapping[str, Any], state: Any, name: str, source: str) ->
         raise CheckpointError(message)
     for key, part in parts.items():
         load_part(part, state[key], f"{name} '{key}'", source)
+
+
+def _under_own_names(part: Any, state: Any) -> Any:
+    """Return an optimizer's state whose groups have the names of the script; torch would take those of the file.
+
+    Raises:
+        ValueError: when the groups are the same ones in another order, since torch matches them by their places.
+    """
+    if not isinstance(part, torch.optim.Optimizer) or "param_groups" not in state:
+        return state
+    saved = state["param_groups"]
+    own, then = ([group.get("name") for group in groups] for groups in (part.param_groups, saved))
+    if own != then and sorted(map(str, own)) == sorted(map(str, then)):
+        message = (
+            f"its parameter groups are in the order {listed(then)}, those of the script in the order {listed(own)}"
+        )
+        raise ValueError(message)
+    names = [{} if name is None else {"name": name} for name in own]
+    plain = [{key: value for key, value in group.items() if key != "name"} for group in saved]
+    named = [group | name for group, name in zip(plain, names, strict=False)]
+    return {**state, "param_groups": [*named, *saved[len(named) :]]}
 
 
 def _spread(part: Any, state: Any) -> Any:

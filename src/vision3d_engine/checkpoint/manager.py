@@ -41,6 +41,7 @@ class CheckpointManager:
         warn: told of a write that failed in the background while the old file survives.
         tolerated: kinds of failures that are only told; a full disk always is, until `join`. Others are raised.
         parallel: how the model is spread over processes; None when it is not.
+        weights: returns what a file holds of a model, its state under ``model``; by default nothing else.
     """
 
     def __init__(  # noqa: PLR0913  what to keep, how to write and whom to tell
@@ -54,6 +55,7 @@ class CheckpointManager:
         warn: Callable[[str], None] | None = None,
         tolerated: tuple[type[EngineError], ...] = (),
         parallel: Parallel | None = None,
+        weights: Callable[[nn.Module], Mapping[str, Any]] = lambda model: {"model": model_state(model)},
     ) -> None:
         self._folder = absolute_path(checkpoint_dir)
         self._keep = {"keep_latest": save_latest_models, "keep_best": keep_best, "keep_every": keep_every}
@@ -65,6 +67,7 @@ class CheckpointManager:
         self._tolerated = tolerated
         self._parallel = parallel or Parallel(World(torch.device("cpu")))
         self._files = StateFiles(self._folder, self._parallel)
+        self._weights = weights
 
     @property
     def metrics(self) -> list[str]:
@@ -122,7 +125,7 @@ class CheckpointManager:
     def _prepare(self, filename: str, metadata: Mapping[str, Any], model: nn.Module, state: Mapping[str, Any]) -> Any:
         """Copy a state, and return the function that writes the copy."""
         self._tell_failures()
-        state = {"metadata": dict(metadata), "model": model_state(model), **state}
+        state = {"metadata": dict(metadata), **self._weights(model), **state}
         return self._files.prepare(filename, state, parameter_names(model), PREVIOUS if filename == NEWEST else None)
 
     def _submit(

@@ -16,6 +16,8 @@ from vision3d_engine.distributed.parallel.shards import Shard, take_out
 from vision3d_engine.distributed.processes import is_master
 
 Late = Callable[[], Mapping[str, Any]]
+#: where a file holds weights: those that were validated, and those that are trained where these are others
+WEIGHTS = ("model", "raw_model")
 
 
 class StateFiles:
@@ -46,7 +48,7 @@ class StateFiles:
 
         Args:
             filename: name of the file.
-            state: with the model's state under ``model``.
+            state: with the model's state under ``model``, and under ``raw_model`` if an average was validated.
             parameters: names of the model's parameters, which must be finite.
             keep_old_as: the name under which the file that was there before stays; None for none.
 
@@ -56,14 +58,14 @@ class StateFiles:
         shards: dict[str, Shard] = {}
         if self._parallel.store is not None:
             state, shards = take_out(state)
-            state = state if is_master() else {"metadata": state["metadata"], "model": {}}
+            state = state if is_master() else {"metadata": state["metadata"]}
         copy = Snapshot({**state, "shards": {path: shard.part for path, shard in shards.items()}}, self._buffers)
 
         def write(late: Late) -> None:
             with copy as kept:
                 parts = kept.pop("shards")
                 on_host = {path: shard._replace(part=parts[path]) for path, shard in shards.items()}
-                self._refuse_non_finite(filename, kept["model"], on_host, parameters)
+                self._refuse_non_finite(filename, kept, on_host, parameters)
                 pointer = self._write_shards(filename, kept["metadata"], on_host)
                 failure = self._write_file(filename, {**kept, **late(), **pointer}, keep_old_as)
                 if (failure := self._gather(failure)[0]) is not None:
@@ -75,12 +77,11 @@ class StateFiles:
         return [value] if self._parallel.store is None else self._parallel.store.gather(value)
 
     def _refuse_non_finite(
-        self, filename: str, model: Mapping[str, Any], shards: Mapping[str, Shard], parameters: set[str]
+        self, filename: str, state: Mapping[str, Any], shards: Mapping[str, Shard], parameters: set[str]
     ) -> None:
         """Raise `NonFiniteError` when a weight is not finite on any process."""
-        local = {name: shards[path].part for name in parameters if (path := f"['model'][{name!r}]") in shards}
-        found = self._gather(non_finite({**model, **local}, parameters))
-        if wrong := list(dict.fromkeys(name for names in found for name in names)):
+        own = [name for part in WEIGHTS for name in non_finite(_held_of(part, state, shards, parameters), parameters)]
+        if wrong := list(dict.fromkeys(name for names in self._gather(own) for name in names)):
             message = f"'{filename}' is not saved, so that it replaces no good file: not finite are {shortened(wrong)}"
             raise NonFiniteError(message)
 
@@ -113,6 +114,12 @@ class StateFiles:
             (self._folder / filename).unlink(missing_ok=True)
             for path in folders_of(self._folder, filename):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _held_of(part: str, state: Mapping[str, Any], shards: Mapping[str, Shard], parameters: set[str]) -> dict[str, Any]:
+    """Return what this process holds of the weights in a part of a state, where shards have been taken out."""
+    local = {name: shards[path].part for name in parameters if (path := f"['{part}'][{name!r}]") in shards}
+    return {**state.get(part, {}), **local}
 
 
 def non_finite(state: Mapping[str, Any], parameters: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vision3d_engine.core import cli
 from vision3d_engine.core.errors import ConfigError, did_you_mean, listed, shortened
@@ -145,12 +145,27 @@ def _validate(name: str, values: Mapping[str, Any]) -> tuple[Any, list[str]]:
 
 def _mistake(name: str, details: Mapping[str, Any]) -> str:
     """Say what is wrong with one value: dotted key, what was got, what is allowed, what the key means."""
-    key = details["loc"][0]
-    meaning = _known()[name].model_fields[key].description
+    if not details["loc"]:  # what does not go together
+        return f"cfg.{name}: {details['msg'].removeprefix('Value error, ')}"
+    key, meaning, fields = f"cfg.{name}", "", _known()[name].model_fields
+    for part in details["loc"]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+        field = fields.get(str(part))
+        if field is not None:
+            meaning, fields = f" {field.description}", _inner_fields(field)
     if details["type"] == "missing":
-        return f"cfg.{name}.{key} is missing: {meaning}"
-    allowed = details["msg"].replace("Input should be", "it must be")
-    return f"cfg.{name}.{key} is {details['input']!r}; {allowed}. {meaning}"
+        return f"{key} is missing:{meaning}"
+    if details["type"] == "extra_forbidden":
+        last, group = details["loc"][-1], key.rpartition(".")[0]
+        return f"{key} is unknown{did_you_mean(last, fields) or f' ({group} has: {listed(fields)})'}"
+    allowed = details["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{key} is {details['input']!r}; {allowed}.{meaning}"
+
+
+def _inner_fields(field: Any) -> Mapping[str, Any]:
+    """Return the fields of the groups that a setting lists; none for a plain setting."""
+    inner = [kind.model_fields for kind in get_args(field.annotation) if hasattr(kind, "model_fields")]
+    return inner[0] if inner else {}
 
 
 def _raise_if_any(mistakes: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Every setting that the engine reads, with its limits. Loaded on first use, since pydantic costs start-up time."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,14 @@ def _checked(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _parse_pattern(text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        message = f"it must be a regular expression, but {error}"
+        raise ValueError(message) from error
+
+
 def _from_here(name: str) -> str:
     """Return the absolute path of what lies where the command runs, which stays the same; other names as they are."""
     path = absolute_path(name)
@@ -31,6 +40,7 @@ def _from_here(name: str) -> str:
 CheckpointName = Annotated[str, AfterValidator(_from_here)]
 CadenceText = Annotated[str, _checked(parse_cadence)]
 DurationText = Annotated[str, _checked(parse_duration)]
+PatternText = Annotated[str, _checked(_parse_pattern)]
 
 
 class _Section(BaseModel):
@@ -68,6 +78,8 @@ class TrainerSettings(_Section):
     """Epochs to train."""
     num_iters_per_epoch: AtLeastOne | None = None
     """Iterations that IterBasedTrainer calls an epoch (default: the length of the training loader)."""
+    limit_batches: AtLeastOne | None = None
+    """At most so many batches in each epoch of EpochBasedTrainer and each validation or test, to try a script out."""
     grad_acc_steps: AtLeastOne = 1
     """Batches whose gradients make one update (1 = no accumulation)."""
     uneven: Literal["join", "repeat", "drop", "cycle"] = "join"
@@ -94,6 +106,14 @@ class TrainerSettings(_Section):
     """Mode in which torch.compile compiles the registered model (default: it is run as it is)."""
     fused_optimizer: bool = True
     """Use torch's fused kernels for optimizers of torch.optim where there are any, unless the script chose others."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep an exponential moving average of the weights with this decay, and validate and save it (none: off)."""
+    ema_warmup: bool = True
+    """Let a young average follow faster: the decay is at most (1 + n) / (10 + n) after n averages."""
+    ema_every: AtLeastOne = 1
+    """Updates from one average to the next."""
+    ema_buffers: bool = False
+    """Average buffers too (running means of norms); otherwise those of the training are taken as they are."""
     log_steps: AtLeastOne = 10
     """Iterations from one log line to the next."""
     save_latest_n_models: int = -1
@@ -171,13 +191,75 @@ class TrainerSettings(_Section):
         return self
 
 
+class ParamRule(_Section):
+    """``optimizer.param_rules[n].*``: which parameters have options of their own, and which options."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    match: PatternText | None = None
+    """Regular expression that is searched in the names of parameters, such as "^encoder" or "bias$"."""
+    module: str | None = None
+    """Class of the module that has the parameter, or of one around it; classes derived from it count too."""
+    name: str | None = None
+    """Name of the group in logs (default: match or module)."""
+    lr: float | None = Field(default=None, ge=0)
+    """Learning rate, also with layer_decay."""
+    lr_factor: float = Field(default=1.0, ge=0)
+    """Factor on the optimizer's learning rate."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Weight decay, also of norms and biases."""
+    freeze: bool = False
+    """Parameters are not trained, and are in no group."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "ParamRule":
+        given = self.model_fields_set
+        if self.match is None and self.module is None:
+            raise ValueError("it must have match or module, which say what it is about")
+        if {"lr", "lr_factor"} <= given:
+            raise ValueError("it must have lr or lr_factor, not both")
+        if self.freeze and given & {"lr", "lr_factor", "weight_decay"}:
+            raise ValueError("it must have no rate and no weight decay beside freeze, since it trains nothing")
+        return self
+
+    @property
+    def condition(self) -> str:
+        """What it is about, as it was given."""
+        given = {"match": self.match, "module": self.module}
+        return ", ".join(f"{key} '{value}'" for key, value in given.items() if value is not None)
+
+    @property
+    def title(self) -> str:
+        """Name of its group."""
+        return self.name or self.match or self.module or ""
+
+
 class OptimizerSettings(_Section):
-    """``optimizer.*``: the name of a torch optimizer; all other keys become its arguments."""
+    """``optimizer.*``: the name of a torch optimizer, and rules for its groups; all other keys become its arguments."""
 
     model_config = ConfigDict(extra="allow")
 
     type: str
     """Name of a class in torch.optim, such as SGD, Adam or AdamW."""
+    param_rules: tuple[ParamRule, ...] = ()
+    """Rules for parameters with options of their own; the first one about a parameter counts."""
+    no_decay_on_norm_and_bias: bool = False
+    """No weight decay of norms, biases and whatever else has one dimension."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Factor on the learning rate from each layer to the one before it; the head has the whole rate."""
+    layer_match: PatternText | None = None
+    """Regular expression that finds the layers in names of parameters (default: entries of Sequential, ModuleList)."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "OptimizerSettings":
+        if self.layer_match is not None and self.layer_decay is None:
+            raise ValueError("it must have layer_decay beside layer_match, which does nothing alone")
+        return self
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether parameters are sorted into groups."""
+        return bool(self.param_rules) or self.no_decay_on_norm_and_bias or self.layer_decay is not None
 
 
 class SchedulerSettings(_Section):

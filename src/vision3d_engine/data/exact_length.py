@@ -25,6 +25,11 @@ def placed(
     return map(itemgetter(1, 0), zip(batches, places, strict=False))  # the size of a batch is known once it is there
 
 
+def at_most(length: int | None, limit: int | None) -> int | None:
+    """Return a length that a limit may shorten; None where it is not known."""
+    return length if length is None or limit is None else min(length, limit)
+
+
 class ExactLength:
     """Holds a loader to its length, on which the processes have agreed; costs nothing between the batches.
 

@@ -1,11 +1,13 @@
 """One pass over validation or test data: without gradients, every case counted once."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 
 from vision3d_engine.core.seeding import StepSeeds
+from vision3d_engine.data.exact_length import at_most
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.logs.log_line import get_log_string
@@ -81,9 +83,10 @@ class EvalPass:
             epoch: number of the pass, for samplers and data sets.
         """
         self._loader.announce(epoch)
-        length = self._loader.length
+        limit = self._context.settings.limit_batches
+        length = at_most(self._loader.length, limit)
         with self._context.parallel.local_forward(self._owner.model, length):
-            self.runner.run(self._loader.batches(seed, epoch), length)
+            self.runner.run(islice(self._loader.batches(seed, epoch), limit), length)
         return self.meters.means()
 
     def _iterate(self, iteration: int, data_dict: Any) -> None:

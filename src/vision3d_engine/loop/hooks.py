@@ -24,7 +24,7 @@ TEST_HOOKS = ("before_test_epoch", "before_test_step", "after_test_step", "after
 
 
 PROBES: list[Callable[[], Any]] = []
-"""Makers of hooks that every trainer and tester of this process gets, for tools that watch a user's script."""
+"""Makers of hooks that every trainer and tester of this process gets, for tools that watch a script; they act last."""
 
 
 class Hook:
@@ -60,22 +60,23 @@ class Hooks:
         self._owner = owner
         self._base = base
         self.added: list[Any] = []
+        self._probes: list[Any] = []
         self._listeners: dict[str, list[Callable[..., Any]]] = {name: [] for name in names}
         for make in PROBES:
-            self._adopt(make())
+            self._adopt(make(), self._probes)
 
     def add(self, hook: Any) -> None:
         """Add an object whose methods named like moments are called from now on."""
         if not any(callable(getattr(hook, name, None)) for name in self._listeners):
             message = f"{hook!r} has no method that is ever called here (moments: {listed(self._listeners)})"
             raise RegistrationError(message)
-        self._adopt(hook)
+        self._adopt(hook, self.added)
         self.bind()
 
-    def _adopt(self, hook: Any) -> None:
+    def _adopt(self, hook: Any, others: list[Any]) -> None:
         if isinstance(hook, Hook):
             hook.owner = self._owner
-        self.added.append(hook)
+        others.append(hook)
 
     def bind(self) -> None:
         """Look up the listeners; called when a run starts, so that methods set on the object are found too."""
@@ -97,4 +98,5 @@ class Hooks:
 
     def _find(self, name: str) -> list[Callable[..., Any]]:
         own = [] if self.is_default(name) else [getattr(self._owner, name)]
-        return own + [method for hook in self.added if callable(method := getattr(hook, name, None))]
+        hooks = [*self.added, *self._probes]
+        return own + [method for hook in hooks if callable(method := getattr(hook, name, None))]

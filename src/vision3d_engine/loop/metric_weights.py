@@ -10,3 +10,10 @@ def weights_by(hook: Callable[..., Any], samples: int, data: Any, output: Any, r
     if isinstance(said, Mapping):
         return dict.fromkeys(results, samples) | dict(said)
     return samples if said is None else said
+
+
+def with_further(results: dict[str, Any], weights: Any, further: Mapping[str, tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Return results and weights with further numbers, each with its own weight; a name of the user's stays theirs."""
+    known = dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(results, weights)
+    numbers, own = ({key: pair[place] for key, pair in further.items()} for place in (0, 1))
+    return numbers | results, own | known

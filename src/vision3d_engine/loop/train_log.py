@@ -14,6 +14,7 @@ from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.trained import Trained
 from vision3d_engine.metrics.running_means import RunningMeans
+from vision3d_engine.optim.named_groups import learning_rates
 
 
 class TrainLog:
@@ -41,10 +42,16 @@ class TrainLog:
         self._say = trainer._line_writer()  # noqa: SLF001  the engine's own
         self._after_log = context.hooks.of("after_log")
         self._max_epoch, self._samples_per_step = trainer.max_epoch, loader.samples_per_step
+        self._rates = learning_rates(trainer.optimizer)
         context.replicas.watch(partial(Trained, trainer))
 
-    def write(self, iteration: int, learning_rate: Any) -> None:
-        """Write the means since the last line, with the learning rate that the step used.
+    def note_rates(self, iteration: int) -> None:
+        """Note the learning rates before an update, where they will be written: the schedule moves before the end."""
+        if iteration % self.every == 0 or self._runner.is_last or self._runner.max_iteration is None:
+            self._rates = learning_rates(self._trainer.optimizer)
+
+    def write(self, iteration: int) -> None:
+        """Write the means since the last line, with the learning rates that the step used.
 
         Raises:
             NonFiniteError: when the loss, or a weight, is not finite.
@@ -57,7 +64,7 @@ class TrainLog:
         first = self._meters.first_not_finite("loss")
         loss = 0.0 if "loss" in self._meters.weightless else means.get("loss", 0.0)
         self._finite.check(loss, probed, progress.epoch, first, iteration)
-        interval, position = self._runner.clock.interval(), self._position(float(learning_rate))
+        interval, position = self._runner.clock.interval(), self._position()
         context.writers.scalars("train", means, progress.total_steps, **position)
         self._say(self._line(means, interval, position))
         if interval.steady_data_s > SLOW_S:
@@ -87,14 +94,19 @@ class TrainLog:
             device=self._context.world.device,
         )
 
-    def close(self, learning_rate: Any) -> dict[str, Any]:
-        """Write the line and the row of the epoch, and return its means over all processes.
+    def write_rest(self) -> None:
+        """Write the numbers of the last steps, after the last log line, so that the curve has all of an epoch.
 
         Raises:
             ReplicaError: when the processes' weights differ.
         """
+        progress, (means, _) = self._context.progress, self._read(0)
+        if progress.iteration % self.every:
+            self._context.writers.scalars("train", means, progress.total_steps, **self._position())
+
+    def close(self) -> dict[str, Any]:
+        """Write the line and the row of the epoch, and return its means over all processes."""
         context, progress, clock = self._context, self._context.progress, self._runner.clock
-        self._write_rest(float(learning_rate))
         summary_dict: dict[str, Any] = self._meters.means()
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
         text = get_log_string(summary_dict, progress.epoch, self._max_epoch, time_dict=clock.means())
@@ -102,16 +114,10 @@ class TrainLog:
         context.writers.row("train_epoch", summary_dict, step=progress.total_steps, epoch=progress.epoch)
         return summary_dict
 
-    def _write_rest(self, learning_rate: float) -> None:
-        """Write the numbers of the last steps, after the last log line, so that the curve has all of an epoch."""
-        progress, (means, _) = self._context.progress, self._read(0)
-        if progress.iteration % self.every:
-            self._context.writers.scalars("train", means, progress.total_steps, **self._position(learning_rate))
-
     def _where(self) -> str:
         return f"epoch {self._context.progress.epoch}, iteration {self._context.progress.iteration}"
 
-    def _position(self, learning_rate: float) -> dict[str, Any]:
+    def _position(self) -> dict[str, Any]:
         progress = self._context.progress
         counters = {"epoch": progress.epoch, "iteration": progress.iteration, "updates": progress.updates}
-        return counters | {"lr": learning_rate}
+        return counters | {name: float(rate) for name, rate in self._rates.items()}

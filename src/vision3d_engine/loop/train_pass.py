@@ -11,13 +11,14 @@ from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
 from vision3d_engine.debug.finite import check_gradients
 from vision3d_engine.loop.context import PassContext
-from vision3d_engine.loop.metric_weights import weights_by
+from vision3d_engine.loop.metric_weights import weights_by, with_further
 from vision3d_engine.loop.result_checks import ResultChecker
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.train_log import TrainLog
 from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.optim.named_optimizers import optimizers_of
+from vision3d_engine.update.ema import NoAverage
 from vision3d_engine.update.update import Update, clear_gradients
 from vision3d_engine.update.window_weight import WindowWeight
 
@@ -34,6 +35,7 @@ class TrainPass:
         lengths: batches of the epoch of each process in rank order; None where it is not known.
         read: returns this process's batches of the epoch from a number on, counted from 0.
         seeds: seeds what each step draws.
+        average: follows the updates (`update.ema`).
         autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
         schedule_steps: what moves schedules on after each ``"update"``, and at the end of the ``"epoch"``, if anything.
     """
@@ -49,6 +51,7 @@ class TrainPass:
         lengths: Sequence[int | None],
         read: Callable[[int], Batches],
         seeds: StepSeeds,
+        average: NoAverage,
         autosave: Any,
         schedule_steps: Mapping[str, Callable[[], object]],
     ) -> None:
@@ -62,7 +65,7 @@ class TrainPass:
         self._equal_weights = context.hooks.is_default("loss_weight")
         step = self._cast_step if context.settings.precision != "fp32" else self._train_step
         self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=takes_turns)
-        self._update = self._new_update()
+        self._update = self._new_update(average)
         self._before_step = context.hooks.of("before_train_step")
         self._after_backward = context.hooks.of("after_backward")
         self._after_step = context.hooks.of("after_train_step")
@@ -76,14 +79,13 @@ class TrainPass:
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
         self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
-        self._learning_rate: Any = 0.0
         self._steps_at_update = context.progress.total_steps
 
-    def _new_update(self) -> Update:
+    def _new_update(self, average: NoAverage) -> Update:
         trainer, settings, parallel = self._trainer, self._context.settings, self._context.parallel
         is_divided = settings.grad_acc_reduction == "mean"
         weights = None if self._equal_weights else WindowWeight(parallel, self._progress if is_divided else None)
-        return Update(trainer, settings, parallel, self._context.precision, weights)
+        return Update(trainer, settings, parallel, self._context.precision, weights, average.follower())
 
     def _add_own_listeners(self) -> None:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
@@ -107,17 +109,19 @@ class TrainPass:
             raise
 
     def _finish(self) -> None:
-        """Make the update of a window that the end of the batches has left open; move an epoch's schedule on."""
-        if self._update.close():
+        """Make the update of a window that the end has left open, and what comes once an epoch, behind all updates."""
+        closed = self._update.close()
+        if closed:
             self._count_update(self._progress.iteration)
-            if self._step_schedule is not None:
-                self._follow_schedule(self._progress.iteration)
+        self._log.write_rest()
+        if closed and self._step_schedule is not None:
+            self._follow_schedule(self._progress.iteration)
         if "epoch" in self._schedule_steps:
             self._schedule_steps["epoch"]()
 
     def close(self) -> dict[str, Any]:
         """Write the line of the epoch and return its means."""
-        return self._log.close(self._learning_rate)
+        return self._log.close()
 
     # ------------------------------------------------------------------------------------------- one iteration
 
@@ -141,16 +145,17 @@ class TrainPass:
             update.backward(loss, weight)
         for act in self._after_backward:
             act(epoch, iteration, data_dict, output_dict, result_dict)
-        self._learning_rate = trainer.optimizer.param_groups[0]["lr"]
+        self._log.note_rates(iteration)
         if update.is_complete:
             update.step()
             self._count_update(iteration)
         for act in self._after_step:
             act(epoch, iteration, data_dict, output_dict, result_dict)
         self._checks.check(result_dict)
+        weights = self.runner.place[2] if self._weights is None else self._weights
         if update.norms:
-            result_dict = update.take_norms() | result_dict
-        self.meters.update(result_dict, self.runner.place[2] if self._weights is None else self._weights)
+            result_dict, weights = with_further(result_dict, weights, update.take_norms())
+        self.meters.update(result_dict, weights)
 
     def _check_gradients(self, epoch: int, iteration: int, data_dict: Any, *_dicts: Any) -> None:
         check_gradients(self._trainer.model, data_dict, epoch, iteration, self._context.debug_folder)
@@ -183,7 +188,7 @@ class TrainPass:
     def _after_iteration(self, iteration: int) -> None:
         """Write the log line when one is due; after an update move the schedule on, and save or stop."""
         if iteration % self._log.every == 0:
-            self._log.write(iteration, self._learning_rate)
+            self._log.write(iteration)
         if not self._update.is_complete:
             return
         if self._step_schedule is not None:
@@ -203,6 +208,7 @@ class TrainPass:
         process's own: what it does to the gradients of the update (clips them) must happen on all processes.
         """
         update = self._update
+        self._log.note_rates(iteration)
         with update.micro_batch(self.runner.is_last):
             update.is_joining = True
             update.backward(self._joining_loss(iteration, data_dict), 0)

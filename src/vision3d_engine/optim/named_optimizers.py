@@ -52,6 +52,21 @@ class NamedOptimizers(NamedParts):
             optimizer.zero_grad(set_to_none=set_to_none)
 
 
+def with_named(registered: Any, name: str, optimizer: Any, limits: GradientLimits) -> NamedOptimizers:
+    """Return the optimizers of a trainer with one more.
+
+    Raises:
+        RegistrationError: when there is one without a name, or for a name that is taken.
+    """
+    if registered is not None and not isinstance(registered, NamedOptimizers):
+        message = f"register_optimizer(name='{name}'): {type(registered).__name__} is registered without a name, and "
+        raise RegistrationError(message + "would be driven by every loss; give both a name")
+    named = NamedOptimizers() if registered is None else registered
+    named.add(name, optimizer)
+    named.limits[name] = limits
+    return named
+
+
 def optimizers_of(optimizer: Any) -> dict[str | None, Any]:
     """Return optimizers by name; the only one, which has none, under None."""
     return {**optimizer.parts} if isinstance(optimizer, NamedOptimizers) else {None: optimizer}

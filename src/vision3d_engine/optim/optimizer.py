@@ -9,24 +9,36 @@ from torch import nn
 
 from vision3d_engine.core.config import read_section
 from vision3d_engine.core.errors import ConfigError, RegistrationError, did_you_mean, listed
+from vision3d_engine.optim.parameter_groups import ParameterGroups
 
 
 def build_optimizer(model: nn.Module, cfg: Any) -> torch.optim.Optimizer:
-    """Build ``torch.optim.<cfg.optimizer.type>`` for all parameters of a model.
+    """Build ``torch.optim.<cfg.optimizer.type>`` for all parameters of a model, in groups if there are rules for them.
 
-    All other keys of ``cfg.optimizer`` are its arguments: ``{"type": "SGD", "lr": 0.1, "momentum": 0.9}``.
+    Keys of ``cfg.optimizer`` that are no rules (`OptimizerSettings`) are its arguments: ``{"type": "SGD", "lr": 0.1,
+    "momentum": 0.9}``. What a rule freezes does not require grad from then on, and is in no group.
 
     Raises:
-        ConfigError: for an unknown type or argument, or a value that torch refuses.
+        ConfigError: for an unknown type or argument, a value that torch refuses, or a rule that acts on no parameter.
     """
     section = read_section(cfg, "optimizer")
     arguments = dict(section.model_extra or {})
-    optimizer = _optimizer_class(section.type)
-    _check_arguments(optimizer, arguments)
+    kind = _optimizer_class(section.type)
+    _check_arguments(kind, section, arguments)
+    if not section.has_rules:
+        return _built(kind, model.parameters(), arguments)
+    groups = ParameterGroups(model, section, arguments.get("lr", inspect.signature(kind).parameters["lr"].default))
+    optimizer = _built(kind, groups.groups(), arguments)
+    for parameter in groups.frozen():
+        parameter.requires_grad_(False)
+    return optimizer
+
+
+def _built(kind: Any, parameters: Any, arguments: dict[str, Any]) -> torch.optim.Optimizer:
     try:
-        return optimizer(model.parameters(), **arguments)
+        return kind(parameters, **arguments)
     except (TypeError, ValueError) as error:
-        message = f"torch.optim.{section.type} refuses cfg.optimizer: {error} (got {arguments})"
+        message = f"torch.optim.{kind.__name__} refuses cfg.optimizer: {error} (got {arguments})"
         raise ConfigError(message) from error
 
 
@@ -92,11 +104,16 @@ def _optimizer_class(name: str) -> Any:
     return getattr(torch.optim, name)
 
 
-def _check_arguments(optimizer: Any, arguments: dict[str, Any]) -> None:
+def _check_arguments(optimizer: Any, section: Any, arguments: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(optimizer).parameters if name != "params"]
+    rules = [name for name in type(section).model_fields if name != "type"]
     for name in [name for name in arguments if name not in known]:
-        hint = did_you_mean(name, known)
-        message = f"cfg.optimizer.{name} is not an argument of {optimizer.__name__}{hint} (it has: {listed(known)})"
+        hint = did_you_mean(name, known) or did_you_mean(name, rules, similarity=0.75)
+        has = f"it has: {listed(known)}; settings of groups are: {listed(rules)}"
+        raise ConfigError(f"cfg.optimizer.{name} is not an argument of {optimizer.__name__}{hint} ({has})")
+    sets_decay = section.no_decay_on_norm_and_bias or any(rule.weight_decay is not None for rule in section.param_rules)
+    if sets_decay and "weight_decay" not in known:
+        message = f"torch.optim.{optimizer.__name__} has no weight decay: remove it from the rules of cfg.optimizer"
         raise ConfigError(message)
 
 

@@ -15,6 +15,7 @@ from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.run_folder import Folders, move, overwritten
 from vision3d_engine.run.run_record import recorded_launch
+from vision3d_engine.update.ema import NoAverage
 
 _ONE_CHECKPOINT = (
     "the processes do not go on from one checkpoint: {}. The main process, rank 0, writes the checkpoints of all: let "
@@ -36,14 +37,21 @@ class Resuming:
         folders: where files lie.
         checkpoints: reads them.
         state: what a checkpoint holds beside model, optimizer and schedule.
+        average: the moving average of the weights, or none.
     """
 
     def __init__(
-        self, trainer: Any, context: PassContext, folders: Folders, checkpoints: CheckpointManager, state: ResumeState
+        self,
+        trainer: Any,
+        context: PassContext,
+        folders: Folders,
+        checkpoints: CheckpointManager,
+        state: ResumeState,
+        average: NoAverage,
     ) -> None:
         self._trainer, self._context = trainer, context
         self._output, self._folder = folders.output, folders.checkpoints
-        self._checkpoints, self._state = checkpoints, state
+        self._checkpoints, self._state, self._average = checkpoints, state, average
         self._is_restarted = self._has_damage = self._is_starting = False
         self._open: tuple[str, dict[str, Any]] | None = None
 
@@ -178,15 +186,14 @@ class Resuming:
         self._context.hooks.fire("before_load", dict(metadata))
         self._state.asked.note()
         self._state.asked.check(state, str(path))
-        self._restore(str(path), state)
+        of_average = self._restore(str(path), state)
         progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0, 1), **metadata})
         if has_data:
             self._state.restore(state)
         where = f"epoch {progress.epoch}, total_steps {progress.total_steps}"
         trainer.log(f"loaded {filename}: {where}" + (", in mid-epoch" if progress.is_open else ""))
-        for warning in filter(
-            None, (self._state.asked.follow(state, str(path)), self._starts_parts_anew(state, filename))
-        ):
+        changed = self._state.asked.follow(state, str(path))
+        for warning in filter(None, (changed, self._starts_parts_anew(state, filename), of_average)):
             trainer.log(warning, level="WARNING")
 
     def _starts_parts_anew(self, state: Mapping[str, Any], filename: str) -> str | None:
@@ -202,25 +209,39 @@ class Resuming:
             f"'{NEWEST}' holds all; for weights alone give --checkpoint without --resume"
         )
 
-    def _restore(self, path: str, state: dict[str, Any]) -> None:
-        """Load the parts; an optimizer that does not fit may still be rebuilt by the first hook of an open epoch."""
-        trainer = self._trainer
-        self._checkpoints.restore(state, path, trainer.model)
-        self._open = (path, state) if self._is_starting and (state.get("progress") or {}).get("is_open") else None
-        try:
-            self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
-            self._state.trained.restore(state.get("trained") or {}, path)
-        except CheckpointError as error:
-            if self._open is None:
-                raise
-            self._context.logger.debug(f"{error}. It is loaded again after before_train_epoch")
+    def _restore(self, path: str, state: dict[str, Any]) -> str | None:
+        """Load the parts, and return what there is to say of the average.
+
+        An optimizer that does not fit may still be rebuilt by the first hook of an open epoch.
+        """
+        with self._average.out_of_model():
+            said = self._restore_average(path, state)
+            self._open = (path, state) if self._is_starting and (state.get("progress") or {}).get("is_open") else None
+            try:
+                self._restore_trained(path, state)
+            except CheckpointError as error:
+                if self._open is None:
+                    raise
+                self._context.logger.debug(f"{error}. It is loaded again after before_train_epoch")
+        return said
+
+    def _restore_average(self, path: str, state: Mapping[str, Any]) -> str | None:
+        """Load the weights that were validated, which are the average if there is one; it is taken from the model."""
+        self._checkpoints.restore(state, path, self._trainer.model)
+        return self._average.restore(state, path)
+
+    def _restore_trained(self, path: str, state: Mapping[str, Any]) -> None:
+        """Load the weights that are trained, with optimizer and schedule."""
+        trainer, state = self._trainer, {**state, "model": state.get("raw_model", state["model"])}
+        self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
+        self._state.trained.restore(state.get("trained") or {}, path)
 
     def restore_again(self) -> None:
         """Load the parts and the registered states once more, when the first hook of an open epoch has acted again."""
         if self._open is None:
             return
-        (path, state), self._open, trainer = self._open, None, self._trainer
-        self._checkpoints.restore(state, path, trainer.model, trainer.optimizer, trainer.scheduler)
-        self._state.trained.restore(state.get("trained") or {}, path)
+        (path, state), self._open = self._open, None
+        self._restore_average(path, state)
+        self._restore_trained(path, state)
         self._state.asked.restore_rates(state)
         self._state.restore_registered(state)

@@ -33,6 +33,7 @@ from vision3d_engine.run.run_record import write_record
 from vision3d_engine.run.scheduling import Scheduling
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.stopping import StopRequests
+from vision3d_engine.update.ema import choose_average
 
 
 class TrainingRun:
@@ -46,6 +47,7 @@ class TrainingRun:
 
     Attributes:
         checkpoints: the files of the run.
+        average: the moving average of the weights, or none.
         resume_state: what a resume restores beside model, optimizer and schedule.
         autosave: when files are written.
         scheduling: when schedules step, and how long they are.
@@ -57,6 +59,7 @@ class TrainingRun:
         self._trainer, self._session, self._context = trainer, session, context
         self._progress, self._loaders = context.progress, loaders
         self._folder = RunFolder(folders, context.world.is_main)
+        self.average = choose_average(trainer, settings, context.parallel)
         self.checkpoints = CheckpointManager(
             folders.checkpoints,
             settings.save_latest_n_models,
@@ -66,10 +69,11 @@ class TrainingRun:
             warn=lambda message: trainer.log(message, level="ERROR"),
             tolerated=(NonFiniteError,) if settings.nonfinite == "ignore" else (),
             parallel=context.parallel,
+            weights=self.average.states,
         )
         agreement = context.world.agreement()
         self.resume_state = ResumeState(trainer, context, self.train_data)
-        self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state)
+        self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state, self.average)
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
         max_time_s = parse_duration(settings.max_time) if settings.max_time else None
         self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
@@ -158,7 +162,7 @@ class TrainingRun:
         trainer, settings = self._trainer, self._context.settings
         for optimizer in optimizers_of(trainer.optimizer).values():
             if settings.fused_optimizer and prefer_fused(optimizer, trainer.model):
-                trainer.log(f"{type(optimizer).__name__}: fused kernels", level="DEBUG")
+                trainer.log(f"optimizer: fused kernels ({type(optimizer).__name__})", level="DEBUG")
             elif self._context.precision.is_scaled and not all(group.get("fused") for group in optimizer.param_groups):
                 trainer.log(f"{type(optimizer).__name__} has no fused kernels here: fp16 waits for it once an update")
 
@@ -211,7 +215,8 @@ class TrainingRun:
                 trainer.train_epoch()
             self.close_training()
             trainer.save(f"epoch-{progress.epoch}.pth")
-            trainer.val_epoch()
+            with self.average.in_model():  # also of a loop of the user's own
+                trainer.val_epoch()
             progress.is_open = False
             self.resume_state.close_epoch()
             self.autosave.after_epoch()
@@ -242,7 +247,8 @@ class TrainingRun:
     # ------------------------------------------------------------------------------------------- validation
 
     def _validate_once(self) -> None:
-        self._trainer.val_epoch()
+        with self.average.in_model():
+            self._trainer.val_epoch()
         self._check_metrics()
 
     def after_val_iteration(self, iteration: int) -> None:
@@ -252,8 +258,7 @@ class TrainingRun:
 
     def judge(self, summary_dict: dict[str, Any]) -> None:
         """Keep the model where a validation was the best so far, unless the run only validates."""
-        self._summary = summary_dict
-        numbers = as_numbers(summary_dict)
+        self._summary, numbers = summary_dict, as_numbers(summary_dict)
         for metric in self.checkpoints.metrics:
             if math.isnan(numbers.get(metric, 0.0)) and metric not in self._said_nan:
                 self._said_nan.add(metric)

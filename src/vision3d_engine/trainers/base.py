@@ -18,7 +18,8 @@ from vision3d_engine.loop.context import counter, setting
 from vision3d_engine.loop.eval_pass import EvalPass
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
 from vision3d_engine.loop.train_pass import Batches, TrainPass
-from vision3d_engine.optim.named_optimizers import GradientLimits, NamedOptimizers
+from vision3d_engine.optim.named_groups import groups_table
+from vision3d_engine.optim.named_optimizers import GradientLimits, NamedOptimizers, with_named
 from vision3d_engine.optim.schedule import Timing
 from vision3d_engine.run.engine import Engine, refuse_second, with_methods
 from vision3d_engine.run.session import Session
@@ -104,13 +105,10 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
             refuse_second("optimizer", self.optimizer, optimizer)
             _refuse_limits(limits)
             self.optimizer = optimizer
-            return
-        named = NamedOptimizers() if self.optimizer is None else self.optimizer
-        if not isinstance(named, NamedOptimizers):
-            refuse_second("optimizer", self.optimizer, optimizer)
-        named.add(name, optimizer)
-        named.limits[name] = limits
-        self.optimizer = named
+        else:
+            self.optimizer = with_named(self.optimizer, name, optimizer, limits)
+        if table := groups_table(optimizer, self.model if name is None else None):
+            self.log(table if name is None else f"'{name}': {table}")
 
     def register_scheduler(
         self, scheduler: Any, name: str | None = None, interval: str | None = None, metric: str | None = None
@@ -291,7 +289,8 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
             CheckpointError: when no weights are found, several are, or they do not fit (none do; if strict, not all).
         """
         path, folder = self._run.checkpoints.find(path), self._session.folders.checkpoints
-        found, metadata, report = load_weights(self.model, path, folder, strict=strict, key=key, **names)
+        with self._run.average.replacing_weights():
+            found, metadata, report = load_weights(self.model, path, folder, strict=strict, key=key, **names)
         self.log(f"loaded the weights of {found}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
         if report:
             self.log("not loaded: " + "; ".join(report), level="WARNING")
@@ -313,9 +312,8 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
 
     def _where(self) -> str:
         """Say where in the run this process is."""
-        if self._pass is None:
-            return "the preparations"
-        return f"{self._pass.phase} epoch {self.epoch}, iteration {self.iteration}"
+        now = self._pass
+        return "the preparations" if now is None else f"{now.phase} epoch {self.epoch}, iteration {self.iteration}"
 
     @abc.abstractmethod
     def _lengths(self) -> list[int | None]:
@@ -344,6 +342,7 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
             lengths=lengths,
             read=read,
             seeds=seeds,
+            average=self._run.average,
             autosave=self._run.autosave,
             schedule_steps=self._run.scheduling.steps(),
         )
@@ -355,7 +354,8 @@ class BaseTrainer(Engine, TrainHooks, abc.ABC):
         """Validate and keep best models."""
         self._records.clear()
         self._pass = EvalPass(self, self._context, self._run.val_data(), self._run.after_val_iteration)
-        self._run.judge(self._pass.validate())
+        with self._run.average.in_model():
+            self._run.judge(self._pass.validate())
 
 
 def _refuse_limits(limits: GradientLimits) -> None:

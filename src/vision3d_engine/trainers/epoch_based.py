@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 
+from vision3d_engine.data.exact_length import at_most
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.train_pass import Batches
 from vision3d_engine.trainers.base import BaseTrainer
@@ -18,9 +20,15 @@ class EpochBasedTrainer(BaseTrainer):
     _schedule_follows = "epoch"
 
     def _lengths(self) -> list[int | None]:
-        return self._context.world.gather(self._run.train_data().length)
+        length = at_most(self._run.train_data().length, self._context.settings.limit_batches)
+        return self._context.world.gather(length)
 
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
         loader.announce(self.epoch)
-        read = partial(loader.batches, self._context.data_seed("train", self.epoch), self.epoch)
-        return self._lengths(), read
+        return self._lengths(), partial(self._read, loader)
+
+    def _read(self, loader: ResumableLoader, done: int) -> Batches:
+        """Return what is left of the epoch when so many batches are done."""
+        limit = self._context.settings.limit_batches
+        batches = loader.batches(self._context.data_seed("train", self.epoch), self.epoch, done)
+        return islice(batches, None if limit is None else max(limit - done, 0))

@@ -1,13 +1,14 @@
 """The one place where an update is made: a window of micro-batches, one gradient, one step of each optimizer."""
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from vision3d_engine.core.errors import ResultError
 from vision3d_engine.core.tree import describe
@@ -35,21 +36,30 @@ class Update:
         parallel: how the processes share the model and the update.
         precision: scales losses, and lets optimizers make their steps.
         weights: what adds the weights up; None when every micro-batch weighs the same on every process.
+        follow: called after each update that was made, such as by an average of the weights; None for nobody.
 
     Attributes:
         is_complete: whether the micro-batch at hand ends its window.
         is_joining: whether this process joins in the micro-batch at hand without a batch of its own.
         mean_weight: with equal weights, the mean of all processes' weights for the micro-batch at hand.
-        norms: norms of the gradients before they were clipped, by the name under which they are logged.
+        norms: norms of the gradients before they were clipped, by the name under which they are logged, with what they
+            weigh in means: nothing when the update is skipped.
     """
 
     def __init__(
-        self, trainer: Any, settings: Any, parallel: Parallel, precision: Precision, weights: WindowWeight | None
+        self,
+        trainer: Any,
+        settings: Any,
+        parallel: Parallel,
+        precision: Precision,
+        weights: WindowWeight | None,
+        follow: Callable[[], None] | None = None,
     ) -> None:
         self.is_complete = self.is_joining = False
         self.mean_weight: float = 1
-        self.norms: dict[str, torch.Tensor] = {}
+        self.norms: dict[str, tuple[torch.Tensor, Any]] = {}
         self._trainer, self._parallel, self._precision = trainer, parallel, precision
+        self._follow = follow
         self._window_size = settings.grad_acc_steps
         self._is_mean = settings.grad_acc_reduction == "mean"
         self._optimizers = optimizers_of(trainer.optimizer)
@@ -134,10 +144,12 @@ class Update:
         for name, optimizer in self._rest.items():
             self._step(name, optimizer, self._learns)
         self._precision.end_update()
+        if self._follow is not None and (self._learns or not self.is_shared):
+            self._follow()
         self._rest, self._collected, self._learns = self._optimizers, 0, True
         self._made.clear()
 
-    def take_norms(self) -> dict[str, torch.Tensor]:
+    def take_norms(self) -> dict[str, tuple[torch.Tensor, Any]]:
         """Return the norms of the update that was made, and forget them."""
         norms, self.norms = self.norms, {}
         return norms
@@ -205,6 +217,7 @@ class Update:
         optimizer, learns = self._optimizers[name], self._own[name].close()
         self._precision.unscale(optimizer)
         self._step(name, optimizer, learns)
+        increment_version(_trained(optimizer))  # fused kernels do not, so that torch would miss a loss from before
 
     # ------------------------------------------------------------------------------------------- one optimizer
 
@@ -227,7 +240,8 @@ class Update:
             self._precision.count(norm)
         norm = norm if clipping is None else clipping(parameters, norm)
         if norm is not None:
-            self.norms["grad_norm" if name is None else f"grad_norm/{name}"] = norm
+            weight = norm.isfinite() if self._precision.is_scaled else 1
+            self.norms["grad_norm" if name is None else f"grad_norm/{name}"] = norm, weight
 
     def _parameters(self) -> Iterable[torch.Tensor]:
         """Yield what the loss of a step drives: all that model and optimizers hold, each once."""

@@ -21,7 +21,8 @@ class MetricWriter:
             phase: ``"train"``, ``"val"``, or what the user has called `write_event` with.
             values: numbers by name.
             step: place on the axis.
-            position: more about the moment, such as ``epoch``, ``iteration`` and ``lr``.
+            position: more about the moment, such as ``epoch``, ``iteration`` and ``lr``; of several parameter groups
+                also the learning rate of each, as ``lr/NAME``.
             time: when they were handed in, in seconds since 1970.
         """
 

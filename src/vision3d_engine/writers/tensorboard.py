@@ -44,10 +44,14 @@ class TensorBoardWriter(MetricWriter):
     def scalars(
         self, phase: str, values: Mapping[str, float], step: int, position: Mapping[str, Any], time: float
     ) -> None:
-        """Write numbers as ``phase/key``, all in one event: an event each would cost eight times as much."""
+        """Write numbers, and learning rates of the position, as ``phase/key``, all in one event.
+
+        An event each would cost eight times as much.
+        """
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-        tags = {f"{phase}/{key}": value for key, value in values.items()}
+        rates = {key: value for key, value in position.items() if key.partition("/")[0] == "lr"}
+        tags = {f"{phase}/{key}": value for key, value in {**rates, **values}.items()}
         packed = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
         self._events.append((packed, step, time))
 

@@ -81,6 +81,9 @@ class Parallel:
         """
         return contextlib.nullcontext()
 
+    def release(self, model: nn.Module) -> None:
+        """Let the parameters be what this process holds of them; what was gathered is gathered anew when needed."""
+
     def check_gradients(self) -> None:
         """Raise `ResultError` when a parameter that takes no part in the loss spoils the exchange of gradients."""
 

@@ -72,6 +72,7 @@ class FullyShardedParallel(Parallel):
         Raises:
             RegistrationError: when the optimizer trains parameters outside the model, which belong to no shard.
         """
+        self.release(model)  # a hook may have called the model, which leaves it gathered
         if outside := list(outside_parameters(model, optimizer)):
             message = f"trainer.parallel 'fsdp2' cannot train {shortened(outside)}, outside the model. Put "
             raise RegistrationError(
@@ -163,6 +164,12 @@ class FullyShardedParallel(Parallel):
         finally:
             for block in blocks:
                 block.set_reshard_after_forward(block not in outermost, recurse=False)
+            self.release(own)
+
+    def release(self, model: nn.Module) -> None:
+        """Let every process hold its parts alone, such as before and after they are changed in place."""
+        for block in unwrap_model(model).modules():
+            if isinstance(block, FSDPModule):
                 block.reshard()
 
     def local_parts(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
