@@ -200,7 +200,7 @@ def test_a_warm_up_comes_before_step_too_where_the_interval_says_what_it_counts(
         ),
         (
             {**PLATEAU, "interval": "epoch"},
-            r"cfg\.scheduler: a schedule has interval 'epoch' and metric 'error'; with a",
+            r"cfg\.scheduler: a schedule has interval 'epoch' and metric 'error'",
         ),
         ({"type": "StepLR", "step_size": 2, "interval": "epochs"}, r"scheduler\.interval is 'epochs'; it must be 'upd"),
     ],
