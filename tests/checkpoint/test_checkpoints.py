@@ -43,7 +43,19 @@ def test_a_run_leaves_the_files_of_the_description(tmp_path):
     full = torch.load(tmp_path / "checkpoints" / "checkpoint.pth", weights_only=True)
     named = {"metadata", "model", "optimizer", "scheduler", "ckpt_manager"}
     assert full.keys() == named | {
-        *("progress", "places", "moments", "loaders", "fingerprint", "asked", "trained", "states", "logs", "about")
+        *(
+            "progress",
+            "places",
+            "moments",
+            "loaders",
+            "fingerprint",
+            "asked",
+            "trained",
+            "precision",
+            "states",
+            "logs",
+            "about",
+        )
     }
 
 

@@ -22,7 +22,7 @@ KINDS = {
     "CosineAnnealingLR": {"T_max": 9, "eta_min": 0.01},
     "CosineAnnealingWarmRestarts": {"T_0": 3, "T_mult": 2},
     "CyclicLR": {"base_lr": 0.1, "max_lr": 0.5, "step_size_up": 3},
-    "OneCycleLR": {"max_lr": 0.5, "total_steps": 12},
+    "OneCycleLR": {"max_lr": [0.5, 0.1], "total_steps": 12},
 }
 LENGTHS = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max", "PolynomialLR": "total_iters"}
 PLATEAU = {"type": "ReduceLROnPlateau", "metric": "error"}
@@ -112,10 +112,10 @@ def test_a_told_length_counts_the_warm_up_in_and_the_rate_stays_at_its_end():
 @pytest.mark.parametrize("told", [False, True])
 def test_one_cycle_stays_at_the_last_rate_of_its_curve(told):
     optimizer = sgd()
-    schedule = build(optimizer, "OneCycleLR", max_lr=0.5, **({} if told else {"total_steps": 8}))
+    schedule = build(optimizer, "OneCycleLR", max_lr=[0.5, 0.1], **({} if told else {"total_steps": 8}))
     schedule.tell_length(8)
     found = curve(optimizer, schedule, 20)
-    assert found[:8] == of_torch("OneCycleLR", 7, max_lr=0.5, total_steps=8)
+    assert found[:8] == of_torch("OneCycleLR", 7, max_lr=[0.5, 0.1], total_steps=8)
     assert found[8:] == [found[7]] * 13
     assert found[7][0][0] == pytest.approx(0.5 / 25 / 1e4)
 
@@ -147,7 +147,7 @@ def test_a_state_of_torchs_own_object_is_taken_over_by_the_schedule_of_its_name(
     optimizer, other = sgd(), sgd()
     own = lr_scheduler.OneCycleLR(other, 0.5, 12)
     curve(other, own, 5)
-    schedule = build(optimizer, "OneCycleLR", max_lr=0.5, total_steps=12)
+    schedule = build(optimizer, "OneCycleLR", max_lr=[0.5, 0.1], total_steps=12)
     optimizer.load_state_dict(other.state_dict())
     schedule.load_state_dict(own.state_dict())
     assert curve(optimizer, schedule, 6) == curve(other, own, 6)
@@ -191,11 +191,11 @@ def test_a_warm_up_comes_before_step_too_where_the_interval_says_what_it_counts(
         ({"type": "MultiStepLR", "milestone": [1]}, r"milestone is not an argument .* did you mean 'milestones'"),
         ({"type": "CosineAnnealingWarmRestarts", "T_0": -3}, r"refuses cfg\.scheduler: Expected positive integer T_0"),
         (
-            {"type": "OneCycleLR", "max_lr": 1, "total_steps": 9, "pct_start": 2.0},
+            {"type": "OneCycleLR", "max_lr": [1, 1], "total_steps": 9, "pct_start": 2.0},
             r"refuses cfg\.scheduler: Expected",
         ),
         (
-            {"type": "OneCycleLR", "max_lr": 1, "warmup_steps": 5},
+            {"type": "OneCycleLR", "max_lr": [1, 1], "warmup_steps": 5},
             r"warmup_steps is 5, but OneCycleLR begins with a ",
         ),
         (
@@ -221,3 +221,17 @@ def test_a_step_before_the_length_is_known_is_an_error_that_names_it():
     schedule = build(sgd(), "CosineAnnealingLR")
     with pytest.raises(ConfigError, match=r"cfg\.scheduler\.T_max is missing, and nobody has told the schedule how"):
         schedule.step()
+
+
+def test_each_group_has_its_own_peak_in_a_cycle_and_one_for_unlike_groups_is_refused():
+    layers = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    groups = [{"params": list(layers[0].parameters()), "lr": 0.1}, {"params": list(layers[1].parameters()), "lr": 0.01}]
+    optimizer = torch.optim.SGD(groups, lr=0.5)
+    cycle = {"type": "OneCycleLR", "total_steps": 8, "pct_start": 0.25}
+    schedule = build_scheduler(optimizer, {"scheduler": cycle})
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.01])
+    with pytest.raises(ConfigError, match=r"one peak for 2 parameter groups with the rates .*: leave it out"):
+        build_scheduler(torch.optim.SGD(groups, lr=0.5), {"scheduler": {**cycle, "max_lr": 0.3}})
+    build_scheduler(optimizer, {"scheduler": {**cycle, "max_lr": [0.3, 0.2]}})

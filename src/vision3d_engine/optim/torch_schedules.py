@@ -31,6 +31,8 @@ def build_by_name(optimizer: Optimizer, section: Any, others: Sequence[str] = ()
         ConfigError: for an unknown type or argument, a value that torch refuses, or one that is missing.
     """
     kind, arguments = _class_of(section.type, others), _arguments(section)
+    if section.type == "OneCycleLR":
+        arguments["max_lr"] = _peaks(optimizer, arguments.get("max_lr"))
     key = None if "steps_per_epoch" in arguments else _LENGTHS.get(section.type)
     key = None if key in arguments else key
     _check(kind, arguments, key)
@@ -44,6 +46,25 @@ def build_by_name(optimizer: Optimizer, section: Any, others: Sequence[str] = ()
             raise ConfigError(message) from error
 
     return Schedule(optimizer, make, length_key=key, warm_up=warm_up_of(section), timing=timing_of(section))
+
+
+def _peaks(optimizer: Optimizer, max_lr: Any) -> Any:
+    """Return the highest rates of a cycle: those of the parameter groups, unless others are given.
+
+    Raises:
+        ConfigError: for one peak for groups of unlike rates, whose ratio it would level out.
+    """
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if max_lr is None:
+        return rates
+    if not isinstance(max_lr, list | tuple) and len(set(rates)) > 1:
+        message = (
+            f"cfg.scheduler.max_lr is {max_lr}, one peak for {len(rates)} parameter groups with the rates "
+            f"{listed(dict.fromkeys(f'{rate:g}' for rate in rates))}: leave it out, and each group's own rate is its "
+            "peak, or give a list with one for each group"
+        )
+        raise ConfigError(message)
+    return max_lr
 
 
 def timing_of(section: Any) -> Timing:
