@@ -89,4 +89,8 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     scripts = [number for number, word in enumerate(words) if word.endswith(".py")]
     if words[:1] != ["verify-resume"] or not scripts:
         return words, []
-    return words[: scripts[0] + 1], words[scripts[0] + 1 :]
+    of_script = words[scripts[0] + 1 :]
+    if late := next((word for word in of_script if word.partition("=")[0] == "--kills"), None):
+        message = f"{late} stands behind the script, whose own arguments begin there: give it before, as in "
+        sys.exit(f"error: {message}vision3d-engine verify-resume --kills 4 {words[scripts[0]]}")
+    return words[: scripts[0] + 1], of_script

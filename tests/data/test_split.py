@@ -334,3 +334,11 @@ def test_splitting_a_collated_batch_gives_the_cases_at_any_depth(counts, packing
         alone = collate([expected], packing)
         single = {packing: alone[packing] if packing != "lengths" else [level[0] for level in alone["lengths"]]}
         assert equal(case["data"], wrapped({**expected, **single, "batch_size": len(cases)}, wrapping))
+
+
+@pytest.mark.parametrize("column", [lambda points: points[:, 0], lambda points: points[:, :1].long()])
+def test_the_cloud_of_each_point_may_be_a_column_of_floats_or_a_whole_column(column):
+    clouds = torch.tensor([0.0, 0, 0, 0, 1, 1, 1])
+    points = torch.cat([clouds[:, None], torch.randn(7, 3)], 1)
+    cases, outputs = split_batch({"points": points, "batch": column(points)}, {"scores": torch.randn(7, 2)})
+    assert [len(case["points"]) for case in cases] == [len(output["scores"]) for output in outputs] == [4, 3]

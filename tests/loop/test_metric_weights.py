@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from tests.toys import ToyEpochTrainer, ToyIterTrainer, linear_model, settings
-from vision3d_engine import BatchTester, build_dataloader
+from vision3d_engine import BatchTester, ResultError, build_dataloader
 
 NAN = float("nan")
 
@@ -189,3 +189,12 @@ def test_a_resumed_run_keeps_what_its_means_are_over(tmp_path, setting, is_old, 
     kept = "batches" if is_old else "samples"
     assert trainer.validated == (16.0 if kept == "samples" else pytest.approx((7.5 + 23.5 + 32) / 3))
     assert (f"means go on over {kept}, as in the checkpoint" in capsys.readouterr().err) is (kept != setting)
+
+
+def test_a_misspelt_key_is_refused(tmp_path):
+    class Misspelt(ToyEpochTrainer):
+        def metric_weight(self, data_dict, output_dict, result_dict):
+            return {"mea": 2}
+
+    with pytest.raises(ResultError, match="a weight for 'mea', which the step does not return; did you mean 'mae'"):
+        Misspelt(settings(tmp_path)).run()

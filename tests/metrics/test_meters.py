@@ -197,3 +197,18 @@ def test_a_result_that_turns_into_something_else_is_named_with_its_step(first, l
     meters.update({"acc": first, **dict.fromkeys(others, torch.tensor(1.0))})
     with pytest.raises(ResultError, match=r"'(acc|loss)' is .* in step 2, though it was one number before"):
         meters.update({"acc": later, **others})
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_integers_beside_short_floats_are_not_rounded(kind):
+    means = RunningMeans()
+    means.update({"loss": torch.tensor(0.5, dtype=kind), "points": torch.tensor(16_777_217)})
+    means.update({"loss": torch.tensor(0.5, dtype=kind), "points": torch.tensor(16_777_219)})
+    assert means.means() == {"loss": 0.5, "points": 16_777_218}
+
+
+def test_weights_of_short_floats_are_not_rounded_either():
+    means = RunningMeans()
+    means.update({"a": torch.tensor(1.0), "b": torch.tensor(2.0)}, {"a": torch.tensor(3.0).half(), "b": 70_001})
+    means.update({"a": torch.tensor(1.0), "b": torch.tensor(5.0)}, {"a": torch.tensor(3.0).half(), "b": 70_001})
+    assert means.means() == {"a": 1.0, "b": 3.5}

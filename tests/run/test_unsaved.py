@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.toys import ToyEpochTrainer, linear_model, settings
+from tests.toys import ToyEpochTrainer, ToyIterTrainer, linear_model, settings
 
 KEPT = {
     "a number": (lambda: 0, lambda value: value + 1),
@@ -126,3 +126,61 @@ def test_a_buffer_that_is_in_no_checkpoint_and_changes_is_named_once(tmp_path):
     assert "lost" in line
     assert "table" not in line
     assert "saved" not in line
+
+
+def test_nothing_is_said_of_a_script_that_keeps_nothing_and_of_what_the_engine_keeps(tmp_path):
+    class Plain(ToyIterTrainer):
+        def _note(self, *_):
+            pass
+
+    trainer = Plain(settings(tmp_path, max_epoch=3))
+    log_file = trainer.log_file
+    trainer.run()
+    assert lines_of(log_file, "will be lost by a resume") == []
+
+
+class Odd:
+    """Raises whenever it is looked at."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+    def __repr__(self):
+        raise RuntimeError
+
+
+def test_odd_and_large_attributes_neither_stop_a_run_nor_hold_it_up(tmp_path):
+    itself = [1]
+    itself.append(itself)
+    trainer = ToyEpochTrainer(settings(tmp_path, max_epoch=2))
+    trainer.kind, trainer.conj, trainer.odd, trainer.itself = nn.Linear, torch.ones(2).cfloat().conj(), Odd(), itself
+    trainer.keyed, trainer.twelve = {Odd(): 1}, []
+    trainer.twelve += [trainer.twelve] * 12
+    trainer.large = {key: list(range(20)) for key in range(30_000)}
+    trainer.nested, trainer.sparse = (
+        torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+        torch.eye(2).to_sparse(),
+    )
+    trainer.run()
+
+
+def test_what_a_second_optimizer_trains_and_what_a_step_first_makes_is_named(tmp_path):
+    class Second(ToyEpochTrainer):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.temperature = nn.Parameter(torch.ones(1))
+            self._average = torch.optim.swa_utils.AveragedModel(self.model)
+            self.second = self.register_state("second", torch.optim.SGD([self.temperature], lr=0.1))
+
+        def after_train_step(self, *_):
+            self.temperature.grad = torch.ones(1)
+            self.second.step()
+            self.made = getattr(self, "made", 0) + 1
+
+    trainer = Second(settings(tmp_path))
+    log_file = trainer.log_file
+    trainer.run()
+    (line,) = lines_of(log_file, "will be lost by a resume")
+    assert "self.temperature" in line
+    assert "self.made" in line
+    assert len(lines_of(log_file, "self._average has a state that is not saved")) == 1

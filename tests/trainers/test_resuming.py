@@ -651,3 +651,33 @@ def test_an_exception_leaves_crash_pth_only_when_asked_for(tmp_path):
             stopping(ToyIterTrainer, 2)(settings(tmp_path / name, save_on_exception=ask)).run()
         assert (tmp_path / name / "checkpoints" / "crash.pth").exists() == ask
         assert not (tmp_path / name / "checkpoints" / "checkpoint.pth").exists()
+
+
+def test_a_checkpoint_of_mid_epoch_that_is_loaded_before_the_run_advances_no_state_twice(tmp_path):
+    class Counter:
+        count = 0
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+
+    class Counting(ToyEpochTrainer):
+        def __init__(self, cfg, stop_at=None):
+            super().__init__(cfg)
+            self.counter, self.stop_at = self.register_state("counter", Counter()), stop_at
+
+        def before_train_epoch(self, epoch):
+            self.counter.count += 1
+
+        def before_train_step(self, epoch, iteration, data_dict):
+            if (epoch, iteration) == self.stop_at:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Counting(settings(tmp_path, max_epoch=2, save_every="1 iteration"), (2, 3)).run()
+    trainer = Counting(settings(tmp_path, max_epoch=2, overwrite=True))
+    trainer.load("checkpoint.pth")
+    trainer.run()
+    assert trainer.counter.count == 2

@@ -278,3 +278,21 @@ def test_parameters_that_only_the_optimizer_knows_are_averaged_too(tmp_path):
     toy = WithLossParameter(settings(tmp_path, grad_acc_steps=2), rows_loader(8, batch_size=2))
     toy.run()
     assert toy.found == [3.0, 3.0]
+
+
+def test_a_batch_without_weight_on_the_host_is_left_out_among_weights_on_the_device(tmp_path):
+    class Mixed(ToyEpochTrainer):
+        def train_step(self, epoch, iteration, data_dict):
+            output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+            scale = float("nan") if iteration % 2 == 0 else 1.0
+            return output_dict, {"loss": result_dict["loss"] * scale}
+
+        def loss_weight(self, data_dict, output_dict, result_dict):
+            return torch.tensor(4.0) if self.iteration % 2 else 0
+
+        def metric_weight(self, data_dict, output_dict, result_dict):
+            return self.iteration % 2
+
+    trainer = Mixed(settings(tmp_path, grad_acc_steps=2), rows_loader(16))
+    trainer.run()
+    assert trainer.model.weight.isfinite().all()

@@ -128,9 +128,18 @@ def _unknown_keys(name: str, section: Mapping[str, Any]) -> list[str]:
 
 def _misspelt(plain: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """Say which groups are nearly one of these sections that is not there: its settings would be passed over."""
-    absent = [name for name in names if name not in plain]
-    hints = {key: did_you_mean(key, absent, similarity=0.85) for key in plain if key not in _known()}
+    wanted = list(names)
+    unknown = [key for key in plain if key not in _known()]
+    hints = {key: did_you_mean(key, [name for name in wanted if _is_meant(plain, key, name)], 0.85) for key in unknown}
     return [f"cfg.{key} is unknown{hint}" for key, hint in hints.items() if hint]
+
+
+def _is_meant(plain: Mapping[str, Any], key: str, name: str) -> bool:
+    """Tell whether a group may stand for a section: that one is not there, or the group has its keys alone."""
+    if name not in plain:
+        return True
+    group, fields = plain[key], _known()[name].model_fields
+    return isinstance(group, Mapping) and bool(group) and group.keys() <= fields.keys()
 
 
 def _validate(name: str, values: Mapping[str, Any]) -> tuple[Any, list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.tree import entries, leaves
 
 PACKING_KEYS = ("lengths", "offset", "batch")
@@ -54,7 +55,7 @@ def read_packing(key: str, entry: Any, size: int | None = None) -> Any:
             point), whole numbers; or a list of them, one for each level of detail; or a dict.
         size: number of cases, if known; tells of clouds without points at the end of ``batch``.
     """
-    if (numbers := _whole_numbers(entry)) is not None:
+    if (numbers := _whole_numbers(_plain_column(entry))) is not None:
         return _READERS[key](numbers, size)
     is_nest = isinstance(entry, list | tuple) or (isinstance(entry, Mapping) and key != "batch")
     if not is_nest or not entry:  # a dict under the name of batch holds anything
@@ -137,6 +138,17 @@ def _whole_numbers(entry: Any) -> np.ndarray | None:
     return vector.astype(np.int64) if is_whole and (vector >= 0).all() else None
 
 
+def _plain_column(entry: Any) -> Any:
+    """Return the numbers of a column ``(N, 1)``, or of one cut out of floats (``points[:, 0]``), as a whole vector."""
+    if not isinstance(entry, torch.Tensor | np.ndarray) or entry.ndim not in {1, 2} or 0 in entry.shape:
+        return entry
+    vector: Any = entry[:, 0] if entry.ndim == 2 and entry.shape[1] == 1 else entry  # noqa: PLR2004
+    is_float = vector.dtype.is_floating_point if isinstance(vector, torch.Tensor) else vector.dtype.kind == "f"
+    if not is_float or vector.ndim != 1 or not bool((vector == vector.round()).all()):
+        return vector if vector.ndim == 1 else entry
+    return vector.long() if isinstance(vector, torch.Tensor) else vector.astype(np.int64)
+
+
 def is_whole_number(value: Any) -> bool:
     """Tell whether a value is one whole number: python's, numpy's or torch's."""
     if isinstance(value, torch.Tensor):
@@ -148,7 +160,13 @@ def _from_lengths(lengths: np.ndarray, _size: int | None) -> Packing:
     return Packing("lengths", lengths.tolist())
 
 
-def _from_offset(ends: np.ndarray, _size: int | None) -> Packing | None:
+def _from_offset(ends: np.ndarray, size: int | None) -> Packing | None:
+    if size is not None and len(ends) == size + 1 and ends[0] == 0:
+        message = (
+            f"an entry 'offset' of {len(ends)} numbers for {size} cases begins with 0: it says where each cloud ends "
+            "(the cumsum of lengths). Leave the leading 0 out: offset[1:]"
+        )
+        raise DataError(message)
     lengths = np.diff(ends, prepend=0)
     return Packing("offset", lengths.tolist()) if (lengths >= 0).all() else None
 

@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from vision3d_engine.core.seeding import derived_seed
 from vision3d_engine.data.permutation import Permutation
 from vision3d_engine.data.sample_seeds import SampleIndex
-from vision3d_engine.data.user_samplers import announce_to, drawn_by, fingerprint_of, knows_its_process
+from vision3d_engine.data.user_samplers import DrawnOrders, announce_to, fingerprint_of, knows_its_process
 from vision3d_engine.distributed.processes import get_rank, get_world_size
 
 _CHUNK = 1024
@@ -21,6 +21,9 @@ _ENDLESS = 2**62
 class _Positioned(Sampler):
     """What both samplers share: a trainer says where the next pass begins; without one, every pass is a new one.
 
+    Attributes:
+        orders: what a sampler of the user's has drawn.
+
     Their ``__iter__`` are generators, which begin when the first sample is asked for: a DataLoader with workers calls
     ``iter`` twice and uses the second.
     """
@@ -29,6 +32,7 @@ class _Positioned(Sampler):
         self._epoch = 0
         self._passes = 0
         self._start: tuple[int, int, int, int] | None = None
+        self.orders = DrawnOrders()
 
     def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
         """Let the next pass be that of an epoch, from its batch number ``start`` (counted from 0) on this process.
@@ -151,7 +155,7 @@ class PositionSampler(_Positioned):
     def _permutation(self, seed: int) -> Any:
         """Return which sample stands at which position of the epoch."""
         if self.sampler is not None:
-            return drawn_by(self.sampler, seed)
+            return self.orders.draw(self.sampler, seed)
         return Permutation(len(self._dataset), seed) if self._shuffle else range(len(self._dataset))
 
     def _shares(self, count: int, start: int, shift: int = 0) -> "_Shares":
@@ -165,7 +169,7 @@ class PositionSampler(_Positioned):
 
     def _presharded(self, base: int, epoch: int, start: int) -> Iterator[SampleIndex]:
         rank, size = get_rank(), get_world_size()
-        indices = drawn_by(self.sampler, derived_seed(base, "order", rank))  # pyright: ignore[reportArgumentType]
+        indices = self.orders.draw(self.sampler, derived_seed(base, "order", rank))  # pyright: ignore[reportArgumentType]
         for number, index in enumerate(islice(indices, start, None), start=start):
             yield SampleIndex(index, number * size + rank, epoch, base)
 
@@ -269,10 +273,10 @@ class PositionBatchSampler(_Positioned):
         announce_to(self.sampler, epoch)
         rank, size = get_rank(), get_world_size()
         if self.is_presharded:
-            batches = drawn_by(self.sampler, derived_seed(base, "order", rank))
+            batches = self.orders.draw(self.sampler, derived_seed(base, "order", rank))
             yield from _indexed(batches, range(start, _ENDLESS), base, epoch, lambda place: place * size + rank)
         else:
-            batches = drawn_by(self.sampler, derived_seed(base, "order"))
+            batches = self.orders.draw(self.sampler, derived_seed(base, "order"))
             mine = range((rank - shift) % size + start * size, _ENDLESS, size)
             yield from _indexed(batches, mine, base, epoch, lambda place: place)
 

@@ -1,13 +1,17 @@
 """What the results of a step weigh in means."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from vision3d_engine.core.errors import ResultError, did_you_mean
 
 
 def weights_by(hook: Callable[..., Any], samples: int, data: Any, output: Any, results: Any) -> Any:
     """Return what the user's ``metric_weight`` says, or the number of samples where it says nothing."""
     said = hook(data, output, results)
     if isinstance(said, Mapping):
+        if unknown := said.keys() - results.keys():
+            _refuse_misspelt(unknown, results.keys() - said.keys())
         return dict.fromkeys(results, samples) | dict(said)
     return samples if said is None else said
 
@@ -17,3 +21,15 @@ def with_further(results: dict[str, Any], weights: Any, further: Mapping[str, tu
     known = dict(weights) if isinstance(weights, Mapping) else dict.fromkeys(results, weights)
     numbers, own = ({key: pair[place] for key, pair in further.items()} for place in (0, 1))
     return numbers | results, own | known
+
+
+def _refuse_misspelt(unknown: Iterable[Any], rest: Iterable[str]) -> None:
+    """Refuse a key that is nearly one which the step returns; others may be of results that this batch has not.
+
+    Raises:
+        ResultError: naming both.
+    """
+    for key in unknown:
+        if hint := did_you_mean(str(key), rest):
+            message = f"metric_weight returned a weight for '{key}', which the step does not return{hint}"
+            raise ResultError(message)

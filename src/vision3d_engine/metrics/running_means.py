@@ -185,12 +185,18 @@ class _Rows:
         self._keys = keys
         self._rows: list[torch.Tensor] = []
         self._steps: list[tuple[int, Any]] = []
+        self._types: list[torch.dtype] = []
+        self._is_mixed = False
         self._sums: torch.Tensor | None = None
         self._blocks: deque[tuple[list[int], torch.Tensor]] = deque(maxlen=_MAX_BLOCKS)
 
     def append(self, scalars: list[torch.Tensor], number: int, weight: Any) -> None:
         """Copy the values of one step, whose number is given, into one vector."""
         self._steps.append((number, weight))
+        if self._types != (types := [x.dtype for x in scalars]):
+            self._types, self._is_mixed = types, len(set(types)) > 1
+        if self._is_mixed:  # stacked as they are, integers would be rounded to the floats beside them
+            scalars = [x.to(_exact(x.device)) for x in scalars]
         try:
             row = torch.stack(scalars)
         except RuntimeError:  # several devices, or shapes such as (1,); to look for them would cost every step

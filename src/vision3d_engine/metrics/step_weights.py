@@ -20,7 +20,9 @@ def row_weight(weights: Weights, keys: Sequence[str]) -> Any:
     tensor = next((weight for weight in each if isinstance(weight, torch.Tensor)), None)
     if tensor is None:
         return tuple(each)
-    return torch.stack([torch.as_tensor(weight, device=tensor.device).detach().reshape(()) for weight in each])
+    exact = torch.float32 if tensor.device.type == "mps" else torch.float64
+    found = [torch.as_tensor(weight, dtype=exact, device=tensor.device) for weight in each]
+    return torch.stack([weight.detach().reshape(()) for weight in found])
 
 
 def plain_weight(weight: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
 from vision3d_engine.core.config import read_section, read_settings
 from vision3d_engine.core.errors import ConfigError, did_you_mean, listed
 from vision3d_engine.core.named_parts import NamedParts
-from vision3d_engine.optim.schedule import Schedule, core_of, refuse_long_warm_up
+from vision3d_engine.optim.schedule import Schedule, core_of, ends_after, refuse_long_warm_up
 from vision3d_engine.optim.torch_schedules import build_by_name, timing_of, warm_up_of
 
 # The functions of schedules that were built here, for what they tell about their length.
@@ -154,7 +154,7 @@ def schedule_name(scheduler: Any) -> str:
 
 
 def schedule_hint(scheduler: Any, steps: int, unit: str) -> str | None:
-    """Return a warning when a run makes far fewer steps of a schedule than it was built for; None when it fits.
+    """Return a warning when a run makes far fewer or more steps of a schedule than it was built for, else None.
 
     Args:
         scheduler: a schedule of this module, or one of torch that knows its length.
@@ -167,6 +167,13 @@ def schedule_hint(scheduler: Any, steps: int, unit: str) -> str | None:
     warmup = getattr(function, "warmup_steps", 0)
     if core is not scheduler and isinstance(total, int):
         total, warmup = total + scheduler.warm_up.steps, warmup + scheduler.warm_up.steps
+    if isinstance(total, int) and steps >= 2 * total and ends_after(scheduler) is None:
+        then = "climbs again" if hasattr(core, "T_max") else "stays at its lowest"
+        return (
+            f"the learning rate schedule ({schedule_name(scheduler)}) is built for {total:,} steps, but this trainer "
+            f"moves it on once an {unit}, {steps:,} times in all, so the rate {then} before the run is half over. Give "
+            f"its lengths in {unit}s, or leave them out in cfg.scheduler, and they follow from the run"
+        )
     if not isinstance(total, int) or (steps * 2 > total and steps > warmup):
         return None
     where = "in its warm-up" if steps <= warmup else f"after {steps / total:.1%} of it"

@@ -75,6 +75,7 @@ class ResumeState:
             "progress": self._progress.state_dict(),
             "places": gather(list(self._progress.place)),
             "moments": None if meters is None else gather(meters.state_dict()),
+            "orders": gather(None if loader.orders is None else loader.orders.state_dict()),
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
             "fingerprint": self._fingerprint(loader),
             "asked": self.asked.state(),
@@ -139,10 +140,17 @@ class ResumeState:
         self._context.writers.cut_back(state.get("logs") or {}, self._progress.total_steps)
         # With another number of processes the means of the old ones are shared out.
         self._kept_meters = list(means[rank::size])
+        self._expect_orders(state.get("orders") or [])
         if rank < len(loaders):
             self._train_data().load_state_dict(loaders[rank])
         self._context.precision.load_state_dict(state.get("precision") or {})
         self.restore_registered(state)
+
+    def _expect_orders(self, saved: list[Any]) -> None:
+        """Let the training data notice when a sampler of the user's draws another order than before."""
+        rank, orders = self._world.rank, self._train_data().orders
+        if orders is not None and rank < len(saved) and saved[rank] and not self._context.settings.allow_changed_data:
+            orders.load_state_dict(saved[rank])
 
     def _keep_means(self, saved: Mapping[str, Any]) -> None:
         """Go on with means over what the run has them over: batches in one of an older engine."""

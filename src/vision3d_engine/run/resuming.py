@@ -52,7 +52,7 @@ class Resuming:
         self._trainer, self._context = trainer, context
         self._output, self._folder = folders.output, folders.checkpoints
         self._checkpoints, self._state, self._average = checkpoints, state, average
-        self._is_restarted = self._has_damage = self._is_starting = False
+        self._is_restarted = self._has_damage = False
         self._open: tuple[str, dict[str, Any]] | None = None
 
     def starts_anew(self) -> bool:
@@ -82,11 +82,7 @@ class Resuming:
         """
         self._state.asked.note()
         self._compare(self._found())
-        self._is_starting = True
-        try:
-            self._load()
-        finally:
-            self._is_starting = False
+        self._load()
         progress = self._context.progress
         self._compare(f"epoch {progress.epoch}, total_steps {progress.total_steps}{self._weights()}")
 
@@ -216,7 +212,7 @@ class Resuming:
         """
         with self._average.out_of_model():
             said = self._restore_average(path, state)
-            self._open = (path, state) if self._is_starting and (state.get("progress") or {}).get("is_open") else None
+            self._open = (path, state) if (state.get("progress") or {}).get("is_open") else None
             try:
                 self._restore_trained(path, state)
             except CheckpointError as error:

@@ -174,7 +174,8 @@ class Scheduling:
         if not context.hooks.is_default("scheduler_step"):
             return
         for name, scheduler, moment in self._entries():
-            hint = schedule_hint(scheduler, context.settings.max_epoch, "epoch") if moment == "epoch" else None
+            steps = self._steps_of_run(moment) if moment in {"epoch", "update"} else None
+            hint = None if steps is None else schedule_hint(scheduler, steps, moment)
             for text in filter(None, (hint, self._end_text(name, scheduler, moment))):
                 trainer.log(text, level="WARNING")
 

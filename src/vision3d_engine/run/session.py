@@ -99,7 +99,9 @@ class Session:
     def check_arguments(self) -> None:
         """Warn of flags that nobody knows; raise `ConfigError` for one that is nearly a known flag."""
         for word in self.arguments.check():
-            self.logger.warn(f"unknown argument {word} is ignored")
+            self.logger.warn(
+                f"unknown argument {word} is ignored by the engine (for a parser of your own: see ignore_command_line)"
+            )
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

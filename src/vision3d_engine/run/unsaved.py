@@ -1,7 +1,8 @@
 """What a script keeps that changes while it trains and is in no checkpoint, so that a resume would lose it."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from vision3d_engine.optim.named_schedules import schedules_of
 
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _MAX_NAMES = 8
-_DEPTH = 6
+_DEPTH, _MOST = 6, 5000
+_NEW, _SAID = object(), object()
+# Names that the engine gives attributes of a trainer after its first ones.
+_LATER = ("_run", "_streamed")
 
 
 class Unsaved:
@@ -33,6 +37,7 @@ class Unsaved:
 
     def __init__(self, trainer: Any, registered: Mapping[str, Any]) -> None:
         self._trainer, self._registered = trainer, registered
+        self._engines = {*vars(trainer), *_LATER}
         self._last_epoch = 0
         self._attributes: dict[str, Any] = {}
         self._buffers: dict[str, Any] = {}
@@ -44,8 +49,8 @@ class Unsaved:
         known += optimizers_of(trainer.optimizer).values()
         known += [trainer.model, *trainer.model.modules(), *trainer._hooks.added, *self._registered.values()]  # noqa: SLF001  the engine's own
         for name, part in vars(trainer).items():
-            is_ours = name.startswith("_") or any(part is one for one in known)
-            if not is_ours and has_state(part) and part.state_dict():
+            is_known = name in self._engines or isinstance(part, type) or any(part is one for one in known)
+            if not is_known and _safely(lambda part=part: has_state(part) and part.state_dict()):
                 yield f"self.{name} has a state that is not saved: call self.register_state('{name}', self.{name})"
 
     def note(self) -> None:
@@ -72,12 +77,16 @@ class Unsaved:
 
     def _held(self) -> Iterator[tuple[str, Any]]:
         """Yield attributes by name, but for those that are saved."""
-        saved = {id(part.generator if isinstance(part, GeneratorState) else part) for part in self._registered.values()}
+        trained = (group["params"] for group in getattr(self._trainer.optimizer, "param_groups", ()))
+        saved = {id(parameter) for parameter in chain.from_iterable(trained)}
+        registered = self._registered.values()
+        saved |= {id(part.generator if isinstance(part, GeneratorState) else part) for part in registered}
         owners = {"self": self._trainer}
         owners |= {type(hook).__name__: hook for hook in self._trainer._hooks.added if id(hook) not in saved}  # noqa: SLF001  the engine's own
         for owner, holder in owners.items():
             for name, value in getattr(holder, "__dict__", {}).items():
-                if id(value) not in saved:
+                is_engines = holder is self._trainer and name in self._engines
+                if not is_engines and id(value) not in saved:
                     yield f"{owner}.{name}", value
 
 
@@ -89,31 +98,60 @@ def _volatile_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _changed(before: dict[str, Any], now: Iterator[tuple[str, Any]]) -> list[str]:
-    """Return the names whose values are others now, and forget these."""
-    names = [name for name, value in now if name in before and before[name] != _portrait(value)]
-    for name in names:
-        del before[name]
-    return names
+    """Return the names that are new, or whose values are others now, and take these over."""
+    portraits = {name: _portrait(value) for name, value in now}
+    known = {name: before.get(name, _NEW) for name in portraits}
+    names = [name for name, portrait in portraits.items() if known[name] is not _SAID and known[name] != portrait]
+    before.update(dict.fromkeys(names, _SAID))
+    return [name for name in names if portraits[name] is not None]
 
 
-def _portrait(value: Any, depth: int = 0) -> Any:
-    """Return what is equal for equal contents."""
-    part = with_state(value)
-    if part is not value:  # a generator
-        return _portrait(part.state_dict())
-    held = entries(value) if depth < _DEPTH else None
-    if held is not None:
-        return [(repr(key), _portrait(each, depth + 1)) for key, each in held.items()]
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return _digest(value)
-    is_set = isinstance(value, set | frozenset)
-    return sorted(map(repr, value)) if is_set else repr(value) if isinstance(value, _NUMBERS) else type(value).__name__
+def _portrait(value: Any) -> Any:
+    """Return what is equal for equal contents; None of what cannot be looked at, or is saved with the optimizer."""
+    return _safely(lambda: _Portrait().of(value))
+
+
+def _safely(look: Callable[[], Any]) -> Any:
+    """Return what a look at a script's own object gives; None where it raises."""
+    try:
+        return look()
+    except Exception:  # noqa: BLE001  whatever the object does, the run goes on
+        return None
+
+
+class _Portrait:
+    """Walks one attribute; a large one is known by its first members, so that no save takes long."""
+
+    def __init__(self) -> None:
+        self._left = _MOST
+
+    def of(self, value: Any, depth: int = 0) -> Any:
+        """Return a nest of names, numbers and hashes."""
+        self._left -= 1
+        part = with_state(value)
+        if part is not value:  # a generator
+            return self.of(part.state_dict(), depth)
+        held = entries(value) if depth < _DEPTH and self._left > 0 and not _is_engines(value) else None
+        if held is not None:
+            few = islice(held.items(), max(self._left, 0))
+            return [len(held), *((repr(key), self.of(each, depth + 1)) for key, each in few)]
+        if isinstance(value, torch.Tensor | np.ndarray):
+            return _digest(value)
+        if isinstance(value, set | frozenset):
+            return [len(value), *sorted(map(repr, islice(value, _MOST)))]
+        return repr(value) if isinstance(value, _NUMBERS) else type(value).__name__
+
+
+def _is_engines(value: Any) -> bool:
+    return type(value).__module__.startswith("vision3d_engine.")
 
 
 def _digest(value: Any) -> Any:
-    """Return a hash of the bits of a tensor or array; what an optimizer may train is saved with it."""
-    if getattr(value, "requires_grad", False) or not _has_bits(value):
-        return None
+    """Return a hash of the bits of a tensor or array."""
+    if not _has_bits(value):
+        return type(value).__name__
+    if isinstance(value, torch.Tensor):
+        value = value.detach().resolve_conj().resolve_neg()
     return f"{value.dtype}{tuple(value.shape)}", hashlib.blake2b(as_bytes(value)).digest()
 
 
@@ -121,4 +159,5 @@ def _has_bits(value: Any) -> bool:
     """Tell whether it is a dense block of numbers, which all processes have."""
     if isinstance(value, np.ndarray):
         return value.dtype != object
-    return type(value) is torch.Tensor and value.layout == torch.strided and not value.is_meta
+    is_plain = type(value) in {torch.Tensor, nn.Parameter} and value.layout == torch.strided
+    return is_plain and not value.is_meta and not value.is_nested

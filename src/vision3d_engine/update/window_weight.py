@@ -40,13 +40,14 @@ class WindowWeight:
             ResultError: when the weight is not one number.
         """
         own = _as_weight(weight)
-        if self._kept is not None:
+        is_void = not isinstance(own, torch.Tensor) and own == 0
+        if self._kept is not None and not is_void:
             own = own * self._kept.weight_scale
         self._sum = self._sum + own
         self._count += 1
         if isinstance(own, torch.Tensor):
             return loss * own.to(loss)
-        return self._parallel.zero_loss() if own == 0 and self._parallel.joins_with_zeros else loss * own
+        return self._parallel.zero_loss() if is_void and self._parallel.joins_with_zeros else loss * own
 
     def close(self) -> Any:
         """Return the window's weight, as the mean over all processes, and begin another window."""
