@@ -58,7 +58,7 @@ def verify(folder, fault):
     script = folder / "train.py"
     script.write_text(textwrap.dedent(SCRIPT))
     command = [sys.executable, "-m", "vision3d_engine", "verify-resume", "--steps", "9", str(script), "--fault", fault]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=200)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
 
 
 def test_an_exact_script_is_proven_and_its_folder_is_not_touched(tmp_path):
@@ -85,7 +85,7 @@ def test_what_is_not_exact_is_named_with_its_step(fault, message, tmp_path):
 def test_a_script_that_fails_shows_its_error(tmp_path):
     (tmp_path / "bad.py").write_text("raise ValueError('no data here')")
     command = [sys.executable, "-m", "vision3d_engine", "verify-resume", "bad.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert "bad.py ended with 1 after 0 training steps" in done.stderr
     assert "no data here" in done.stderr
