@@ -29,7 +29,7 @@ test-all: $(VENV)/installed  ## all tests
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 .venv-lowest/installed: pyproject.toml tools/lowest.py
-	@echo "installing into .venv-lowest (several minutes: PyPI's torch for x86_64 comes with 3 GB of CUDA) ..."
+	@echo "installing into .venv-lowest (minutes: PyPI's torch for x86_64 is a CUDA build) ..."
 	@python3.11 -m venv .venv-lowest
 	@$(LOWEST) -m pip install --quiet --disable-pip-version-check -e . $$($(LOWEST) tools/lowest.py)
 	@touch $@
