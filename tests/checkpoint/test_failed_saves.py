@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.patience import PATIENCE_S
 from tests.toys import ToyEpochTrainer, settings
 from vision3d_engine import CheckpointError, FolderError
 from vision3d_engine.checkpoint import files
@@ -110,7 +111,7 @@ class Held:
 
     def __init__(self, monkeypatch):
         self.go, write = threading.Event(), files.make_folder
-        monkeypatch.setattr(files, "make_folder", lambda path: (self.go.wait(30), write(path))[1])
+        monkeypatch.setattr(files, "make_folder", lambda path: (self.go.wait(PATIENCE_S), write(path))[1])
 
 
 def test_a_score_below_one_whose_file_is_on_its_way_waits_for_the_verdict(tmp_path, full, monkeypatch):

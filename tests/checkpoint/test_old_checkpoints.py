@@ -45,7 +45,7 @@ def test_a_run_of_two_processes_goes_on_from_mid_epoch(kind, tmp_path):
     words = [sys.executable, *launcher, kind, str(folder), "--resume", "--straight", str(straight)]
     path = os.pathsep.join([str(OLD.parent.parent.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = [[json.loads((each / f"found-{rank}.json").read_text()) for rank in (0, 1)] for each in (folder, straight)]
     check(kind, found[0][0], found[1][0])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.patience import PATIENCE_S
 from vision3d_engine import CheckpointError, FolderError, NonFiniteError
 from vision3d_engine.checkpoint import state_files as files_module
 from vision3d_engine.checkpoint.manager import CheckpointManager
@@ -28,7 +29,7 @@ class Slow:
     def __init__(self, monkeypatch):
         self.go = threading.Event()
         original = files_module.write_checkpoint
-        monkeypatch.setattr(files_module, "write_checkpoint", lambda *args: (self.go.wait(30), original(*args)))
+        monkeypatch.setattr(files_module, "write_checkpoint", lambda *args: (self.go.wait(PATIENCE_S), original(*args)))
 
 
 def test_what_is_written_is_the_state_of_the_moment_of_the_save(tmp_path, monkeypatch):

@@ -10,18 +10,9 @@ from itertools import chain
 
 import pytest
 
+from tests.patience import PATIENCE_S, eventually
 from vision3d_engine.core import background
 from vision3d_engine.core.background import BackgroundListener
-
-SOON_S = 10
-
-
-def eventually(condition):
-    """Wait until a condition holds; much longer than it should take."""
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.005)
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +100,7 @@ def test_first_items_of_several_threads_begin_one_thread(monkeypatch):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(SOON_S)
+        writer.join(PATIENCE_S)
     assert len(started) == 1
     listener.flush()
     assert sorted(found) == [0, 1, 2, 3]
@@ -168,7 +159,7 @@ class _Slow:
         self.at_work += 1
         self.met |= self.at_work > 1
         self.begun.set()
-        assert self.may_end.wait(SOON_S)
+        assert self.may_end.wait(PATIENCE_S)
         self.found += items
         self.at_work -= 1
 
@@ -177,7 +168,7 @@ def test_a_slow_round_keeps_no_put_waiting_and_a_flush_waits_for_its_end():
     slow = _Slow()
     listener = BackgroundListener(slow)
     listener.put("first")
-    assert slow.begun.wait(SOON_S)
+    assert slow.begun.wait(PATIENCE_S)
     listener.put("second")  # would never return if it waited
     after_flush = []
     flushing = threading.Thread(target=lambda: (listener.flush(), after_flush.append(list(slow.found))))
@@ -185,7 +176,7 @@ def test_a_slow_round_keeps_no_put_waiting_and_a_flush_waits_for_its_end():
     time.sleep(0.02)
     assert after_flush == []
     slow.may_end.set()
-    flushing.join(SOON_S)
+    flushing.join(PATIENCE_S)
     assert after_flush == [["first", "second"]]
     listener.flush()
     assert not slow.met
@@ -195,7 +186,7 @@ def test_a_flush_waits_also_for_a_round_that_has_taken_the_last_item():
     slow = _Slow()
     listener = BackgroundListener(slow)
     listener.put("only")
-    assert slow.begun.wait(SOON_S)
+    assert slow.begun.wait(PATIENCE_S)
     threading.Timer(0.02, slow.may_end.set).start()
     listener.flush()
     assert slow.found == ["only"]
@@ -268,7 +259,7 @@ def in_child(act):
         except BaseException:  # noqa: BLE001  tell it by the code
             os._exit(1)
         os._exit(0)
-    deadline = time.monotonic() + SOON_S
+    deadline = time.monotonic() + PATIENCE_S
     while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
         if time.monotonic() > deadline:
             os.kill(pid, 9)
@@ -283,7 +274,7 @@ def test_a_process_forked_while_the_thread_writes_neither_hangs_nor_writes_the_p
     slow = _Slow()
     listener = BackgroundListener(slow)
     listener.put("first")
-    assert slow.begun.wait(SOON_S)
+    assert slow.begun.wait(PATIENCE_S)
     listener.put("second")
 
     def act():

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from vision3d_engine import FolderInUseError
 from vision3d_engine.core.locks import locked_folder
 
@@ -63,7 +64,7 @@ def test_a_forked_child_neither_keeps_nor_frees_the_folder(tmp_path):
     owner = context.Process(target=run, args=(started, theirs))
     owner.start()
     worker = mine.recv()
-    assert started.wait(60)
+    assert started.wait(PATIENCE_S)
     assert not is_free(tmp_path)
     owner.kill()
     owner.join()

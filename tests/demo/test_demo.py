@@ -11,7 +11,7 @@ from vision3d_engine.demo.picture import draw_result
 
 def demo(folder, *words):
     command = [sys.executable, "-m", "vision3d_engine", "demo", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 SHORT = ("--num-train", "40", "--num-val", "20", "--num-points", "64", "--max-epoch", "2", "--batch-size", "10")

@@ -17,6 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
+from tests.patience import PATIENCE_S
 from tests.toys import ToyEpochTrainer, ToyIterTrainer, rows_loader, settings
 from vision3d_engine import get_log_string, get_logger
 from vision3d_engine.core import background
@@ -149,7 +150,7 @@ def test_one_folder_holds_config_environment_logs_and_events(tmp_path):
     found = {path.name for path in tmp_path.iterdir()}
     assert {"checkpoints", "config.yaml", "env.json", "events", "logs", "metrics.jsonl"} == found
     environment = json.loads((tmp_path / "env.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(environment["packages"]["torch"])  # which may not name its build
     assert {"command", "seed", "git", "python"} <= environment.keys()
     assert "width: 3" in (tmp_path / "config.yaml").read_text()
 
@@ -280,6 +281,7 @@ def test_each_line_has_the_time_at_which_it_came_and_its_level(count, slow_threa
     real = time.time()
     for number in range(count):
         monkeypatch.setattr("time.time", lambda number=number: real - (9 - number) * hour)
+        monkeypatch.setattr("time.time_ns", lambda: int(time.time() * 10**9))  # which logging reads since python 3.13
         logger.line(lambda: "epoch: {1} <red>")
     monkeypatch.undo()
     logger.close()
@@ -341,9 +343,7 @@ def test_what_is_left_at_the_end_of_the_program_or_of_the_logger_is_written(endi
         "from vision3d_engine.logs.logger import Logger\nlogger = Logger(sys.argv[1])\n"
         f"logger.line(lambda: 'last words')\nlogger.line(lambda: 'very last')\n{ending}\n"
     )
-    done = subprocess.run(
-        [sys.executable, script, tmp_path / "run.log"], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, script, tmp_path / "run.log"], capture_output=True, text=True, check=False)
     assert said(tmp_path) == ["INFO | last words", "INFO | very last"]
     assert done.stderr.count("last words") == 1
 
@@ -359,7 +359,7 @@ def test_many_forks_while_lines_are_written_hang_nobody_and_each_line_is_there_o
             logger.info(f"message {number}")
             logger.flush()
             os._exit(0)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
             assert time.monotonic() < deadline or os.kill(pid, 9), "the child hangs"
             time.sleep(0.002)

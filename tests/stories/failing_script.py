@@ -25,7 +25,6 @@ FOLDER, PLACE, FAULT, SETTINGS = sys.argv[1:5]
 def fail_in(place, rank, iteration):
     if place != PLACE or rank != 1 or iteration != 3:
         return
-    print("FAILS AT", time.time(), flush=True)
     if FAULT == "raise":
         raise ValueError("a bad cloud")
     if FAULT == "kill":
@@ -35,7 +34,7 @@ def fail_in(place, rank, iteration):
         return
     if FAULT == "leave":
         sys.exit(3)
-    time.sleep(60)
+    time.sleep(1000)
 
 
 class Rows(Dataset):
@@ -52,7 +51,7 @@ class Rows(Dataset):
 
 class Trainer(EpochBasedTrainer):
     def __init__(self):
-        trainer = {"max_epoch": 2, "log_steps": 2, "collective_timeout_s": 60, "heartbeat_s": 30}
+        trainer = {"max_epoch": 2, "log_steps": 2, "collective_timeout_s": 1000, "heartbeat_s": 1000}
         super().__init__({"exp": {"output_dir": FOLDER}, "trainer": trainer | json.loads(SETTINGS)})
         rank = self.rank = self._session.world.rank
         train = build_dataloader(Rows(48, rank), 1, num_workers=1 if PLACE == "dataset" else 0)

@@ -5,6 +5,10 @@ import socket
 import subprocess
 import sys
 
+import torch
+
+from tests.patience import PATIENCE_S
+
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "OMPI_", "TORCHELASTIC_")
 
 
@@ -30,7 +34,7 @@ def free_port():
 
 def outputs_of(processes):
     """Return exit code, output and errors of each process, in rank order."""
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE_S) for process in processes]
     return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
@@ -40,3 +44,9 @@ def results_of(processes):
     assert [code for code, _, _ in outputs] == [0] * len(processes), [error for _, _, error in outputs]
     lines = [line for _, output, _ in outputs for line in output.splitlines()]
     return sorted(line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT"))
+
+
+def saved_steps(folder):
+    """Return the training steps that a run has saved in ``checkpoint.pth``, 0 without one."""
+    path = folder / "checkpoints" / "checkpoint.pth"
+    return torch.load(path, weights_only=True)["metadata"]["total_steps"] if path.exists() else 0

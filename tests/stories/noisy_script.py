@@ -1,14 +1,17 @@
 """A training with everything random that a training has, for stories of stops and resumes.
 
 ``noisy_script.py FOLDER KIND STEP_S SETTINGS``: the kind is "epoch" or "iter", a step takes STEP_S seconds, SETTINGS
-are JSON. At the end prints ``RESULT`` and a digest of the weights, on the main process.
+are JSON. At the end prints ``RESULT`` and a digest of the weights, on the main process. At each place that GATES in
+the environment names, such as "train 1.5,val 2.1" (epoch and iteration), it says ``AT GATE`` and waits for the test.
 """
 
 import hashlib
 import json
+import os
 import random
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,7 +35,7 @@ class Steps:
         super().__init__(
             {"exp": {"output_dir": folder, "seed": 5}, "trainer": {"max_epoch": 3, "log_steps": 2, **trainer}}
         )
-        self.step_s = step_s
+        self.folder, self.step_s = folder, step_s
         size = self._session.world.size
         train = build_dataloader(Noisy(), 4 // size, num_workers=1, shuffle=True)
         self.register_loader(train, build_dataloader(Noisy(), 5, num_workers=0))
@@ -40,7 +43,15 @@ class Steps:
         model = self.register_model(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1)))
         self.register_optimizer(torch.optim.Adam(model.parameters(), lr=0.01))
 
+    def pass_gate(self, place):
+        if place not in os.environ.get("GATES", "").split(","):
+            return
+        print("AT GATE\n", end="", flush=True)
+        while not Path(f"{self.folder}.{place}").exists():
+            time.sleep(0.01)
+
     def train_step(self, epoch, iteration, data_dict):
+        self.pass_gate(f"train {epoch}.{iteration}")
         time.sleep(self.step_s)
         return {}, {"loss": (self.model(data_dict["x"]) - 1).square().mean()}
 
@@ -49,6 +60,7 @@ class Steps:
 
     def val_step(self, epoch, iteration, data_dict):
         print("VALIDATES\n", end="", flush=True)
+        self.pass_gate(f"val {epoch}.{iteration}")
         time.sleep(self.step_s)
         return {}, {"error": (self.model(data_dict["x"]) - 1).abs().mean()}
 

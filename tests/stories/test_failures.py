@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.patience import PATIENCE_S, eventually
+from tests.stories.launching import saved_steps
 
 SCRIPTS = Path(__file__).parent
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
@@ -28,10 +30,10 @@ def start(words, **environment):
     )
 
 
-def finish(process, timeout=90):
-    """Return exit code and output; whatever is left after the timeout is killed."""
+def finish(process):
+    """Return exit code and output; whatever hangs is killed."""
     try:
-        text, _ = process.communicate(timeout=timeout)
+        text, _ = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         text, _ = process.communicate()
@@ -40,13 +42,11 @@ def finish(process, timeout=90):
 
 
 def fail(folder, place, fault, processes=2, **settings):
-    """Return what a world says in which process 1 fails, and the seconds from there to the end of all processes."""
+    """Return what a world says in which process 1 fails; all processes end before any limit that they wait for."""
     script = [SCRIPTS / "failing_script.py", folder, place, fault, json.dumps(settings)]
     code, text = finish(start([*LAUNCHER, f"--nproc-per-node={processes}", *script]))
-    seconds = time.time() - float(text.partition("FAILS AT ")[2].split()[0])
-    print(f"{place} {fault} on {processes}: all ended after {seconds:.1f} s")
     assert code != 0
-    return text, seconds
+    return text
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,12 @@ def fail(folder, place, fault, processes=2, **settings):
     ],
 )
 def test_an_exception_of_one_process_ends_all_with_its_message(place, processes, position, tmp_path):
-    text, seconds = fail(tmp_path, place, "raise", processes)
+    text = fail(tmp_path, place, "raise", processes)
     message = rf"process 1 on \S+ failed in {position} \(failing_script.py:\d+ in fail_in\): ValueError: a bad cloud"
     said = re.findall(rf"ERROR \| {message}", text)
     assert len(said) == processes - 1, "each of the others says it once"
     assert "ERROR | stopped by ValueError: a bad cloud" in text
     assert "Connection closed by peer" not in text
-    assert seconds < 15
     (main_log,) = tmp_path.glob("logs/t*.log")
     assert re.search(message, main_log.read_text())
     assert 'raise ValueError("a bad cloud")' in (tmp_path / "logs" / "rank1.log").read_text()
@@ -76,39 +75,35 @@ def test_an_exception_of_one_process_ends_all_with_its_message(place, processes,
 
 @pytest.mark.slow
 def test_a_sample_that_raises_is_named_on_all_processes(tmp_path):
-    text, seconds = fail(tmp_path, "dataset", "raise")
+    text = fail(tmp_path, "dataset", "raise")
     found = re.search(r"process 1 on \S+ failed in .*: SampleError: (.*) \(epoch 1, position 3\)", text)
     assert found, text
     assert found[1] == "sample 3 of Rows raised ValueError: a bad cloud"
-    assert seconds < 15
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_is_named(processes, tmp_path):
-    text, seconds = fail(tmp_path, "train_step", "kill", processes)
+    text = fail(tmp_path, "train_step", "kill", processes)
     assert len(re.findall(r"ERROR \| process 1 on \S+ is gone: its last sign of life was in", text)) == processes - 1
     assert "process 0 on" not in text
-    assert seconds < 20
 
 
 @pytest.mark.slow
 def test_a_process_that_leaves_is_named(tmp_path):
-    text, seconds = fail(tmp_path, "train_step", "leave")
+    text = fail(tmp_path, "train_step", "leave")
     assert "ERROR | process 1 has ended its run before the others" in text
-    assert seconds < 20
 
 
 @pytest.mark.slow
 def test_a_process_that_does_not_come_is_named_with_the_line_where_it_is(tmp_path):
-    text, seconds = fail(tmp_path, "train_step", "sleep", collective_timeout_s=4)
+    text = fail(tmp_path, "train_step", "sleep", collective_timeout_s=8)
     assert re.search(
         r"ERROR \| process 0 on \S+ has waited \d+ s in train epoch 1, iteration 3 \(update.py:\d+ in backward\) "
         r"for process 1 on \S+, which is in train epoch 1, iteration 3 \(failing_script.py:\d+ in fail_in\) "
-        r"\(trainer.collective_timeout_s: 4\)",
+        r"\(trainer.collective_timeout_s: 8\)",
         text,
     )
     assert "The run ends when that time is over" in text.partition("ERROR |")[0], "with a warning before"
-    assert 4 < seconds < 20
 
 
 def test_a_process_whose_code_holds_the_lock_of_python_is_warned_of_and_not_gone(tmp_path):
@@ -124,7 +119,7 @@ def test_a_process_whose_code_holds_the_lock_of_python_is_warned_of_and_not_gone
 
 
 def test_the_last_line_of_each_process_is_the_cause(tmp_path):
-    text, _ = fail(tmp_path, "train_step", "raise")
+    text = fail(tmp_path, "train_step", "raise")
     lines = [line for line in text.splitlines() if "Error: " in line and line.startswith("[rank")]
     (own,) = [line for line in lines if line.startswith("[rank1]")]
     assert own == "[rank1]: ValueError: a bad cloud"
@@ -141,9 +136,10 @@ def test_in_a_group_of_somebody_else_the_error_can_be_caught_and_the_group_stays
     assert "CAUGHT ProcessError GROUP IS OPEN" in text
 
 
-def train(folder, *flags, step_s=0.1, **settings):
+def train(folder, *flags, gates=(), **settings):
     settings = json.dumps({"save_every": "4 iterations"} | settings)
-    return start([*LAUNCHER, *flags, SCRIPTS / "noisy_script.py", folder, "epoch", step_s, settings])
+    words = [*LAUNCHER, *flags, SCRIPTS / "noisy_script.py", folder, "epoch", 0.0, settings]
+    return start(words, GATES=",".join(gates))
 
 
 def digest(text):
@@ -152,7 +148,7 @@ def digest(text):
 
 def wait_for(process, word):
     """Return the output until a word; a script that hangs is killed."""
-    lines, patience = [], threading.Timer(90, os.killpg, (process.pid, signal.SIGKILL))
+    lines, patience = [], threading.Timer(PATIENCE_S, os.killpg, (process.pid, signal.SIGKILL))
     patience.start()
     try:
         for line in process.stdout:
@@ -173,17 +169,20 @@ def children(pid):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """Weights of a run on two processes that nobody disturbs."""
-    code, text = finish(train(tmp_path_factory.mktemp("straight") / "run", "--nproc-per-node=2", step_s=0.0))
+    code, text = finish(train(tmp_path_factory.mktemp("straight") / "run", "--nproc-per-node=2"))
     assert code == 0, text
     return digest(text)
 
 
 @pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_launcher_that_starts_the_processes_again_ends_with_the_same_weights(restarts, straight, tmp_path):
-    process, text = train(tmp_path / "run", "--nproc-per-node=2", "--max-restarts=2"), ""
-    for step in ("STEP 10", "STEP 15")[:restarts]:
-        text += wait_for(process, step)
+    deaths = [("train 2.5", 8), ("train 3.4", 12)][:restarts]  # where a process dies, and what is saved by then
+    process, text = train(tmp_path / "run", "--nproc-per-node=2", "--max-restarts=2", gates=dict(deaths)), ""
+    for gate, saved in deaths:
+        text += wait_for(process, "AT GATE")
+        eventually(lambda saved=saved: saved_steps(tmp_path / "run") == saved)
         os.kill(children(process.pid)[-1], signal.SIGKILL)
+        (tmp_path / f"run.{gate}").touch()
     code, rest = finish(process)
     text += rest
     assert code == 0, text
@@ -194,9 +193,9 @@ def test_a_launcher_that_starts_the_processes_again_ends_with_the_same_weights(r
 
 @pytest.mark.slow
 def test_a_restart_does_not_go_on_with_a_run_that_was_refused(tmp_path):
-    code, text = finish(train(tmp_path / "run", "--nproc-per-node=2", step_s=0.0, max_epoch=1))
+    code, text = finish(train(tmp_path / "run", "--nproc-per-node=2", max_epoch=1))
     assert code == 0, text
-    code, text = finish(train(tmp_path / "run", "--nproc-per-node=2", "--max-restarts=1", step_s=0.0))
+    code, text = finish(train(tmp_path / "run", "--nproc-per-node=2", "--max-restarts=1"))
     assert code != 0
     assert text.count("ERROR | stopped by FolderInUseError") == 2
     assert "STEP" not in text

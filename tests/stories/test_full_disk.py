@@ -17,7 +17,7 @@ def story(folder, *words):
     command = [sys.executable, Path(__file__).with_name("full_disk_script.py"), folder, *words]
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.stdout, done.stderr
     text = "".join(path.read_text() for path in (folder / "logs").iterdir())
     saved = {

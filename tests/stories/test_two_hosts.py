@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 SCRIPT = Path(__file__).parent / "noisy_script.py"
 
 
@@ -100,18 +102,18 @@ class Agents:
         lines = subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
         return [line for line in lines if SCRIPT.name in line and not line.startswith("Z")]
 
-    def await_all(self, condition, timeout=60):
+    def await_all(self, condition):
         """Wait until something holds on both hosts."""
-        patience = time.monotonic() + timeout
+        patience = time.monotonic() + PATIENCE_S
         while not all(condition(number) for number in range(2)):
             if time.monotonic() > patience:
                 pytest.fail(f"it hangs:\n{self.said(0)}\n-----\n{self.said(1)}")
             time.sleep(0.1)
 
-    def wait(self, timeout=90):
-        """Return exit codes; whatever is left after the timeout is killed."""
+    def wait(self):
+        """Return exit codes; whatever is left is killed."""
         try:
-            return [process.wait(timeout) for process in self.processes]
+            return [process.wait(PATIENCE_S) for process in self.processes]
         except subprocess.TimeoutExpired:
             pytest.fail(f"it hangs:\n{self.said(0)}\n-----\n{self.said(1)}")
         finally:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.patience import PATIENCE_S
 from tests.stories.world_server import Rows, linear
 
 SERVER = Path(__file__).parent / "world_server.py"
@@ -35,7 +36,7 @@ class World:
             connection.send(case)
         found = []
         for connection in self.connections.values():
-            assert connection.poll(60), "a process hangs"
+            assert connection.poll(PATIENCE_S), "a process hangs"
             found.append(connection.recv())
         return found
 
@@ -43,7 +44,7 @@ class World:
         for connection in self.connections.values():
             connection.send(None)
             connection.close()
-        self.process.wait(60)
+        self.process.wait(PATIENCE_S)
         self.listener.close()
 
 

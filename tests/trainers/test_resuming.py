@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from tests.patience import PATIENCE_S
 from tests.toys import Rows, ToyEpochTrainer, ToyIterTrainer, rows_loader, settings
 from vision3d_engine import (
     CheckpointError,
@@ -466,7 +467,7 @@ def _hold(folder, ready, done):
 
     with locked_folder(Path(folder)):
         ready.set()
-        done.wait(60)
+        done.wait(PATIENCE_S)
 
 
 def test_a_folder_in_use_is_refused_with_its_owner_and_free_after_a_kill(tmp_path):
@@ -474,7 +475,7 @@ def test_a_folder_in_use_is_refused_with_its_owner_and_free_after_a_kill(tmp_pat
     ready, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(str(tmp_path), ready, done))
     other.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENCE_S)
     with pytest.raises(FolderInUseError, match=rf"is in use by process {other.pid} on .* since "):
         ToyEpochTrainer(settings(tmp_path)).run()
     other.kill()

@@ -476,7 +476,7 @@ def test_numbers_of_a_script_that_never_runs_are_written_at_its_end(ending, tmp_
         "points = torch.ones(1, 5, 3)\nwriters.scalars('train', {'loss': 1.0}, 1)\n"
         f"writers.points('cloud', points, None, 1)\npoints.zero_()\nassert not list(folder.glob('m*'))\n{ending}\n"
     )
-    subprocess.run([sys.executable, script, tmp_path], capture_output=True, timeout=60, check=False)
+    subprocess.run([sys.executable, script, tmp_path], capture_output=True, check=False)
     assert [row["step"] for row in rows(tmp_path)] == [1]
     assert events(tmp_path) == {"train/loss": [(1, 1.0)]}
     assert EventAccumulator(str(tmp_path / "events")).Reload().Tags()["tensors"]

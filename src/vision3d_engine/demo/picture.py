@@ -25,8 +25,7 @@ def draw_result(path: Path, rows: Sequence[Mapping[str, Any]], clouds: Sequence[
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        message = "the picture needs matplotlib: pip install 'vision3d-engine[plots]', or run with --no-picture"
-        raise ConfigError(message) from error
+        raise ConfigError("it needs matplotlib; pip install 'vision3d-engine[plots]'") from error
     figure = Figure(figsize=(14, 7.6))
     lines = figure.add_gridspec(2, 1, left=0.055, right=0.33, top=0.86, bottom=0.09, hspace=0.38)
     for number, key in enumerate(("loss", "accuracy")):

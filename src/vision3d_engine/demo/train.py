@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from vision3d_engine import BatchTester, IterBasedTrainer, build_dataloader, build_optimizer, build_scheduler
+from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.demo.network import ShapeClassifier
 from vision3d_engine.demo.shapes import SHAPE_NAMES, ShapeDataset
 
@@ -40,7 +41,7 @@ class DemoSettings:
     resume: bool = False
     """Go on from the latest checkpoint."""
     picture: bool = True
-    """Draw result.png at the end (needs matplotlib)."""
+    """Draw result.png at the end, where matplotlib is installed."""
 
     def as_config(self) -> dict[str, Any]:
         """Return the settings as the engine reads them."""
@@ -138,26 +139,29 @@ def run_demo(settings: DemoSettings) -> float:
     tester = DemoTester(settings)
     tester.run()
     folder, more = settings.output_dir, settings.max_epoch + 4
-    if settings.picture:
-        draw(folder, tester)
+    picture = draw(folder, tester) if settings.picture else ""
     seconds = time.perf_counter() - started
     print(f"\ndone in {seconds:.0f} s: {tester.accuracy:.1%} of the validation clouds are classified rightly")
-    print(f"picture: {folder / 'result.png'}\n" * settings.picture + "what next:")
+    print(f"{picture}what next:")
     print(f"  {program('tensorboard')} --logdir {folder}     # curves, and clouds in the MESH tab")
     print(f"  {program('vision3d-engine')} demo --output-dir {folder} --resume --max-epoch {more}")
     print(f"  {program('vision3d-engine')} demo --help")
     return float(tester.accuracy)
 
 
-def draw(folder: Path, tester: DemoTester) -> None:
-    """Draw curves and clouds into the run folder."""
+def draw(folder: Path, tester: DemoTester) -> str:
+    """Draw curves and clouds into the run folder; return the line that says where, or how to get a picture."""
     from vision3d_engine.demo.picture import draw_result
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     labels, said = tester.val_set.labels.tolist(), tester.predictions
     points = tester.val_set.points.numpy()
     clouds = [(points[index], SHAPE_NAMES[labels[index]], SHAPE_NAMES[said[index]]) for index in tester.shown()]
-    draw_result(folder / "result.png", rows, clouds)
+    try:
+        draw_result(folder / "result.png", rows, clouds)
+    except ConfigError as missing:
+        return f"no picture: {missing}\n"
+    return f"picture: {folder / 'result.png'}\n"
 
 
 def program(name: str) -> str:

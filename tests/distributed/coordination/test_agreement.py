@@ -2,10 +2,12 @@
 
 import threading
 import time
+from itertools import count
 
 import pytest
 import torch.distributed as dist
 
+from tests.patience import PATIENCE_S, eventually
 from vision3d_engine import ProcessError
 from vision3d_engine.distributed.coordination.agreement import Agreement, StoreAgreement
 
@@ -24,25 +26,33 @@ def warnings():
     return []
 
 
-def run(name, act, size=SIZE, sync_points=400):
-    """Let every process pass its sync points at its own speed; return at which of them each carried out what."""
-    agreements = [StoreAgreement(rank, size, name) for rank in range(size)]
+def run(name, act, is_over, ended=None):
+    """Let every process pass its sync points at its own speed; return at which of them each carried out what.
+
+    It ends when ``is_over(number, found)``, with the number of its sync point and what it has carried out; then the
+    event of its rank in ``ended`` is set.
+    """
+    agreements = [StoreAgreement(rank, SIZE, name) for rank in range(SIZE)]
     found = [[] for _ in agreements]
 
     def live(rank):
         agreement = agreements[rank]
         with agreement.listening(print):
-            for number in range(1, sync_points + 1):
+            for number in count(1):
                 act(rank, number, agreement)
                 if request := agreement.sync_point():
                     found[rank].append((number, request))
+                if is_over(number, found[rank]):
+                    break
                 time.sleep(0.001 + 0.0002 * rank)
+        if ended and rank in ended:
+            ended[rank].set()
 
-    threads = [threading.Thread(target=live, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=live, args=(rank,), daemon=True) for rank in range(SIZE)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive(), "a process hangs"
     return found
 
@@ -60,7 +70,7 @@ def test_all_carry_out_a_request_at_the_same_sync_point_whoever_makes_it():
         if (rank, number) == (3, 20):
             agreement.request("save")
 
-    first, *others = run("one", act)
+    first, *others = run("one", act, lambda number, found: found)
     assert [request for _, request in first] == ["save"]
     assert all(found == first for found in others)
 
@@ -72,8 +82,7 @@ def test_requests_that_come_together_and_one_after_the_other_are_carried_out_ali
         if (rank, number) == (7, 100):
             agreement.request("stop SIGTERM")
 
-    first, *others = run("several", act, sync_points=1500)
-    assert first[-1][1] == "stop SIGTERM"
+    first, *others = run("several", act, lambda number, found: found and found[-1][1] == "stop SIGTERM")
     assert all(found == first for found in others)
 
 
@@ -87,13 +96,6 @@ class Failing:
         if self.fails:
             raise RuntimeError("Connection reset by peer\nand where")
         return getattr(self.store, name)
-
-
-def eventually(condition):
-    patience = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < patience, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def pass_until(agreement, request):
@@ -153,11 +155,17 @@ def test_processes_that_outlive_their_launcher_agree_and_request_a_stop_when_it_
     assert warnings == []
 
 
-def test_a_request_that_comes_after_one_has_ended_is_carried_out_by_nobody_and_nobody_waits():
+def test_a_request_that_comes_after_one_has_ended_is_carried_out_by_nobody_and_nobody_waits(
+    monkeypatch,
+):
+    monkeypatch.setattr("vision3d_engine.distributed.coordination.agreement._PATIENCE_S", 10.0 * PATIENCE_S)
+
+    first_ended = threading.Event()
+
     def act(rank, number, agreement):
-        if rank == SIZE - 1 and number == 395:  # the slowest one, when the fastest have ended
+        if rank == SIZE - 1 and number == 395:
+            assert first_ended.wait(PATIENCE_S)
             agreement.request("save")
 
-    began = time.monotonic()
-    assert run("late", act) == [[] for _ in range(SIZE)]
-    assert time.monotonic() - began < 10
+    found = run("late", act, lambda number, found: number == 400, ended={0: first_ended})
+    assert found == [[] for _ in range(SIZE)]

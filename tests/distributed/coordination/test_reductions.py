@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.patience import PATIENCE_S
 from vision3d_engine.distributed.coordination.reductions import MainNumbers, NamedSums
 
 
@@ -13,7 +14,7 @@ class Meeting:
     """Lets threads exchange values, each waiting for all."""
 
     def __init__(self, size):
-        self.barrier = threading.Barrier(size, timeout=20)
+        self.barrier = threading.Barrier(size, timeout=PATIENCE_S)
         self.values = [None] * size
         self.reduced = 0
 

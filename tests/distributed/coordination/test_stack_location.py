@@ -1,31 +1,30 @@
 """Where a thread is, seen from another one."""
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import vision3d_engine
+from tests.patience import eventually
 from vision3d_engine.distributed.coordination.stack_location import find_location, line_of
 
 
-def sleeper(started):
-    started.set()
-    time.sleep(1)
+def sleeper(may_end):
+    may_end.acquire()
 
 
 def test_a_thread_is_found_in_its_own_line_and_does_not_wait():
-    started = threading.Event()
-    thread = threading.Thread(target=sleeper, args=(started,))
+    may_end = threading.Lock()
+    may_end.acquire()
+    thread = threading.Thread(target=sleeper, args=(may_end,))
     thread.start()
-    started.wait()
-    time.sleep(0.1)
+    eventually(lambda: find_location(thread.ident).line.endswith(" in sleeper"))
     place = find_location(thread.ident)
+    may_end.release()
     thread.join()
     assert place.line.startswith("test_stack_location.py:")
-    assert place.line.endswith(" in sleeper")
     assert not place.is_waiting
 
 

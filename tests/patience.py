@@ -1,0 +1,14 @@
+"""Waiting for what must come: a test that passes waits for that alone, on a machine of any speed."""
+
+import time
+
+# Only a test that fails waits so long; pytest's own limit ends whatever has none of its own.
+PATIENCE_S = 240
+
+
+def eventually(condition):
+    """Wait until a condition holds."""
+    patience = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < patience, "it did not come to pass"
+        time.sleep(0.005)
