@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from vision3d_engine import EpochBasedTrainer
 
 RATES = {"generator": 0.02, "discriminator": 0.05}
+DECAY = 0.9
 
 
 class Clouds(Dataset):
@@ -51,27 +52,50 @@ def loss_of_both(models: Any, batch: Any) -> torch.Tensor:
     return loss_g(models, batch) + loss_d(models, batch)
 
 
+def groups_of(models: Any) -> list[dict[str, Any]]:
+    return [{"params": list(model.parameters()), "lr": RATES[name]} for name, model in models.items()]
+
+
 class Turns(EpochBasedTrainer):
     """Trains both networks in one of several styles.
 
     ``turns``: the discriminator in the step, the generator by the loss that is returned; ``by_name``: both in the step;
     ``critic``: the discriminator three times a step; ``rarely``: the generator in every second step; ``joint``: one
-    loss for both.
+    loss for both; ``single``: one loss and one optimizer for both.
+
+    A schedule multiplies the rates by `DECAY` after each ``update`` or ``epoch``.
     """
 
-    def __init__(self, cfg: Any, count: int = 12, style: str = "turns", limits: Any = None, kind: Any = None) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        count: int = 12,
+        style: str = "turns",
+        limits: Any = None,
+        kind: Any = None,
+        schedule: str | None = None,
+    ) -> None:
         super().__init__(cfg)
         loader = DataLoader(Clouds(count), batch_size=2)
         self.register_loader(loader, loader)
-        self.style = style
-        for name, model in networks().items():
-            own = self.register_model(model, name=name)
-            optimizer = (kind or torch.optim.Adam)(own.parameters(), lr=RATES[name])
+        self.style, kind = style, kind or torch.optim.Adam
+        models = {name: self.register_model(model, name=name) for name, model in networks().items()}
+        if style == "single":
+            self.register_optimizer(optimizer := kind(groups_of(models), lr=1.0))
+            self._follow(optimizer, None, schedule)
+        for name, model in models.items() if style != "single" else ():
+            optimizer = kind(model.parameters(), lr=RATES[name])
             self.register_optimizer(optimizer, name=name, **((limits or {}).get(name, {})))
+            self._follow(optimizer, name, schedule)
+
+    def _follow(self, optimizer: Any, name: str | None, schedule: str | None) -> None:
+        if schedule is not None:
+            exponential = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
+            self.register_scheduler(exponential, name=name, interval=schedule)
 
     def train_step(self, epoch: int, iteration: int, data_dict: Any) -> Any:
         models = self.model
-        if self.style == "joint":
+        if self.style in {"joint", "single"}:
             return {}, {"loss": loss_of_both(models, data_dict)}
         for _ in range(3 if self.style == "critic" else 1):
             own = loss_d(models, data_dict)
@@ -90,26 +114,60 @@ class Turns(EpochBasedTrainer):
 class ByHand:
     """The same updates; what several processes do at a time is one big batch here."""
 
-    def __init__(self, style: str = "turns", limits: Any = None, kind: Any = None, clip: float | None = None) -> None:
-        self.models, self.style = networks(), style
-        self.limits, self.clip = limits or {}, clip
+    def __init__(
+        self,
+        style: str = "turns",
+        limits: Any = None,
+        kind: Any = None,
+        clip: float | None = None,
+        schedule: str | None = None,
+        ema: float | None = None,
+    ) -> None:
+        self.models, self.style, kind = networks(), style, kind or torch.optim.Adam
+        self.limits, self.clip, self.schedule, self.ema = limits or {}, clip, schedule, ema
+        self.average: dict[str, torch.Tensor] = {}
+        self.updates = 0
+        names = {name: [name] for name in self.models} if style != "single" else {"single": list(self.models)}
+        self.owned = {key: [p for name in own for p in self.models[name].parameters()] for key, own in names.items()}
         self.optimizers = {
-            name: (kind or torch.optim.Adam)(model.parameters(), lr=RATES[name]) for name, model in self.models.items()
+            key: kind(groups_of({name: self.models[name] for name in own}), lr=1.0) for key, own in names.items()
         }
 
     def train(self, count: int = 12, processes: int = 1, window: int = 1, epochs: int = 1) -> dict[str, torch.Tensor]:
         """Return the weights after some epochs."""
         batches = list(DataLoader(Clouds(count), batch_size=2))
         steps = [batches[start : start + processes] for start in range(0, len(batches), processes)]
-        for start in [*range(0, len(steps), window)] * epochs:
-            rounds = steps[start : start + window]
-            (self.joint if self.style == "joint" else self.turns)(list(chain(*rounds[:-1])), rounds[-1], start)
+        is_joint = self.style in {"joint", "single"}
+        for _ in range(epochs):
+            for start in range(0, len(steps), window):
+                rounds = steps[start : start + window]
+                (self.joint if is_joint else self.turns)(list(chain(*rounds[:-1])), rounds[-1], start)
+                self.follow()
+                self.decay("update")
+            self.decay("epoch")
+        return self.weights()
+
+    def weights(self) -> dict[str, torch.Tensor]:
         parts = ((name, model.state_dict()) for name, model in self.models.items())
         return {f"{name}.{key}": value for name, state in parts for key, value in state.items()}
 
+    def follow(self) -> None:
+        """Average the weights, with a decay that warms up."""
+        if self.ema is None:
+            return
+        rate = min(self.ema, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
+        for name, value in self.weights().items():
+            self.average[name] = rate * self.average.get(name, torch.zeros(())) + (1 - rate) * value
+        self.updates += 1
+
+    def decay(self, moment: str) -> None:
+        for optimizer in self.optimizers.values() if self.schedule == moment else ():
+            for group in optimizer.param_groups:
+                group["lr"] *= DECAY
+
     def joint(self, before: list[Any], last: list[Any], _start: int) -> None:
-        sums = {name: self.gradients(name, loss_of_both, before + last) for name in self.models}
-        for name in self.models:
+        sums = {name: self.gradients(name, loss_of_both, before + last) for name in self.owned}
+        for name in self.owned:
             self.step(name, sums[name], len(before + last))
 
     def turns(self, before: list[Any], last: list[Any], start: int) -> None:
@@ -123,19 +181,18 @@ class ByHand:
         self.step("generator", [a + b for a, b in zip(early, late, strict=True)], len(before + last))
 
     def gradients(self, name: str, loss: Any, batches: list[Any]) -> list[torch.Tensor]:
-        parameters = list(self.models[name].parameters())
-        total = [torch.zeros_like(parameter) for parameter in parameters]
+        total = [torch.zeros_like(parameter) for parameter in self.owned[name]]
         for batch in batches:
-            found = torch.autograd.grad(loss(self.models, batch), parameters)
+            found = torch.autograd.grad(loss(self.models, batch), self.owned[name])
             total = [a + b for a, b in zip(total, found, strict=True)]
         return total
 
     def step(self, name: str, sums: list[torch.Tensor], number: int) -> None:
-        model, limits = self.models[name], self.limits.get(name, {})
-        for parameter, total in zip(model.parameters(), sums, strict=True):
+        parameters, limits = self.owned[name], self.limits.get(name, {})
+        for parameter, total in zip(parameters, sums, strict=True):
             parameter.grad = total / number
         if (norm := limits.get("clip_grad_norm", self.clip)) is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), norm)
+            nn.utils.clip_grad_norm_(parameters, norm)
         if (value := limits.get("clip_grad_value")) is not None:
-            nn.utils.clip_grad_value_(model.parameters(), value)
+            nn.utils.clip_grad_value_(parameters, value)
         self.optimizers[name].step()

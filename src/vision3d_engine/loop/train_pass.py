@@ -100,6 +100,7 @@ class TrainPass:
         """Walk the batches; when a step fails, the counters stand at the last update that was made."""
         done = self._progress.trained
         clear_gradients(self._trainer.optimizer)
+        self._context.precision.begin()
         try:
             self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
             if not self._progress.is_trained:

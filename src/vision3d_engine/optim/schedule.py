@@ -91,6 +91,7 @@ class Schedule(LRScheduler):
         self._before = _options(optimizer)
         self.inner = make(_UNTOLD if length_key else None)
         self._set_rates()
+        self._untold = _options(optimizer)
 
     @property
     def needs_length(self) -> bool:
@@ -111,7 +112,7 @@ class Schedule(LRScheduler):
         if not self.needs_length:
             return
         refuse_long_warm_up(self.warm_up.steps, steps)
-        _put_back(self.optimizer, self._before)
+        _put_back(self.optimizer, _changed(self._before, self._untold, self.optimizer))
         self.inner, self.length = self._make(steps - self.warm_up.steps), steps
         self._set_rates()
 
@@ -215,6 +216,15 @@ def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return copies of all options of the groups."""
     groups = [[(key, value) for key, value in group.items() if key != "params"] for group in optimizer.param_groups]
     return [{key: each.clone() if isinstance(each, torch.Tensor) else each for key, each in group} for group in groups]
+
+
+def _changed(before: list[dict[str, Any]], after: list[dict[str, Any]], optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the options from before of what a schedule has set and nobody has changed since."""
+    found = zip(before, after, optimizer.param_groups, strict=False)
+    return [
+        {key: value for key, value in old.items() if value != new.get(key) and new.get(key) == group.get(key)}
+        for old, new, group in found
+    ]
 
 
 def _put_back(optimizer: Optimizer, options: list[dict[str, Any]]) -> None:

@@ -84,7 +84,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
         """
         torch.autograd.backward(loss, inputs=inputs)
 
-    def update(self, name: str, loss: torch.Tensor, weight: Any = 1) -> None:
+    def update(self, name: str, loss: torch.Tensor, weight: Any = None) -> None:
         """Update one optimizer alone, in the midst of `train_step`: for networks that take turns.
 
         It walks the loss back to this optimizer's parameters alone (others keep the gradients that they have), and in
@@ -97,7 +97,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
             name: under which the optimizer is registered.
             loss: one number that requires grad, a mean.
             weight: number of things that it is a mean over, when batches weigh differently (see `loss_weight`, which
-                is about the returned loss).
+                is about the returned loss); to be given in all calls for an optimizer, or in none.
 
         Raises:
             RegistrationError: for an unknown name, and outside of a training step.

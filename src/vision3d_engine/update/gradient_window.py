@@ -39,6 +39,11 @@ class GradientWindow:
         self._is_mean, self._weights = is_mean, weights
         self._weight: Any = 0
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether its losses weigh differently."""
+        return self._weights is not None
+
     def weighted(self, loss: torch.Tensor, weight: Any, mean_weight: float) -> torch.Tensor:
         """Return the loss of a micro-batch as it is to be walked back, and count its weight.
 

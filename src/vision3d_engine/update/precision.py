@@ -49,6 +49,9 @@ class Precision:
     def end_update(self) -> None:
         """Act when all optimizers of an update have made their steps."""
 
+    def begin(self) -> None:
+        """Forget an update that an exception has left unfinished; at the start of a pass."""
+
     def probe(self) -> dict[str, torch.Tensor]:
         """Return numbers on the device that a log line shows."""
         return {}
@@ -141,6 +144,14 @@ class ScaledAutocast(Autocast):
         """Let the scale follow what became of the update."""
         if self._unscaled:
             self._scaler.update()
+        self._unscaled.clear()
+        self._stepped.clear()
+
+    def begin(self) -> None:
+        """Go on with the scale alone where an update was left unfinished."""
+        if self._unscaled:
+            scale, self._scaler = self._scaler.state_dict(), torch.amp.GradScaler(self._device.type)
+            self._scaler.load_state_dict(scale)
         self._unscaled.clear()
         self._stepped.clear()
 

@@ -72,6 +72,7 @@ class Update:
         self._made: dict[str, int] = {}
         self._collected = 0
         self._learns = True
+        self._has_stepped = False
 
     def _new_window(self, parameters: Any, weights: WindowWeight | None) -> GradientWindow:
         return GradientWindow(parameters, self._parallel, is_mean=self._is_mean, weights=weights)
@@ -110,7 +111,8 @@ class Update:
         """Walk a loss back to the optimizers that have had none of their own, if it can teach them anything."""
         is_new = not any(loss is each for each in self._walked)
         self._walked.clear()
-        if self._rest and is_new and isinstance(loss, torch.Tensor) and loss.requires_grad:
+        teaches = is_new and isinstance(loss, torch.Tensor) and loss.requires_grad
+        if teaches and any(map(_trained, self._rest.values())):
             self._walk_back(self._shared.weighted(loss, weight, self.mean_weight), list(self._rest.values()))
 
     def _walk_back(self, loss: torch.Tensor, optimizers: Collection[Any]) -> None:
@@ -141,11 +143,13 @@ class Update:
 
     def step(self) -> None:
         """Make the update of a window that is complete."""
+        self._finish_open()
         for name, optimizer in self._rest.items():
             self._step(name, optimizer, self._learns)
         self._precision.end_update()
-        if self._follow is not None and (self._learns or not self.is_shared):
+        if self._follow is not None and self._has_stepped:
             self._follow()
+        self._has_stepped = False
         self._rest, self._collected, self._learns = self._optimizers, 0, True
         self._made.clear()
 
@@ -159,35 +163,54 @@ class Update:
         if self._collected == 0:
             return False
         self.is_complete = True
-        for name in [name for name, window in self._own.items() if window.is_open]:
-            self._finish(name)
+        self._finish_open()  # before the returned losses, as in other windows
         if self._shared.is_open:
             self._close_shared()
         self.step()
         return True
 
+    def _finish_open(self) -> None:
+        """Make the steps of optimizers whose own losses came before the last batch of the window alone."""
+        for name in [name for name, window in self._own.items() if window.is_open]:
+            self._finish(name)
+
     # ------------------------------------------------------------------------------------------- in a step
 
-    def make(self, name: str, loss: torch.Tensor, weight: Any = 1) -> None:
+    def make(self, name: str, loss: torch.Tensor, weight: Any = None) -> None:
         """Do all of the above for one optimizer alone, in the midst of a step; see ``BaseTrainer.update``."""
         optimizer = self._trainer.optimizer[name]
         self._check_own(name, loss)
         if self._made.get(name) == self._collected:
             self._precision.end_update()  # a further update of the same step
+        if not _trained(optimizer):
+            message = f"update('{name}'): no parameter of this optimizer requires grad; leave the call out, or unfreeze"
+            raise ResultError(message)
         self._made[name] = self._collected
         self._walked.append(loss)  # itself: the number of one that is gone is given away again
         self._rest = {other: one for other, one in self._rest.items() if other != name}
-        window = self._own.get(name) or self._new_own(name, optimizer, weight)
+        window = self._own_window(name, optimizer, weight is not None)
+        weight = 0 if self.is_joining else 1 if weight is None else weight
         with self._precision.full():
-            loss = window.weighted(loss, 0 if self.is_joining else weight, self.mean_weight)
+            loss = window.weighted(loss, weight, self.mean_weight)
             self._walk_back(loss, (optimizer,))
         if self.is_complete:
             self._finish(name)
 
-    def _new_own(self, name: str, optimizer: Any, weight: Any) -> GradientWindow:
-        """Return what adds up the gradients of an optimizer's own losses; equal weights need no adding up."""
-        weights = None if type(weight) is int and weight == 1 else WindowWeight(self._parallel)
-        window = self._own[name] = self._new_window(partial(_held, optimizer), weights)
+    def _own_window(self, name: str, optimizer: Any, is_weighted: bool) -> GradientWindow:
+        """Return what adds up the gradients of an optimizer's own losses; equal weights need no adding up.
+
+        Raises:
+            ResultError: when some losses of an optimizer have weights and others have none.
+        """
+        if name not in self._own:
+            weights = WindowWeight(self._parallel) if is_weighted else None
+            self._own[name] = self._new_window(partial(_held, optimizer), weights)
+        window = self._own[name]
+        if window.is_weighted is not is_weighted:
+            message = (
+                f"update('{name}') was called with a weight and without; give weight= in all calls, or in none"
+            )
+            raise ResultError(message)
         return window
 
     def _check_own(self, name: str, loss: Any) -> None:
@@ -226,6 +249,7 @@ class Update:
         if not learns:
             clear_gradients(optimizer)
             return
+        self._has_stepped = True
         clipping = self._clippings[name]
         if clipping is not None or self._precision.is_scaled:
             self._limit(name, optimizer, clipping)

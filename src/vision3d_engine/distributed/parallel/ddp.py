@@ -120,6 +120,8 @@ class DataParallel(Parallel):
 
         Where parameters may be unused, none of them takes part, so that those that no process uses keep no gradient.
         """
+        if self._means is not None:
+            return self._means.zero_loss()
         return super().zero_loss() if self._holder is None else self._holder.zero_loss()
 
     def without_gradient_sync(self) -> AbstractContextManager:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vision3d_engine.core.errors import ConfigError, ResultError, shortened
-from vision3d_engine.distributed.parallel.wrapping import Step, broadcast, buckets
+from vision3d_engine.distributed.parallel.wrapping import Step, broadcast, buckets, zeros_of
 from vision3d_engine.distributed.world import World
 
 _MAX_NAMES = 8
@@ -44,6 +44,7 @@ class GradientMeans:
             message = f"trainer.{foreign} has no meaning with several optimizers, whose gradients are exchanged one "
             raise ConfigError(message + "after the other; leave it out")
         self._model, self._world = model, world
+        self._trained = list(trained.values())
         self._names = {id(parameter): name for name, parameter in trained.items()}
         self._may_be_unused = trainer.find_unused_parameters
         self._dtype = _DTYPES.get(trainer.gradient_compression)
@@ -60,6 +61,10 @@ class GradientMeans:
             return step(*args)
 
         return run
+
+    def zero_loss(self) -> torch.Tensor:
+        """Return a loss with gradients of zeros for all that is trained."""
+        return zeros_of(self._trained)
 
     def exchange(self, parameters: Iterable[torch.Tensor]) -> None:
         """Average the gradients of parameters; to be called by all processes, with the same ones.
