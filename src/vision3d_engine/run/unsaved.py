@@ -96,6 +96,11 @@ def _changed(before: dict[str, Any], now: Iterator[tuple[str, Any]]) -> list[str
     return names
 
 
+def digest(value: Any) -> bytes:
+    """Return a hash that is the same for equal contents, on any process; of spread tensors only that they are there."""
+    return hashlib.blake2b(repr(_portrait(value)).encode(errors="surrogatepass")).digest()
+
+
 def _portrait(value: Any, depth: int = 0) -> Any:
     """Return what is equal for equal contents."""
     part = with_state(value)
@@ -105,12 +110,12 @@ def _portrait(value: Any, depth: int = 0) -> Any:
     if held is not None:
         return [(repr(key), _portrait(each, depth + 1)) for key, each in held.items()]
     if isinstance(value, torch.Tensor | np.ndarray):
-        return _digest(value)
+        return _bits(value)
     is_set = isinstance(value, set | frozenset)
     return sorted(map(repr, value)) if is_set else repr(value) if isinstance(value, _NUMBERS) else type(value).__name__
 
 
-def _digest(value: Any) -> Any:
+def _bits(value: Any) -> Any:
     """Return a hash of the bits of a tensor or array; what an optimizer may train is saved with it."""
     if getattr(value, "requires_grad", False) or not _has_bits(value):
         return None
