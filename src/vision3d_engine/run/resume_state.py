@@ -96,10 +96,8 @@ class ResumeState:
         main, *others = self._world.gather({name: digest(state) for name, state in states.items()})
         names = [name for name in main if any(other.get(name) != main[name] for other in others)]
         if names and self._world.is_main:
-            message = (
-                f"registered states differ between the processes: {listed(names)}. The main one's is saved, and a "
-            )
-            message += "resume gives it to all. Derive what differs from the rank and a common seed where it is used, "
+            message = f"registered states differ between the processes: {listed(names)}. The main one's is saved, "
+            message += "and a resume gives it to all. Derive what differs from the rank and a common seed at use, "
             message += "or draw from torch's global generator, which the engine seeds for each rank"
             self._context.logger.warn(message)
 
