@@ -94,6 +94,8 @@ class Trainer(EpochBasedTrainer):
         self.register_optimizer(torch.optim.Adam(model.parameters(), lr=0.01))
         self.save_best_model_on_metric("mae", largest=False)
         self.ema = self.register_state("ema", Average(self.net)) if case.get("ema") else None
+        for name, factor in case.get("generators", {}).items():
+            self.register_state(name, torch.Generator().manual_seed(factor * self._session.world.rank))
         self.dtypes = set()
 
     def before_train_epoch(self, epoch):

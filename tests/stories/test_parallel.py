@@ -336,3 +336,17 @@ def test_weights_of_a_sharded_file_start_another_sharded_run(worlds, saved, tmp_
     path = str(folder / "checkpoints" / "epoch-2.pth")
     found = worlds(3).run(kind="weights", name=path, folder=str(tmp_path), trainer=SHARDED)
     assert all(result["model"] == ended[0]["model"] for result in found)
+
+
+# ----------------------------------------------------------------------------------------------- registered states
+
+
+@pytest.mark.parametrize("parallel", [{}, SHARDED], ids=["ddp", "fsdp2"])
+def test_states_that_differ_between_processes_are_named_once_at_the_first_save(worlds, tmp_path, parallel):
+    case = {"generators": {"own noise": 1, "common noise": 0}, "ema": True}
+    worlds(2).run(folder=str(tmp_path), **case, trainer={"max_epoch": 2, **parallel})
+    lines = [line for path in tmp_path.rglob("*.log") for line in path.read_text().splitlines()]
+    (told,) = [line for line in lines if "differ between the processes" in line]
+    assert "WARNING" in told
+    assert "differ between the processes: own noise. The main one's is saved" in told
+    assert "a common seed" in told

@@ -5,6 +5,7 @@ import struct
 import time
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from vision3d_engine.checkpoint.shard_folders import is_sharded_state, with_tens
 from vision3d_engine.checkpoint.stubs import kind_of
 from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, FolderError, listed
 from vision3d_engine.core.files import absolute_path, atomic_write, make_folder
+from vision3d_engine.core.portable import plain_array, plain_leaf
 from vision3d_engine.core.tree import is_container, map_with_paths
 
-_PLAIN_TYPES: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 # What python's zipfile raises on damaged archives, depending on which byte is wrong.
 _DAMAGE = (zipfile.BadZipFile, OSError, EOFError, zlib.error, ValueError, RuntimeError, struct.error)
-_TORCH_TYPES = (torch.Tensor, torch.Size, torch.dtype, torch.device)
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any], keep_old_as: Path | None = None) -> None:
@@ -69,24 +69,14 @@ def _plain(path: str, part: Any) -> Any:
     Raises:
         CheckpointError: for a value that would not load, naming its key path.
     """
-    if part is None or isinstance(part, _TORCH_TYPES):
-        return part
-    if isinstance(part, np.generic):
-        return part.item()
-    if isinstance(part, np.ndarray) and part.dtype.kind in "?biufc":
-        return torch.from_numpy(part.copy())
+    if type(part) is np.ndarray:
+        return plain_array(part, path)
     if isinstance(part, Mapping):
-        return {key if type(key) is str else map_with_paths(_plain, key, path): part[key] for key in part}
-    if is_container(part):
-        return part
-    for kind in _PLAIN_TYPES:
-        if isinstance(part, kind):
-            return kind(part)  # a subclass (torch.__version__) would not load
-    message = (
-        f"state{path} is {type(part).__module__}.{type(part).__qualname__}, which a checkpoint cannot hold: loading "
-        "it would run code. Return tensors, numbers, text, lists and dicts from state_dict()"
-    )
-    raise CheckpointError(message)
+        kind = OrderedDict if type(part) is OrderedDict else dict
+        return kind((key if type(key) is str else map_with_paths(_plain, key, path), part[key]) for key in part)
+    if isinstance(part, np.generic):
+        part = part.item()
+    return part if is_container(part) else plain_leaf(part, path)
 
 
 def read_checkpoint(path: Path, store: Any = None, only: Iterable[str] = ()) -> dict[str, Any]:

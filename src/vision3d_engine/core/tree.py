@@ -6,7 +6,7 @@ leaves.
 
 import copy
 import dataclasses
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import lru_cache
 from types import SimpleNamespace
@@ -89,7 +89,11 @@ def _numbered(nest: Any) -> dict[int, Any]:
     return dict(enumerate(nest))
 
 
-_MAPPING = _Kind(lambda nest: dict(nest.items()), _same_mapping, lambda _, held: held)
+def _plain_mapping(original: Mapping, held: dict[Any, Any]) -> dict[Any, Any]:
+    return OrderedDict(held) if type(original) is OrderedDict else held  # torch loads both as data
+
+
+_MAPPING = _Kind(lambda nest: dict(nest.items()), _same_mapping, _plain_mapping)
 _TUPLE = _Kind(_numbered, _same_tuple, lambda _, held: tuple(held.values()))
 _LIST = _Kind(_numbered, _same_list, lambda _, held: list(held.values()))
 _DEQUE = _Kind(_numbered, _same_list, _same_list)
@@ -138,6 +142,8 @@ def map_leaves(function: Callable[[Any], Any], nest: Any) -> Any:
 
 def map_with_paths(function: Callable[[str, Any], Any], nest: Any, path: str = "") -> Any:
     """Return a nest with ``function(path, part)`` in place of all its parts, and its dicts, lists and tuples plain.
+
+    An ``OrderedDict`` is plain too.
 
     A container comes before what it holds; what the function returns for it is opened in its place. A path is written
     as python does: ``['model']['weight']``, ``['lengths'][0]``, ``['pair'].left`` in objects.

@@ -17,7 +17,7 @@ from vision3d_engine.loop.context import PassContext
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.run.asked_values import AskedValues
 from vision3d_engine.run.trained_state import TrainedState
-from vision3d_engine.run.unsaved import Unsaved
+from vision3d_engine.run.unsaved import Unsaved, digest
 
 
 class ResumeState:
@@ -42,6 +42,7 @@ class ResumeState:
         self.registered: dict[str, Any] = {}
         self.unsaved = Unsaved(trainer, self.registered)
         self.open_meters: RunningMeans | None = None
+        self._is_compared = False
         self._context, self._progress, self._world = context, context.progress, context.world
         self._train_data = train_data
         self._kept_meters: list[Mapping[str, Any]] = []
@@ -71,6 +72,8 @@ class ResumeState:
     def state(self) -> dict[str, Any]:
         """Return all of it; to be called by all processes, since each adds its own."""
         loader, meters, gather = self._train_data(), self.open_meters, self._world.gather
+        states = {name: part.state_dict() for name, part in self.registered.items()}
+        self._tell_differing(states)
         return {
             "progress": self._progress.state_dict(),
             "places": gather(list(self._progress.place)),
@@ -81,10 +84,23 @@ class ResumeState:
             "asked": self.asked.state(),
             "trained": self.trained.state(),
             "precision": self._context.precision.state_dict(),
-            "states": {name: encoded(part.state_dict()) for name, part in self.registered.items()},
+            "states": {name: encoded(state, f"['states'][{name!r}]") for name, state in states.items()},
             "logs": self._context.writers.positions(),
             "about": self._about(),
         }
+
+    def _tell_differing(self, states: Mapping[str, Any]) -> None:
+        """Say at the first save which states differ between the processes; of these the main one's is saved."""
+        if self._is_compared or self._world.size == 1:
+            return
+        self._is_compared = True
+        main, *others = self._world.gather({name: digest(state) for name, state in states.items()})
+        names = [name for name in main if any(other.get(name) != main[name] for other in others)]
+        if names and self._world.is_main:
+            message = f"registered states differ between the processes: {listed(names)}. The main one's is saved, "
+            message += "and a resume gives it to all. Derive what differs from the rank and a common seed at use, "
+            message += "or draw from torch's global generator, which the engine seeds for each rank"
+            self._context.logger.warn(message)
 
     def _fingerprint(self, loader: ResumableLoader) -> dict[str, Any]:
         """Return what a resumed run must have in common with the run that it continues."""
@@ -104,9 +120,10 @@ class ResumeState:
         Raises:
             RegistrationError: naming the part, and the place in its state.
         """
+        forms = dict.fromkeys(parts, plain_state) | dict.fromkeys(self.registered, encoded)
         for name, part in {**parts, **self.registered}.items():
             try:
-                plain_state(encoded(part.state_dict()) if part is not None else None)
+                forms[name](part.state_dict() if part is not None else None)
             except CheckpointError as error:
                 message = f"'{name}' ({describe(part)}) could not be saved: {error}"
                 raise RegistrationError(message) from error

@@ -106,6 +106,11 @@ def _changed(before: dict[str, Any], now: Iterator[tuple[str, Any]]) -> list[str
     return [name for name in names if portraits[name] is not None]
 
 
+def digest(value: Any) -> bytes:
+    """Return a hash that is the same for equal contents, on any process; of spread tensors only that they are there."""
+    return hashlib.blake2b(repr(_portrait(value)).encode(errors="surrogatepass")).digest()
+
+
 def _portrait(value: Any) -> Any:
     """Return what is equal for equal contents; None of what cannot be looked at, or is saved with the optimizer."""
     return _safely(lambda: _Portrait().of(value))

@@ -107,7 +107,8 @@ class TrainerParts(Engine):
             name: its name in the file and in messages.
             part: anything with ``state_dict`` and ``load_state_dict``, or a generator of torch, numpy or python; of
                 several processes the main one's is saved. States may hold numbers, text, tensors, arrays, enums, sets,
-                deques, paths and times, in dicts, lists and tuples, and come back as they were.
+                deques, paths and times, in dicts (of any keys, ordered, counting, with a default), lists and tuples,
+                named ones too, and come back as they were; what would not is refused before the first step.
 
         Raises:
             RegistrationError: when it has no state, or the name is taken.

@@ -207,9 +207,7 @@ class Update:
             self._own[name] = self._new_window(partial(_held, optimizer), weights)
         window = self._own[name]
         if window.is_weighted is not is_weighted:
-            message = (
-                f"update('{name}') was called with a weight and without; give weight= in all calls, or in none"
-            )
+            message = f"update('{name}') was called with a weight and without; give weight= in all calls, or in none"
             raise ResultError(message)
         return window
 
