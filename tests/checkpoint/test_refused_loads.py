@@ -101,3 +101,10 @@ def test_a_model_whose_own_way_to_load_knows_no_strict_is_loaded(tmp_path):
     model = Own()
     assert load(tmp_path, model, GOOD) == []
     assert torch.equal(model.state_dict()["0.weight"], GOOD["0.weight"])
+
+
+def test_a_tiny_file_that_asks_for_a_huge_memo_is_an_error(tmp_path):
+    path = tmp_path / "other.pth"
+    path.write_bytes(b"\x80\x02Nr" + (2**20).to_bytes(4, "little") + b".")
+    with pytest.raises(CheckpointError, match="numbers an entry 1048576, more than it can hold"):
+        load_weights(nn.Linear(2, 1), path, tmp_path)
