@@ -9,6 +9,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from vision3d_engine.checkpoint.export import consolidate, describe_checkpoint, export_weights
+from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
@@ -58,7 +59,8 @@ def verify(script: Positional[Path], steps: int = 12, kills: int = 6, seed: int 
         kills: at how many places to kill and resume; 26 are every kind of place, by SIGKILL and SIGTERM.
         seed: chooses among places of one kind.
     """
-    print(verify_resume(script, _OF_SCRIPT, steps, kills, seed, say=partial(print, flush=True)))
+    with exiting_on_signals():
+        print(verify_resume(script, _OF_SCRIPT, steps, kills, seed, say=partial(print, flush=True)))
 
 
 # What follows the name of the script that verify-resume is given.

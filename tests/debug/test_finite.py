@@ -40,3 +40,30 @@ def test_run_times_are_printed(capsys):
         pass
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["load", "copy"]
+
+
+class Lazy(ToyEpochTrainer):
+    broken_at = None
+
+    def _register(self, train_loader, val_loader, lr):
+        self.calls = []
+        self.register_loader(train_loader, val_loader)
+        torch.manual_seed(0)
+        model = self.register_model(torch.nn.LazyLinear(1, dtype=torch.float64))
+        self.register_optimizer(torch.optim.SGD(model.parameters(), lr=lr))
+
+    def after_train_step(self, *args):
+        if self.total_steps == self.broken_at:
+            raise OSError(28, "broken off")
+
+
+def test_a_lazy_module_trains_from_its_first_batch_and_resumes_to_the_same_bits(tmp_path):
+    cfg = {"max_epoch": 2, "log_steps": 1, "save_every": "1 iteration"}
+    straight, broken = Lazy(settings(tmp_path / "straight", **cfg)), Lazy(settings(tmp_path / "broken", **cfg))
+    straight.run()
+    broken.broken_at = 4
+    with pytest.raises(OSError, match="broken off"):
+        broken.run()
+    resumed = Lazy(settings(tmp_path / "broken", **cfg, resume=True))
+    resumed.run()
+    assert torch.equal(straight.model.weight, resumed.model.weight)

@@ -3,13 +3,17 @@
 import json
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.toys import ToyEpochTrainer, ToySingleTester, rows_loader, save_weights, settings
 from vision3d_engine import EngineError, FolderInUseError
+from vision3d_engine.core.errors import FolderError
 
 
 def files(folder):
@@ -233,3 +237,35 @@ def test_the_home_folder_is_meant_by_a_tilde_in_every_path(tmp_path, monkeypatch
     toy.load("~/checkpoint_dir/checkpoint.pth")
     assert {path.name for path in (tmp_path / "home").iterdir()} == {*names, "checkpoints"}
     assert not (tmp_path / "~").exists()
+
+
+# ------------------------------------------------------------------------------------------- saves before the run
+
+
+def test_a_save_in_the_constructor_is_written_before_the_run_tidies_its_folder(tmp_path, monkeypatch):
+    from vision3d_engine.checkpoint import state_files
+
+    started, write = threading.Event(), state_files.write_checkpoint
+
+    def slow(path, *args):
+        half = path.with_name(f".{path.name}.1.tmp")
+        half.touch()
+        started.set()
+        time.sleep(0.5)
+        write(path, *args)
+        half.unlink()
+
+    monkeypatch.setattr(state_files, "write_checkpoint", slow)
+    toy = ToyEpochTrainer(settings(tmp_path, async_save=True))
+    toy.save("first.pth")
+    assert started.wait(60)
+    toy.run()
+    assert (tmp_path / "checkpoints" / "first.pth").is_file()
+
+
+def test_a_run_with_an_average_asks_for_space_for_two_sets_of_weights(tmp_path, monkeypatch):
+    free = SimpleNamespace(free=4 * 8 + 1)
+    monkeypatch.setattr("vision3d_engine.run.run_folder.shutil.disk_usage", lambda path: free)
+    ToyEpochTrainer(settings(tmp_path / "plain")).run()
+    with pytest.raises(FolderError, match="the weights alone need"):
+        ToyEpochTrainer(settings(tmp_path / "average", ema_decay=0.9)).run()

@@ -1,10 +1,15 @@
 """``vision3d-engine verify-resume`` proves exactness of a user's script, or names what breaks it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from vision3d_engine.core.children import is_running
 
 SCRIPT = str(Path(__file__).with_name("forgetful_script.py"))
 GROUP = "SIGTERM to the process group"
@@ -170,3 +175,22 @@ def test_a_trainer_by_iterations_is_proven_as_well(tmp_path):
     done = verify(tmp_path, "--kills", 6, "--seed", 5, SCRIPT, "--by_iterations")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "12 training steps, 3 epochs of at most 4 batches; kills: 6, at places chosen by seed 5" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_verification_that_is_stopped_leaves_no_process_and_no_folder(number, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "waits.py").write_text(
+        "import os, pathlib, time\npathlib.Path('pid.part').write_text(str(os.getpid()))\n"
+        "os.replace('pid.part', 'pid')\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, "-m", "vision3d_engine", "verify-resume", "waits.py"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    while not (tmp_path / "pid").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(120) == 128 + number
+    assert not is_running(int((tmp_path / "pid").read_text()))
+    assert not list((tmp_path / "temporary").iterdir())

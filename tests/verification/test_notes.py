@@ -73,3 +73,11 @@ def test_a_loader_without_a_data_set_is_noted_as_well(trainer):
     trainer.train_loader = [{"x": torch.ones(2)}]
     trainer.val_loader = DataLoader(Rows(2))
     assert "batch" in parts_of(trainer, "before_train_step", (1, 1, trainer.train_loader[0]))
+
+
+def test_an_attribute_that_holds_itself_or_is_very_deep_is_noted_too(trainer):
+    trainer.tree, trainer.deep = [1], []
+    trainer.tree.append(trainer.tree)
+    for _ in range(3000):
+        trainer.deep = [trainer.deep]
+    assert attributes(trainer)["self.tree"] == "[1, ...]"

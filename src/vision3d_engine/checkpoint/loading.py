@@ -1,4 +1,4 @@
-"""Put loaded states into models, optimizers and schedules, or say exactly why they do not fit."""
+"""Put loaded weights into models, or say exactly why they do not fit."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,10 +12,9 @@ from torch.nn.parameter import is_lazy
 from vision3d_engine.checkpoint.files import find_checkpoint, load_dict
 from vision3d_engine.checkpoint.shard_folders import is_sharded_state, with_tensors
 from vision3d_engine.checkpoint.stubs import stubs_for
-from vision3d_engine.checkpoint.weights import nest_of, renaming_hint, tensors_of
-from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, listed, shortened
-from vision3d_engine.core.named_parts import NamedParts
-from vision3d_engine.distributed.parallel.shards import is_sharded, like
+from vision3d_engine.checkpoint.weights import loadable_of, nest_of, renaming_hint, under_names
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, shortened
+from vision3d_engine.distributed.parallel.shards import like
 from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
 
 # What DistributedDataParallel and torch.compile put into the names of a state.
@@ -48,16 +47,32 @@ def load_model(model: nn.Module, state: Mapping[str, Any], source: str, strict: 
             report; then the model is as it was.
     """
     own = unwrap_model(model)
-    found, names = _stripped(state, own), {_own_name(key): key for key in own.state_dict()}
+    found, names = _stripped(state, own, source), {_own_name(key): key for key in own.state_dict()}
     wanted = model_state(own)
     report = _misfits(found, wanted)
     if report and strict:
+        message = f"part 'model' of '{source}' does not fit: " + "; ".join(report)
+        if any(_loses_numbers(value, wanted.get(key)) for key, value in found.items()):
+            raise CheckpointError(message)  # torch would only warn
         values = {names.get(key, key): like(value, wanted.get(key)) for key, value in found.items()}
-        _load_as_torch_can(own, values, f"part 'model' of '{source}' does not fit: " + "; ".join(report))
+        _load_as_torch_can(own, values, message)
         return []
-    fitting = {key: value for key, value in found.items() if key in wanted and _shape(value) == _shape(wanted[key])}
-    own.load_state_dict({names[key]: like(value, wanted[key]) for key, value in fitting.items()}, strict=False)
+    fitting = {key: value for key, value in found.items() if key in wanted and _fits(value, wanted[key])}
+    _load_fitting(own, {names[key]: like(value, wanted[key]) for key, value in fitting.items()}, bool(report), source)
     return report
+
+
+def _load_fitting(model: nn.Module, values: Mapping[str, Any], is_partial: bool, source: str) -> None:
+    """Load what fits by name and shape; no copy is made for what the model's own code, or torch, may still refuse.
+
+    Raises:
+        CheckpointError: with the cause.
+    """
+    try:
+        model.load_state_dict(values, **({"strict": False} if is_partial else {}))
+    except Exception as error:
+        message = f"part 'model' of '{source}' fits by names and shapes, but loading it failed: {error}. The model may "
+        raise CheckpointError(message + "be loaded in part: build it anew before it is used") from error
 
 
 def _load_as_torch_can(model: nn.Module, values: Mapping[str, Any], report: str) -> None:
@@ -118,7 +133,7 @@ def load_weights(
     """
     path = find_checkpoint(name, folder)
     state = read_weights_file(path)
-    found, wanted = _stripped(nest_of(state, str(path), key), model), model_state(model)
+    found, wanted = _stripped(nest_of(state, str(path), key), model, str(path)), model_state(model)
     weights = _chosen(found, str(path), **names)
     if not weights.keys() & wanted.keys():
         message = f"nothing in '{path}' fits the model: the file has {shortened(list(found))}; the model has "
@@ -134,11 +149,11 @@ def _chosen(
     include: Patterns = (),
     exclude: Patterns = (),
     rename: Mapping[str, str] | None = None,
-) -> dict[str, torch.Tensor]:
-    """Return the tensors to take, under their names in the model."""
+) -> dict[str, Any]:
+    """Return what to take, under its names in the model."""
     names = [name for name in found if (not include or _matches(name, include)) and not _matches(name, exclude)]
-    weights = tensors_of({name: found[name] for name in names}, source)
-    return {_renamed(name, rename or {}): value for name, value in weights.items()}
+    weights = loadable_of({name: found[name] for name in names}, source)
+    return under_names(weights, lambda name: _renamed(name, rename or {}), source)
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:
@@ -159,11 +174,11 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(message) from error
 
 
-def _stripped(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+def _stripped(weights: Mapping[str, Any], model: nn.Module, source: str) -> dict[str, Any]:
     """Return weights without the prefixes that wrappers put in front of all of them, unless the model has these."""
     own = model_state(model).keys()
-    plain = {_own_name(key): value for key, value in weights.items()}
-    return plain if plain.keys() & own else {clean_key(key): value for key, value in plain.items()}
+    plain = under_names(weights, _own_name, source)
+    return plain if plain.keys() & own else under_names(plain, clean_key, source)
 
 
 def with_names_of(own: Any, state: Any) -> Any:
@@ -201,12 +216,22 @@ def _renamed(name: str, rename: Mapping[str, str]) -> str:
 
 
 def _misfits(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return one line each for missing keys, unexpected keys and differing shapes."""
+    """Return one line each for missing keys, unexpected keys, differing shapes and types that lose numbers."""
     missing = [f"'{key}' {_shape(value)}" for key, value in wanted.items() if key not in found]
     unexpected = [f"'{key}' {_shape(value)}" for key, value in found.items() if key not in wanted]
     common = [key for key in wanted if key in found and _shape(found[key]) != _shape(wanted[key])]
     differing = [f"'{key}' is {_shape(found[key])}, the model has {_shape(wanted[key])}" for key in common]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("shape differs:", differing))
+    lossy = [
+        f"'{key}' is {found[key].dtype}, the model has {wanted[key].dtype}"
+        for key in wanted
+        if key not in common and _loses_numbers(found.get(key), wanted[key])
+    ]
+    kinds = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("shape differs:", differing),
+        ("type differs:", lossy),
+    )
     return [f"{kind} {shortened(lines)}" for kind, lines in kinds if lines] + _hint(found, wanted)
 
 
@@ -215,92 +240,17 @@ def _hint(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     return renaming_hint(unexpected, {name: _shape(value) for name, value in wanted.items() if name not in found})
 
 
+def _fits(value: Any, target: Any) -> bool:
+    return _shape(value) == _shape(target) and not _loses_numbers(value, target)
+
+
+def _loses_numbers(value: Any, target: Any) -> bool:
+    """Tell whether a value is complex and its target real."""
+    both = isinstance(value, torch.Tensor) and isinstance(target, torch.Tensor)
+    return both and value.is_complex() and not target.is_complex()
+
+
 def _shape(value: Any) -> str:
     if is_lazy(value):
         return "not known before the first batch"
     return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
-
-
-def load_part(part: Any, state: Any, name: str, source: str) -> None:
-    """Load the state of an optimizer, schedule or the like.
-
-    Raises:
-        CheckpointError: when the part refuses it, with the part's own reason.
-    """
-    if isinstance(part, NamedParts):
-        _load_parts(part.parts, state, name, source)
-        return
-    try:
-        part.load_state_dict(_under_own_names(part, _spread(part, state)))
-    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        message = (
-            f"part '{name}' of '{source}' does not fit: {error}. Register the same {name} as the run that wrote it "
-            "(what a later epoch has added to it: in before_load), or start from the weights alone with --checkpoint "
-            "instead of --resume"
-        )
-        raise CheckpointError(message) from error
-
-
-def _load_parts(parts: Mapping[str, Any], state: Any, name: str, source: str) -> None:
-    """Load what is registered by name, one after the other.
-
-    Raises:
-        CheckpointError: when the file and the script have other names, or one does not fit.
-    """
-    found = list(state) if isinstance(state, Mapping) else [type(state).__name__]
-    if sorted(parts) != sorted(map(str, found)):
-        message = (
-            f"part '{name}' of '{source}' has {shortened(found)}, but the script has registered "
-            f"{shortened(list(parts))}: register the same ones under the same names"
-        )
-        raise CheckpointError(message)
-    for key, part in parts.items():
-        load_part(part, state[key], f"{name} '{key}'", source)
-
-
-def _under_own_names(part: Any, state: Any) -> Any:
-    """Return an optimizer's state whose groups have the names of the script; torch would take those of the file.
-
-    Raises:
-        ValueError: when the groups are the same ones in another order, since torch matches them by their places.
-    """
-    if not isinstance(part, torch.optim.Optimizer) or "param_groups" not in state:
-        return state
-    saved = state["param_groups"]
-    own, then = ([group.get("name") for group in groups] for groups in (part.param_groups, saved))
-    if own != then and sorted(map(str, own)) == sorted(map(str, then)):
-        message = (
-            f"its parameter groups are in the order {listed(then)}, those of the script in the order {listed(own)}"
-        )
-        raise ValueError(message)
-    names = [{} if name is None else {"name": name} for name in own]
-    plain = [{key: value for key, value in group.items() if key != "name"} for group in saved]
-    named = [group | name for group, name in zip(plain, names, strict=False)]
-    return {**state, "param_groups": [*named, *saved[len(named) :]]}
-
-
-def _spread(part: Any, state: Any) -> Any:
-    """Return an optimizer's state with whole tensors spread as the parameters are that they belong to."""
-    if not isinstance(part, torch.optim.Optimizer) or not isinstance(state.get("state"), Mapping):
-        return state
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    parameters = dict(zip(numbers, (each for group in part.param_groups for each in group["params"]), strict=False))
-    values = {number: _spread_like(values, parameters.get(number)) for number, values in state["state"].items()}
-    return {**state, "state": values}
-
-
-def _spread_like(values: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
-    fits = {name for name, value in values.items() if _shape(value) == _shape(parameter)}
-    return {
-        name: _laid_out(like(value, parameter), parameter) if name in fits else value for name, value in values.items()
-    }
-
-
-def _laid_out(value: Any, parameter: Any) -> Any:
-    """Return a tensor in the layout of its parameter, since fused optimizers walk through both alike."""
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or is_sharded(value):
-        return value
-    layout = torch.empty_like(parameter, device="meta").stride()
-    if value.stride() == layout:
-        return value
-    return torch.empty_strided(value.shape, layout, dtype=value.dtype, device=value.device).copy_(value)

@@ -12,7 +12,8 @@ from torch import nn
 
 from vision3d_engine.checkpoint.best_models import BestModels
 from vision3d_engine.checkpoint.files import find_checkpoint, read_checkpoint
-from vision3d_engine.checkpoint.loading import load_model, load_part, model_state, parameter_names
+from vision3d_engine.checkpoint.loading import load_model, model_state, parameter_names
+from vision3d_engine.checkpoint.parts import load_part
 from vision3d_engine.checkpoint.retention import NEWEST, PREVIOUS, best_name, epoch_files, outdated
 from vision3d_engine.checkpoint.state_files import StateFiles
 from vision3d_engine.checkpoint.writer import BackgroundWriter
@@ -167,6 +168,10 @@ class CheckpointManager:
         if not isinstance(error, (FolderError, *self._tolerated)):
             raise error
         self._warn(f"{error}. Training goes on")
+
+    def wait(self) -> None:
+        """Wait until all files are written; what went wrong is told by the next save and by `join`."""
+        self._writer.wait()
 
     def join(self) -> None:
         """Wait until all files are written.

@@ -1,7 +1,7 @@
 """Stubs for what the files of others name beside their weights, so that reading them runs nothing of it."""
 
-import contextlib
 import pickle
+import pickletools
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
@@ -11,8 +11,11 @@ from typing import IO, Any, ClassVar
 
 import torch
 
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError
+
 # A file in torch's format from before 1.6 is a row of pickles: a magic number, a version, the machine, then the data.
 _OLD_FORMAT = 4
+_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 
 class Stub:
@@ -70,14 +73,33 @@ def stubs_for(path: Path) -> list[tuple[type[Stub], str]]:
     What torch allows by itself, or the script has allowed (`torch.serialization.add_safe_globals`), is not stubbed.
     """
     stubs: dict[str, type[Stub]] = {}
-    with contextlib.suppress(Exception):  # whatever is wrong with the file is told when torch loads it
+    try:
         for file, count in _pickles_of(path):
             for _ in range(count):
+                _check_memo(file, path)
                 _Survey(file, stubs).load()
+    except CheckpointError:
+        raise
+    except Exception:  # noqa: BLE001, S110  whatever else is wrong with the file is told when torch loads it
+        pass
     allowed = {
         each[1] if isinstance(each, tuple) else _full_name(each) for each in torch.serialization.get_safe_globals()
     }
     return [(stub, name) for name, stub in stubs.items() if name not in allowed]
+
+
+def _check_memo(file: IO[bytes], path: Path) -> None:
+    """Refuse a pickle that numbers its entries higher than it has bytes, for which the survey would take any memory.
+
+    Raises:
+        DamagedCheckpointError: naming the file.
+    """
+    start = file.tell()
+    for opcode, number, place in pickletools.genops(file):
+        if opcode.name in _PUTS and int(number or 0) > (place or 0) - start:
+            message = f"'{path}' is damaged or not made by pickle: after {place} bytes it numbers an entry {number}"
+            raise DamagedCheckpointError(f"{message}, more than it can hold; use another file")
+    file.seek(start)
 
 
 def _pickles_of(path: Path) -> Iterator[tuple[IO[bytes], int]]:

@@ -1,13 +1,16 @@
 """Which part of a file is the weights, whoever has written it, and under which names they would fit."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 
 from vision3d_engine.checkpoint.stubs import is_stub, kind_of
 from vision3d_engine.core.errors import CheckpointError, did_you_mean, shortened
+from vision3d_engine.core.tree import leaves
+
+Name = TypeVar("Name", str, tuple[str, ...])
 
 # How torch ends the names of what `get_extra_state` has returned.
 _EXTRA_STATE = "_extra_state"
@@ -15,7 +18,22 @@ _EXTRA_STATE = "_extra_state"
 
 def weights_of(state: Mapping[str, Any], source: str) -> dict[str, torch.Tensor]:
     """Return the weights of a loaded file; see `nest_of`."""
-    return tensors_of(nest_of(state, source), source)
+    found = loadable_of(nest_of(state, source), source)
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def under_names(values: Mapping[Name, Any], rename: Callable[[Name], str], source: str) -> dict[str, Any]:
+    """Return values under their new names.
+
+    Raises:
+        CheckpointError: when two of them get the same one, naming both.
+    """
+    old: dict[str, Name] = {}
+    for name in values:
+        if (other := old.setdefault(rename(name), name)) != name:
+            message = f"'{other}' and '{name}' of '{source}' both become '{rename(name)}', so that one would be lost. "
+            raise CheckpointError(message + "Leave one out by exclude= or another rename=, or save the file without it")
+    return {new: values[name] for new, name in old.items()}
 
 
 def nest_of(state: Mapping[str, Any], source: str, key: str | None = None) -> Mapping[str, Any]:
@@ -33,7 +51,7 @@ def nest_of(state: Mapping[str, Any], source: str, key: str | None = None) -> Ma
     Raises:
         CheckpointError: when there is none, or several and no key, or none of this key.
     """
-    nests = _nests(state)
+    nests = under_names(_nests(state), ".".join, source)
     if isinstance(state.get("model"), Mapping) and isinstance(state.get("metadata"), Mapping):
         nests["model"] = state["model"]
         key = "model" if key is None else key
@@ -47,17 +65,17 @@ def nest_of(state: Mapping[str, Any], source: str, key: str | None = None) -> Ma
 
 def _nests(
     state: Mapping[Any, Any], path: tuple[str, ...] = (), above: tuple[Mapping[Any, Any], ...] = ()
-) -> dict[str, Mapping[str, Any]]:
+) -> dict[tuple[str, ...], Mapping[str, Any]]:
     """Return the innermost mappings that hold tensors under names, by the way to them."""
     if {"state", "param_groups"} <= state.keys() or any(state is each for each in above):
         return {}  # an optimizer's, with all below; or a mapping that holds itself
-    inner: dict[str, Mapping[str, Any]] = {}
+    inner: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for key, value in state.items():
         if isinstance(key, str) and isinstance(value, Mapping) and not key.endswith(_EXTRA_STATE):
             inner |= _nests(value, (*path, key), (*above, state))
     has_names = all(isinstance(key, str) for key in state)
     has_tensors = any(isinstance(value, torch.Tensor) for value in state.values())
-    return inner or ({".".join(path): state} if has_names and has_tensors else {})
+    return inner or ({path: state} if has_names and has_tensors else {})
 
 
 def _is_array(value: Any) -> bool:
@@ -80,16 +98,26 @@ def _entry(key: Any, value: Any) -> str:
     return f"{key}: {kind_of(value)}" if is_stub(value) else str(key)
 
 
-def tensors_of(nest: Mapping[str, Any], source: str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a nest; numbers and text among them are left out.
+def loadable_of(nest: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the tensors of a nest, and extra state of modules; other numbers and text among them are left out.
 
     Raises:
         CheckpointError: when something among them could not be loaded.
     """
-    if stubs := [f"'{name}' is {kind_of(value)}" for name, value in nest.items() if is_stub(value)]:
+    inner = ((name, leaf) for name, value in nest.items() for leaf in _leaves_of(name, value))
+    if stubs := [f"'{name}' is {kind_of(leaf)}" for name, leaf in inner if is_stub(leaf)]:
         message = f"among the weights of '{source}', {shortened(stubs, 3)}. Save tensors alone where its package is "
         raise CheckpointError(message + "installed, or leave it out: load_weights(path, exclude=...)")
-    return {name: value for name, value in nest.items() if isinstance(value, torch.Tensor)}
+    return {name: value for name, value in nest.items() if _is_loadable(name, value)}
+
+
+def _is_loadable(name: str, value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or name.endswith(_EXTRA_STATE)
+
+
+def _leaves_of(name: str, value: Any) -> Iterator[Any]:
+    """Yield a value, or what an extra state holds."""
+    yield from (leaf for _, leaf in leaves(value)) if name.endswith(_EXTRA_STATE) else (value,)
 
 
 def renaming_hint(unexpected: Mapping[str, str], missing: Mapping[str, str]) -> list[str]:

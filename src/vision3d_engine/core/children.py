@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 from weakref import WeakKeyDictionary
 
 # What schedulers, launchers and terminals send to all processes of a group to end a run.
@@ -52,6 +54,28 @@ def end_children_soon() -> None:
     timer = threading.Timer(_GRACE_S, end_children)
     timer.daemon = True
     timer.start()
+
+
+@contextmanager
+def exiting_on_signals() -> Iterator[None]:
+    """Let a signal to stop leave a block as `SystemExit`, so that all that it has opened is closed.
+
+    Those that come while it is closed are not heard. What was ignored before, as by ``nohup``, stays ignored; only a
+    main thread can enter.
+    """
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        for each in heard:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def lost_children() -> list[BaseProcess]:

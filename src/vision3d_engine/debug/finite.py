@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from vision3d_engine.core.errors import NonFiniteError, shortened
 from vision3d_engine.core.files import atomic_write, make_folder
@@ -38,8 +39,7 @@ class FiniteWatch:
         self._enabled = enabled
         self._gathered = gathered
         self._looked_at = -math.inf
-        self._weights = [local_part(parameter).detach() for parameter in model.parameters() if _can_be_nan(parameter)]
-        self._weights = [] if is_spread else self._weights
+        self._is_spread = is_spread
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """Return one number on the device that is finite while all weights are, to be read with the log line's.
@@ -47,10 +47,11 @@ class FiniteWatch:
         Nothing is returned within a second of the last look.
         """
         now = time.monotonic()
-        if not self._enabled or not self._weights or now - self._looked_at < _LOOK_EVERY_S:
+        if not self._enabled or self._is_spread or now - self._looked_at < _LOOK_EVERY_S:
             return ()
         self._looked_at = now
-        return (torch.nn.utils.get_total_norm(self._weights),)
+        weights = [local_part(each).detach() for each in self._model.parameters() if _can_be_nan(each)]
+        return (torch.nn.utils.get_total_norm(weights),) if weights else ()
 
     def check(self, loss: float, probed: Sequence[float], epoch: int, first: int | None, iteration: int) -> None:
         """Judge what a log line has read.
@@ -81,8 +82,8 @@ class FiniteWatch:
 
 
 def _can_be_nan(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor's type has NaN and a norm; types of 8 bits have none."""
-    return (tensor.is_floating_point() or tensor.is_complex()) and tensor.element_size() > 1
+    """Tell whether a tensor's type has NaN and a norm; types of 8 bits, and lazy ones without numbers, have none."""
+    return not is_lazy(tensor) and (tensor.is_floating_point() or tensor.is_complex()) and tensor.element_size() > 1
 
 
 def non_finite_parameters(model: nn.Module) -> list[str]:
@@ -90,8 +91,8 @@ def non_finite_parameters(model: nn.Module) -> list[str]:
 
     Of spread parameters the part of this process counts.
     """
-    named = [(name, local_part(parameter.detach())) for name, parameter in unwrap_model(model).named_parameters()]
-    wrong = [name for name, part in named if _can_be_nan(part) and not torch.isfinite(part).all()]
+    named = [(name, each) for name, each in unwrap_model(model).named_parameters() if _can_be_nan(each)]
+    wrong = [name for name, each in named if not torch.isfinite(local_part(each.detach())).all()]
     return [name.replace("_orig_mod.", "") for name in wrong]
 
 

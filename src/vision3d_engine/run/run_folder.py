@@ -2,11 +2,12 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch.nn.parameter import is_lazy
 
 from vision3d_engine.checkpoint.manager import NEWEST, PREVIOUS
 from vision3d_engine.checkpoint.retention import is_run_file
@@ -14,6 +15,7 @@ from vision3d_engine.checkpoint.shard_folders import is_shard_folder, remove_unf
 from vision3d_engine.core.errors import FolderError, FolderInUseError, shortened
 from vision3d_engine.core.files import absolute_path, make_folder
 from vision3d_engine.core.locks import locked_folder
+from vision3d_engine.core.tree import leaves
 
 _MAX_NAMES = 5
 # Folder beside new checkpoints for those that --overwrite replaces, until the first new one is on the disk.
@@ -89,11 +91,16 @@ class RunFolder:
         names = sorted(path.name for path in self._checkpoints.iterdir())
         return sorted(filter(_is_checkpoint, names), key=lambda name: (name != PREVIOUS, name != NEWEST))
 
-    def tidy(self, model: nn.Module) -> None:
+    def tidy(self, weights: Mapping[str, Any]) -> None:
         """Remove half-written files of a process that was killed, and make sure that there is space to save.
 
+        Nothing may be written into the folder meanwhile.
+
+        Args:
+            weights: what a file will hold of the model: one set of weights, or two with an average of them.
+
         Raises:
-            FolderError: when the disk is too full for one set of weights.
+            FolderError: when the disk is too full for one file of weights.
         """
         if not self._is_main:
             return
@@ -102,7 +109,7 @@ class RunFolder:
             path.unlink()
         remove_unfinished(folder)
         remove_unused(folder, NEWEST, (NEWEST, PREVIOUS))
-        needed = sum(tensor.nbytes for tensor in model.state_dict().values() if hasattr(tensor, "nbytes"))
+        needed = sum(leaf.nbytes for _, leaf in leaves(weights) if isinstance(leaf, torch.Tensor) and not is_lazy(leaf))
         free = shutil.disk_usage(folder).free
         if free < needed:
             message = (

@@ -128,7 +128,8 @@ class TrainingRun:
         self._starts_anew = self._resuming.starts_anew()
         if self._starts_anew and not self._context.settings.overwrite:
             self._folder.refuse_used()
-        self._folder.tidy(self._trainer.model)
+        self.checkpoints.wait()
+        self._folder.tidy(self.average.states(self._trainer.model))
 
     def _take_over_folder(self) -> None:
         """Put aside, and cut back, what this run replaces; nothing is lost as long as anything can still be refused."""

@@ -26,7 +26,7 @@ _WITH_STATES = ("after_train_step", "before_train_epoch", "after_train_epoch", "
 _REGISTERED = ("model", "optimizer", "scheduler", "train_loader", "val_loader")
 _LIBRARIES = {"vision3d_engine", "torch", "numpy", "builtins"}
 # Attributes that are larger are data rather than state.
-_MOST_NUMBERS, _MOST_ENTRIES, _LONGEST_TEXT = 100_000, 1000, 60
+_MOST_NUMBERS, _MOST_ENTRIES, _LONGEST_TEXT, _DEEPEST = 100_000, 1000, 60, 20
 
 
 def parts_of(owner: Any, moment: str, args: tuple[Any, ...]) -> dict[str, Any]:
@@ -102,22 +102,27 @@ def _holders(owner: Any) -> Iterator[tuple[str, Any]]:
         yield f"self.{name}.dataset", dataset.dataset if isinstance(dataset, SeededDataset) else dataset
 
 
-def _state_text(value: Any) -> str | None:
-    """Return a text that tells a value from another one, None for what has no state that is known how to read."""
+def _state_text(value: Any, above: tuple[Any, ...] = ()) -> str | None:
+    """Return a text that tells a value from another one, None for what has no state that is known how to read.
+
+    What holds itself, and what lies deeper than a state does, is not opened.
+    """
     if isinstance(value, int | float | complex | None):
         return repr(value)
     if isinstance(value, torch.Tensor | np.ndarray):
         return _digest(value) if np.prod(value.shape) <= _MOST_NUMBERS else None
     if is_container(value) or isinstance(value, set | deque):
-        return _nest_text(list(value.items()) if isinstance(value, Mapping) else value)
+        if len(above) >= _DEEPEST or any(value is each for each in above):
+            return "..."
+        return _nest_text(list(value.items()) if isinstance(value, Mapping) else value, (*above, value))
     part = with_state(value)
     return _hash(repr(_digests(part.state_dict())).encode()) if has_state(part) else None
 
 
-def _nest_text(values: Any) -> str | None:
+def _nest_text(values: Any, above: tuple[Any, ...]) -> str | None:
     if len(values) > _MOST_ENTRIES:
         return f"{len(values)} entries"
-    texts = [each if isinstance(each, str) else _state_text(each) for each in values]
+    texts = [each if isinstance(each, str) else _state_text(each, above) for each in values]
     if None in texts:
         return None
     text = ", ".join(map(str, sorted(map(str, texts)) if isinstance(values, set) else texts))
