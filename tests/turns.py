@@ -25,7 +25,7 @@ class Clouds(Dataset):
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: Any) -> dict[str, torch.Tensor]:
         return {"x": self.x[index], "z": self.z[index]}
 
 

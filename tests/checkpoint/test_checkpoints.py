@@ -46,6 +46,7 @@ def test_a_run_leaves_the_files_of_the_description(tmp_path):
         *(
             "progress",
             "places",
+            "orders",
             "moments",
             "loaders",
             "fingerprint",

@@ -75,3 +75,11 @@ def test_a_kill_at_any_step_changes_no_bit(world, tmp_path, stop_at, window):
     whole = weights(world, tmp_path / "whole", options=options, trainer=trainer)
     resumed = weights(world, tmp_path / "resumed", options=options, trainer=trainer, stop_at=stop_at)
     assert resumed == whole
+
+
+@pytest.mark.parametrize("style", ["turns", "joint"])
+def test_a_batch_without_weight_on_one_process_is_left_out(world, tmp_path, style):
+    options = {"count": 2 * world.size + 2, "style": style, "void_rank": 1}
+    found = weights(world, tmp_path, options=options, trainer={"max_epoch": 1})
+    assert all(torch.tensor(value).isfinite().all() for value in found[0].values())
+    assert all(each == found[0] for each in found)

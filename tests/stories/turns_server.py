@@ -1,9 +1,13 @@
 """A process of a world whose networks take turns, case by case."""
 
+import os
+
 import torch
 
 from tests.stories.serving import serve
 from tests.turns import Turns
+
+RANK = int(os.environ.get("RANK", "0"))
 
 
 class BrokenOffError(Exception):
@@ -11,11 +15,17 @@ class BrokenOffError(Exception):
 
 
 class Breaking(Turns):
-    """May end early, as a process that is killed."""
+    """May end early, as a process that is killed; batches may weigh differently on the processes, also nothing."""
 
-    def __init__(self, cfg, stop_at=None, **options):
+    def __init__(self, cfg, stop_at=None, void_rank=None, **options):
         super().__init__(cfg, **options)
-        self._stop_at = stop_at
+        self._stop_at, self._void_rank = stop_at, void_rank
+
+    def update(self, name, loss):
+        super().update(name, loss, weight=self.loss_weight(None, None, None))
+
+    def loss_weight(self, data_dict, output_dict, result_dict):
+        return 0 if self._void_rank is not None and self.iteration == 2 and self._void_rank == RANK else 2
 
     def before_train_step(self, epoch, iteration, data_dict):
         if (epoch, iteration) == self._stop_at:

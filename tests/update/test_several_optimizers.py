@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.toys import ToyEpochTrainer, linear_model, settings
-from tests.turns import ByHand, Turns, loss_d, loss_g, loss_of_both, networks
+from tests.turns import ByHand, Clouds, Turns, loss_d, loss_g, loss_of_both, networks
 from vision3d_engine import CheckpointError, EngineError, RegistrationError
 
 LIMITS = {"discriminator": {"clip_grad_norm": 0.05}, "generator": {"clip_grad_value": 0.01}}
@@ -174,3 +174,106 @@ def test_a_stop_at_any_step_changes_no_bit(style, stop_at, tmp_path):
     resumed.run()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("weights", [(1, 3), (3, 1)])
+def test_own_losses_may_weigh_differently_whatever_the_first_weighs(weights, tmp_path):
+    class Weighted(Turns):
+        def train_step(self, epoch, iteration, data_dict):
+            self.update("discriminator", loss_d(self.model, data_dict), weight=weights[(iteration - 1) % 2])
+            return {}, {"loss": loss_d(self.model, data_dict).detach()}
+
+    trainer = Weighted(settings(tmp_path, grad_acc_steps=2), 4, kind=torch.optim.SGD)
+    trainer.run()
+    models, batches = networks(), [Clouds(4)[[0, 1]], Clouds(4)[[2, 3]]]
+    loss = sum(weight * loss_d(models, batch) for weight, batch in zip(weights, batches, strict=True)) / 4
+    loss.backward()
+    expected = [p - 0.05 * p.grad for p in models["discriminator"].parameters()]
+    for found, value in zip(trainer.model["discriminator"].parameters(), expected, strict=True):
+        assert (found - value).abs().max() <= 1e-12
+
+
+def test_weights_must_be_given_always_or_never(tmp_path):
+    def mixed(self, epoch, iteration, data_dict):
+        more = {"weight": 2} if iteration == 2 else {}
+        self.update("discriminator", loss_d(self.model, data_dict), **more)
+        return {}, {"loss": loss_g(self.model, data_dict)}
+
+    assert "give weight= in all calls, or in none" in errors_of(tmp_path, mixed)
+
+
+@pytest.mark.parametrize("stop_at", [None, (1, 3)])
+def test_an_update_of_early_batches_of_a_window_is_made_at_its_end(stop_at, tmp_path):
+    class Early(Turns):
+        def train_step(self, epoch, iteration, data_dict):
+            if (epoch, iteration) == self.stop_at:
+                raise KeyboardInterrupt
+            if iteration % 2:
+                self.update("discriminator", loss_d(self.model, data_dict))
+            return {}, {"loss": loss_d(self.model, data_dict).detach()}
+
+    Early.stop_at = stop_at
+    options = {"grad_acc_steps": 2, "save_every": "1 iteration"}
+    if stop_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            Early(settings(tmp_path, **options), 8, kind=torch.optim.SGD).run()
+        Early.stop_at = None
+    trainer = Early(settings(tmp_path, **options, resume=stop_at is not None), 8, kind=torch.optim.SGD)
+    trainer.run()
+    models = networks()
+    optimizer = torch.optim.SGD(models["discriminator"].parameters(), lr=0.05)
+    for first in (0, 4):
+        optimizer.zero_grad()
+        loss_d(models, Clouds(8)[[first, first + 1]]).backward()
+        optimizer.step()
+    expected = [parameter for model in models.values() for parameter in model.parameters()]
+    for found, value in zip(trainer.model.parameters(), expected, strict=True):
+        assert (found - value).abs().max() <= 1e-12
+
+
+def test_a_frozen_network_takes_no_turn(tmp_path):
+    class Frozen(Turns):
+        def before_train_epoch(self, epoch):
+            self.model["generator"].requires_grad_(False)
+
+    trainer = Frozen(settings(tmp_path))
+    trainer.run()
+    before = networks()
+    assert torch.equal(trainer.model["generator"][0].weight, before["generator"][0].weight)
+    assert not torch.equal(trainer.model["discriminator"][0].weight, before["discriminator"][0].weight)
+
+    def of_frozen(self, epoch, iteration, data_dict):
+        self.model["discriminator"].requires_grad_(False)
+        self.update("discriminator", loss_g(self.model, data_dict))
+
+    assert "no parameter of this optimizer requires grad" in errors_of(tmp_path / "named", of_frozen)
+
+
+def test_an_average_does_not_follow_windows_without_weight(tmp_path):
+    class Void(Turns):
+        def train_step(self, epoch, iteration, data_dict):
+            weight = 1 if iteration < 3 else 0
+            self.update("discriminator", loss_d(self.model, data_dict), weight=weight)
+            return {}, {"loss": loss_d(self.model, data_dict).detach()}
+
+    Void(settings(tmp_path, ema_decay=0.9)).run()
+    saved = torch.load(tmp_path / "checkpoints" / "checkpoint.pth", weights_only=True)
+    assert saved["ema"]["updates"] == 2
+
+
+def test_a_run_goes_on_after_an_exception_between_two_turns_in_16_bits(tmp_path):
+    class Failing(Turns):
+        failed = False
+
+        def train_step(self, epoch, iteration, data_dict):
+            self.update("discriminator", loss_d(self.model, data_dict))
+            if iteration == 3 and not self.failed:
+                self.failed = True
+                raise KeyError("once")
+            return {}, {"loss": loss_g(self.model, data_dict)}
+
+    trainer = Failing(settings(tmp_path, precision="fp16"))
+    with pytest.raises(KeyError):
+        trainer.run()
+    trainer.run()
+    assert trainer.total_steps == 6

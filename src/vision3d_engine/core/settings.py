@@ -190,6 +190,14 @@ class TrainerSettings(_Section):
             raise ValueError(message)
         return self
 
+    @model_validator(mode="after")
+    def _refuse_average_without_decay(self) -> "TrainerSettings":
+        names = [name for name in type(self).model_fields if name.startswith("ema_")]
+        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if self.ema_decay is None and given:
+            raise ValueError(f"{given[0]} is set, but no average is kept without ema_decay, such as 0.999")
+        return self
+
 
 class ParamRule(_Section):
     """``optimizer.param_rules[n].*``: which parameters have options of their own, and which options."""

@@ -76,6 +76,11 @@ _KEPT_OPTIONS = (
 )
 
 
+def orders_of(loader: Any) -> Any:
+    """Return what a sampler of the user's has drawn (`DrawnOrders`); None where the engine draws from none."""
+    return getattr(sampler_of(loader), "orders", None)
+
+
 def sampler_of(loader: Any) -> PositionSampler | PositionBatchSampler | None:
     """Return the part of a loader that knows positions, or None when it was not made by `build_dataloader`."""
     for name in ("batch_sampler", "sampler"):

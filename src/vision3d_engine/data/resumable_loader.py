@@ -13,7 +13,6 @@ from vision3d_engine.data.endless_stream import EndlessStream, Place, StreamPosi
 from vision3d_engine.data.exact_length import ExactLength, placed
 from vision3d_engine.data.loader_hints import sharing_hint
 from vision3d_engine.data.sample_seeds import SeededDataset, announce_epoch
-from vision3d_engine.data.user_samplers import DrawnOrders
 from vision3d_engine.data.workers import opened
 
 Position = tuple[int, int, int, int]
@@ -268,11 +267,6 @@ class ResumableLoader:
         self.loader, self._stream = self.registered, None
 
     # ------------------------------------------------------------------------------------------- its own state
-
-    @property
-    def orders(self) -> DrawnOrders | None:
-        """What a sampler of the user's has drawn, if there is one that the engine draws from."""
-        return getattr(self._sampler, "orders", None)
 
     def state_dict(self) -> Any:
         """Return the state of a loader that saves its own, else None."""

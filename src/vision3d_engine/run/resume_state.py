@@ -12,6 +12,7 @@ from vision3d_engine.checkpoint.loading import with_names_of
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
 from vision3d_engine.core.portable import decoded, encoded, has_state, with_state
 from vision3d_engine.core.tree import describe
+from vision3d_engine.data.dataloader import orders_of
 from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.metrics.running_means import RunningMeans
@@ -78,7 +79,7 @@ class ResumeState:
             "progress": self._progress.state_dict(),
             "places": gather(list(self._progress.place)),
             "moments": None if meters is None else gather(meters.state_dict()),
-            "orders": gather(None if loader.orders is None else loader.orders.state_dict()),
+            "orders": gather(None if (orders := orders_of(loader.loader)) is None else orders.state_dict()),
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
             "fingerprint": self._fingerprint(loader),
             "asked": self.asked.state(),
@@ -165,7 +166,7 @@ class ResumeState:
 
     def _expect_orders(self, saved: list[Any]) -> None:
         """Let the training data notice when a sampler of the user's draws another order than before."""
-        rank, orders = self._world.rank, self._train_data().orders
+        rank, orders = self._world.rank, orders_of(self._train_data().loader)
         if orders is not None and rank < len(saved) and saved[rank] and not self._context.settings.allow_changed_data:
             orders.load_state_dict(saved[rank])
 

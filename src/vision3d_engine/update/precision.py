@@ -1,6 +1,7 @@
 """In which numbers a step is computed: torch's autocast, and the loss scaling that 16-bit floats need."""
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -101,6 +102,8 @@ class ScaledAutocast(Autocast):
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(dtype, device)
         self._scaler = torch.amp.GradScaler(device.type)
+        # A schedule goes on when an update is skipped, of which torch would say that it comes too early.
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
         self._skipped = torch.zeros((), device=device)
         self._unscaled: set[int] = set()
         self._stepped: set[int] = set()

@@ -71,7 +71,7 @@ class Update:
         self._walked: list[torch.Tensor] = []
         self._made: dict[str, int] = {}
         self._collected = 0
-        self._learns = True
+        self._learns = False
         self._has_stepped = False
 
     def _new_window(self, parameters: Any, weights: WindowWeight | None) -> GradientWindow:
@@ -150,7 +150,7 @@ class Update:
         if self._follow is not None and self._has_stepped:
             self._follow()
         self._has_stepped = False
-        self._rest, self._collected, self._learns = self._optimizers, 0, True
+        self._rest, self._collected, self._learns = self._optimizers, 0, False
         self._made.clear()
 
     def take_norms(self) -> dict[str, tuple[torch.Tensor, Any]]:
