@@ -77,6 +77,29 @@ def test_a_kill_at_any_step_changes_no_bit(world, tmp_path, stop_at, window):
     assert resumed == whole
 
 
+COMBINATIONS = [
+    ("turns", "update", 1, (2, 2), {"clip_grad_norm": 0.02, "ema_decay": 0.5}),
+    ("joint", "epoch", 2, (1, 4), {"precision": "fp16", "ema_decay": 0.9}),
+    ("by_name", "update", 2, None, {"precision": "fp16", "clip_grad_norm": 0.02}),
+    ("single", "update", 2, (2, 3), {"clip_grad_norm": 0.02, "ema_decay": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("style", "schedule", "window", "stop_at", "trainer"), COMBINATIONS)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_all_parts_of_an_update_together_are_as_by_hand(
+    world, tmp_path, style, schedule, window, stop_at, trainer, parallel
+):
+    by_hand = ByHand(style, clip=trainer.get("clip_grad_norm"), schedule=schedule, ema=trainer.get("ema_decay"))
+    expected = by_hand.train(10 * world.size, processes=world.size, window=window, epochs=2)
+    options = {"count": 10 * world.size, "style": style, "schedule": schedule}
+    settings = {"max_epoch": 2, "parallel": parallel, "grad_acc_steps": window, "save_every": "1 iteration"} | trainer
+    assert_as_by_hand(world, tmp_path, expected, options=options, trainer=settings, stop_at=stop_at)
+    if parallel == "ddp" and by_hand.average:
+        saved = torch.load(tmp_path / "checkpoints" / "epoch-2.pth", weights_only=True)["model"]
+        assert all((saved[name] - value).abs().max() <= 1e-12 for name, value in by_hand.average.items())
+
+
 @pytest.mark.parametrize("style", ["turns", "joint"])
 def test_a_batch_without_weight_on_one_process_is_left_out(world, tmp_path, style):
     options = {"count": 2 * world.size + 2, "style": style, "void_rank": 1}

@@ -537,7 +537,7 @@ def test_an_update_is_one_kernel_a_type_and_reads_nothing(tmp_path):
     toy = ToyEpochTrainer(settings(tmp_path, ema_decay=0.9))
     toy.run()
     step = toy._run.average.follower()
-    with profile() as recorded:
+    with profile(acc_events=True) as recorded:
         step()
     names = [event.name for event in recorded.events() if event.name.startswith("aten::")]
     assert names.count("aten::_foreach_lerp_") == 1
