@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.toys import ToyEpochTrainer, settings
 from vision3d_engine import CheckpointError
 from vision3d_engine.checkpoint.loading import load_weights
 
@@ -108,3 +109,18 @@ def test_a_tiny_file_that_asks_for_a_huge_memo_is_an_error(tmp_path):
     path.write_bytes(b"\x80\x02Nr" + (2**20).to_bytes(4, "little") + b".")
     with pytest.raises(CheckpointError, match="numbers an entry 1048576, more than it can hold"):
         load_weights(nn.Linear(2, 1), path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude": "head"}, r"exclude='head' matches no name in .*: 'head\.\*'"),
+        ({"include": ["0.*", "encoder."]}, r"include='encoder\.' matches no name .*: 'encoder\.\*'"),
+        ({"rename": {"nope.": ""}}, r"rename: no name in .* begins with nope\."),
+    ],
+)
+def test_a_pattern_that_selects_nothing_is_an_error_that_says_how_patterns_are_written(options, message, tmp_path):
+    trainer = ToyEpochTrainer(settings(tmp_path / "run"))
+    torch.save({"state_dict": {"0.weight": torch.ones(1), "head.weight": torch.ones(1)}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=message):
+        trainer.load_weights(tmp_path / "a.pth", **options)

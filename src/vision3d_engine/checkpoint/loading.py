@@ -13,7 +13,7 @@ from vision3d_engine.checkpoint.files import find_checkpoint, load_dict
 from vision3d_engine.checkpoint.shard_folders import is_sharded_state, with_tensors
 from vision3d_engine.checkpoint.stubs import stubs_for
 from vision3d_engine.checkpoint.weights import loadable_of, nest_of, renaming_hint, under_names
-from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, shortened
+from vision3d_engine.core.errors import CheckpointError, DamagedCheckpointError, listed, shortened
 from vision3d_engine.distributed.parallel.shards import like
 from vision3d_engine.distributed.parallel.wrapping import clean_key, unwrap_model
 
@@ -150,10 +150,37 @@ def _chosen(
     exclude: Patterns = (),
     rename: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return what to take, under its names in the model."""
+    """Return what to take, under its names in the model.
+
+    Raises:
+        CheckpointError: for a pattern or a beginning that no name has.
+    """
+    _refuse_idle(found, source, include=_as_list(include), exclude=_as_list(exclude))
+    idle = [start for start in rename or {} if start and not any(name.startswith(start) for name in found)]
+    if idle:
+        message = f"rename: no name in '{source}' begins with {listed(idle)} (it has {shortened(list(found))})"
+        raise CheckpointError(message)
     names = [name for name in found if (not include or _matches(name, include)) and not _matches(name, exclude)]
     weights = loadable_of({name: found[name] for name in names}, source)
     return under_names(weights, lambda name: _renamed(name, rename or {}), source)
+
+
+def _refuse_idle(found: Mapping[str, Any], source: str, **patterns: Sequence[str]) -> None:
+    """Refuse patterns that select nothing, such as a beginning without its ``*``.
+
+    Raises:
+        CheckpointError: naming the pattern.
+    """
+    for option, several in patterns.items():
+        for pattern in several:
+            if not any(fnmatchcase(name, pattern) for name in found):
+                message = f"{option}='{pattern}' matches no name in '{source}' (it has {shortened(list(found))}). "
+                message += f"Patterns are of whole names, as of files in a shell: '{pattern.rstrip('.*')}.*'"
+                raise CheckpointError(message)
+
+
+def _as_list(patterns: Patterns) -> Sequence[str]:
+    return (patterns,) if isinstance(patterns, str) else patterns
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:
@@ -206,7 +233,7 @@ def _bare(key: Any) -> Any:
 
 
 def _matches(name: str, patterns: Patterns) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in ((patterns,) if isinstance(patterns, str) else patterns))
+    return any(fnmatchcase(name, pattern) for pattern in _as_list(patterns))
 
 
 def _renamed(name: str, rename: Mapping[str, str]) -> str:
