@@ -117,8 +117,8 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
         Args:
             name: of the optimizer, where several are registered. An override for a single one may do without.
         """
-        optimizer = self.optimizer if name is None else self.optimizer[name]
-        self._context.precision.step(optimizer)
+        optimizer, precision = self.optimizer if name is None else self.optimizer[name], self._context.precision
+        precision.step(optimizer) if precision.is_scaled else optimizer.step()
         clear_gradients(optimizer)
 
     def scheduler_step(self) -> None:

@@ -37,6 +37,7 @@ class GradientWindow:
         self.is_open = False
         self._parameters, self._parallel = parameters, parallel
         self._is_mean, self._weights = is_mean, weights
+        self._is_exchanged, self._checks_gradients = parallel.world.size > 1, parallel.checks_gradients
         self._weight: Any = 0
 
     @property
@@ -66,8 +67,9 @@ class GradientWindow:
         they are zero on the device nobody knows, and gradients become exact zeros.
         """
         parallel, self.is_open = self._parallel, False
-        parallel.exchange(self._parameters)
-        if parallel.checks_gradients:
+        if self._is_exchanged:
+            parallel.exchange(self._parameters)
+        if self._checks_gradients:
             parallel.check_gradients()
         weight = self._weight if self._weights is None else self._weights.close()
         self._weight = 0

@@ -40,6 +40,7 @@ class Update:
 
     Attributes:
         is_complete: whether the micro-batch at hand ends its window.
+        is_shared: whether the loss of a step drives all optimizers: no step of the window has updated one by itself.
         is_joining: whether this process joins in the micro-batch at hand without a batch of its own.
         mean_weight: with equal weights, the mean of all processes' weights for the micro-batch at hand.
         norms: norms of the gradients before they were clipped, by the name under which they are logged, with what they
@@ -56,15 +57,18 @@ class Update:
         follow: Callable[[], None] | None = None,
     ) -> None:
         self.is_complete = self.is_joining = False
+        self.is_shared = True
         self.mean_weight: float = 1
         self.norms: dict[str, tuple[torch.Tensor, Any]] = {}
         self._trainer, self._parallel, self._precision = trainer, parallel, precision
+        self._scaling = precision if precision.is_scaled else None
         self._follow = follow
         self._window_size = settings.grad_acc_steps
         self._is_mean = settings.grad_acc_reduction == "mean"
         self._optimizers = optimizers_of(trainer.optimizer)
         self._clippings = {name: _clipping(trainer.optimizer, name, settings) for name in self._optimizers}
-        self._backward, self._scale = trainer.backward, precision.scale
+        self._limited = {name for name, each in self._clippings.items() if each is not None or precision.is_scaled}
+        self._backward = trainer.backward
         self._shared = self._new_window(self._parameters, weights)
         self._own: dict[str, GradientWindow] = {}
         self._rest = self._optimizers
@@ -87,11 +91,6 @@ class Update:
         self.is_complete = is_last or self._collected >= self._window_size
         return _EXCHANGING if self.is_complete else self._parallel.without_gradient_sync()
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether the loss of a step drives all optimizers: no step of the window has updated one by itself."""
-        return self._rest is self._optimizers
-
     def backward(self, loss: Any, weight: Any = 1) -> None:
         """Add the weighted gradients of one micro-batch; the last one of a window also exchanges and divides.
 
@@ -101,7 +100,8 @@ class Update:
             weight: number of things that the loss is a mean over, as a number or a tensor on the device (not read).
         """
         if self.is_shared:
-            self._backward(self._scale(self._shared.weighted(loss, weight, self.mean_weight)))
+            loss = self._shared.weighted(loss, weight, self.mean_weight)
+            self._backward(loss if self._scaling is None else self._scaling.scale(loss))
         else:
             self._backward_to_rest(loss, weight)
         if self.is_complete and self._shared.is_open:
@@ -125,7 +125,7 @@ class Update:
         others = [each for one in self._optimizers.values() if one not in optimizers for each in _held(one)]
         try:
             with self._parallel.walked_back_to(parameters, others) as inputs:
-                self._backward(self._scale(loss), inputs=inputs)
+                self._backward(self._precision.scale(loss), inputs=inputs)
         except RuntimeError as error:
             if not any(part in str(error) for part in _USED_UP):
                 raise
@@ -138,20 +138,23 @@ class Update:
 
     def _close_shared(self) -> None:
         self._learns = self._shared.close()
-        for optimizer in self._rest.values():
+        for optimizer in self._rest.values() if self._scaling is not None else ():
             self._precision.unscale(optimizer)
 
     def step(self) -> None:
         """Make the update of a window that is complete."""
-        self._finish_open()
+        if self._own:
+            self._finish_open()
         for name, optimizer in self._rest.items():
             self._step(name, optimizer, self._learns)
-        self._precision.end_update()
+        if self._scaling is not None:
+            self._scaling.end_update()
         if self._follow is not None and self._has_stepped:
             self._follow()
-        self._has_stepped = False
-        self._rest, self._collected, self._learns = self._optimizers, 0, False
-        self._made.clear()
+        self._collected, self._learns, self._has_stepped = 0, False, False
+        if not self.is_shared:
+            self._rest, self.is_shared = self._optimizers, True
+            self._made.clear()
 
     def take_norms(self) -> dict[str, tuple[torch.Tensor, Any]]:
         """Return the norms of the update that was made, and forget them."""
@@ -187,7 +190,7 @@ class Update:
             raise ResultError(message)
         self._made[name] = self._collected
         self._walked.append(loss)  # itself: the number of one that is gone is given away again
-        self._rest = {other: one for other, one in self._rest.items() if other != name}
+        self._rest, self.is_shared = {other: one for other, one in self._rest.items() if other != name}, False
         window = self._own_window(name, optimizer, weight is not None)
         weight = 0 if self.is_joining else 1 if weight is None else weight
         with self._precision.full():
@@ -248,12 +251,11 @@ class Update:
             clear_gradients(optimizer)
             return
         self._has_stepped = True
-        clipping = self._clippings[name]
-        if clipping is not None or self._precision.is_scaled:
-            self._limit(name, optimizer, clipping)
+        if name in self._limited:
+            self._limit(name, optimizer, self._clippings[name])
         self._trainer.optimizer_step() if name is None else self._trainer.optimizer_step(name)
-        if self._precision.is_scaled:
-            self._precision.check_step(optimizer)
+        if self._scaling is not None:
+            self._scaling.check_step(optimizer)
 
     def _limit(self, name: str | None, optimizer: Any, clipping: Clipping | None) -> None:
         parameters = _trained(optimizer)
