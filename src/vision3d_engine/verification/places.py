@@ -93,7 +93,7 @@ def choose(straight: Sequence[Note], kills: int, seed: int) -> list[Kill]:
 def _by_moment(notes: Sequence[Note]) -> dict[str, list[Place]]:
     """Return places by moment: of epochs before the last, and behind the first, where there are any.
 
-    What is lost there had time to come, and has time to show.
+    What is lost there had time to come, and has time to show. Only the beginning of an epoch is that of the last one.
     """
     found = defaultdict(list)
     for place in (note.place for note in notes):
@@ -101,9 +101,13 @@ def _by_moment(notes: Sequence[Note]) -> dict[str, list[Place]]:
         if place.moment in STEPS:
             found[STEPS[place.moment]].append(Place(STEPS[place.moment], place.epoch, place.iteration))
     last = max(place.epoch for place in found["before_train_step"])
-    return {
+    chosen = {
         moment: _between(1, places, last) or _between(-1, places, last) or places for moment, places in found.items()
     }
+    # A resume from an epoch behind the one before it meets what that one has added (groups, unfrozen layers).
+    if late := _between(last - 1, found["before_train_epoch"], last + 1):
+        chosen["before_train_epoch"] = late
+    return chosen
 
 
 def _between(first: int, places: list[Place], last: int) -> list[Place]:
