@@ -38,11 +38,6 @@ class RegistrationTrainer(IterBasedTrainer):
         distances = [(apply_motion(data_dict["source"], *motion) - truth).norm(dim=-1).mean() for motion in estimates]
         return {"motion": estimates[-1]}, {"loss": torch.stack(distances).sum(), "distance": distances[-1].detach()}
 
-    def optimizer_step(self) -> None:
-        """Clip the gradient, since that of the SVD has rare peaks."""
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=1.0)
-        super().optimizer_step()
-
     def val_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
         """Return the mean angle between the estimated and the true rotation."""
         rotation, translation = self.model(data_dict["source"], data_dict["target"], self.rounds.test_rounds)[-1]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import PATIENCE_S, eventually
+from tests.patience import PATIENCE_S, eventually, skip_if_ignored
 
 SCRIPT = Path(__file__).parent / "group_script.py"
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -153,6 +153,7 @@ def test_ten_signals_to_the_group_save_each_time_and_leave_nobody(way, workers, 
     ids=str,
 )
 def test_whoever_has_started_the_workers_the_run_saves(options, tmp_path):
+    skip_if_ignored(getattr(signal, options.get("name", "SIGTERM")))
     stop_group(tmp_path, **{"workers": 2} | options)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import skip_if_ignored
 from vision3d_engine.core.children import is_running
 
 SCRIPT = str(Path(__file__).with_name("forgetful_script.py"))
@@ -179,6 +180,7 @@ def test_a_trainer_by_iterations_is_proven_as_well(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_verification_that_is_stopped_leaves_no_process_and_no_folder(number, tmp_path):
+    skip_if_ignored(number)
     (tmp_path / "temporary").mkdir()
     (tmp_path / "waits.py").write_text(
         "import os, pathlib, time\npathlib.Path('pid.part').write_text(str(os.getpid()))\n"
