@@ -12,7 +12,7 @@ SERVER = Path(__file__).parent / "turns_server.py"
 LIMITS = {"discriminator": {"clip_grad_norm": 0.05}}
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def world(request):
     world = World(request.param, SERVER)
     yield world
