@@ -36,5 +36,5 @@ def as_bytes(value: Any) -> bytes:
     """Return the bits of a tensor or an array."""
     if isinstance(value, np.ndarray):
         return value.tobytes()
-    flat = value.detach().cpu().contiguous().reshape(-1)
+    flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""

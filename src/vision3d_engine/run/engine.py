@@ -64,7 +64,7 @@ class Engine(Outlets):
         if not isinstance(model, nn.Module):
             message = f"register_model got {describe(model)}; it must be a torch.nn.Module"
             raise RegistrationError(message)
-        named = None if name is None else self._named_models(name)
+        named = None if name is None else self._named_models(model)
         if named is None:
             refuse_second("model", self.model, model)
         if (mode := self._context.settings.compile) is not None:
@@ -76,11 +76,11 @@ class Engine(Outlets):
         self.log(f"model description:\n{model}", level="DEBUG")
         return own
 
-    def _named_models(self, name: str) -> NamedModels:
-        """Return what holds models by name."""
+    def _named_models(self, model: nn.Module) -> NamedModels:
+        """Return what holds models by name; refuse one more beside a model without a name."""
         named = NamedModels() if self.model is None else self.model
         if not isinstance(named, NamedModels):
-            refuse_second(f"model '{name}'", self.model, self.model)
+            refuse_second("model", self.model, model)
         return named
 
     def add_hook(self, hook: Any) -> Any:

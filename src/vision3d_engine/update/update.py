@@ -185,9 +185,6 @@ class Update:
         self._check_own(name, loss)
         if self._made.get(name) == self._collected:
             self._precision.end_update()  # a further update of the same step
-        if not _trained(optimizer):
-            message = f"update('{name}'): no parameter of this optimizer requires grad; leave the call out, or unfreeze"
-            raise ResultError(message)
         self._made[name] = self._collected
         self._walked.append(loss)  # itself: the number of one that is gone is given away again
         self._rest, self.is_shared = {other: one for other, one in self._rest.items() if other != name}, False
@@ -222,6 +219,9 @@ class Update:
         """
         if not isinstance(loss, torch.Tensor) or not loss.requires_grad or loss.numel() != 1:
             message = f"update('{name}') got {describe(loss)} as loss; it must be one number that requires grad"
+            raise ResultError(message)
+        if not _trained(self._optimizers[name]):
+            message = f"update('{name}'): no parameter of this optimizer requires grad; leave the call out, or unfreeze"
             raise ResultError(message)
         if self._shared.is_open and name in self._rest:
             message = (
