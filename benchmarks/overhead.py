@@ -86,32 +86,47 @@ def bare(steps: int, metrics: int, folder: Path, width: int = 128) -> float:
     return time.perf_counter() - started
 
 
-def by_hand(steps: int, metrics: int, folder: Path, width: int = 128) -> float:
-    """A careful loop: sums on the device, and every 10 steps one line, TensorBoard and JSON."""
-    from torch.utils.tensorboard import SummaryWriter
+class HandLog:
+    """The log of a careful loop: sums on the device, and every 10 steps one line, TensorBoard and JSON."""
 
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer, self.lines = SummaryWriter(str(folder / "events")), (folder / "metrics.jsonl").open("w")
+        self.sums: dict[str, torch.Tensor] = {}
+
+    def add(self, step: int, found: dict[str, torch.Tensor], also: Callable[[], dict[str, float]] = dict) -> None:
+        """Take in the numbers of a step; ``also`` returns more when a line is due."""
+        sums = self.sums
+        for key, value in found.items():
+            sums[key] = sums[key] + value.detach() if key in sums else value.detach().clone()
+        if step % LOG_EVERY == 0:
+            means = {key: value.item() / LOG_EVERY for key, value in sums.items()} | also()
+            for key, value in means.items():
+                self.writer.add_scalar(f"train/{key}", value, step)
+            self.lines.write(json.dumps({"step": step, **means}) + "\n")
+            print(f"step {step}, " + ", ".join(f"{k}: {v:.3f}" for k, v in means.items()), file=sys.stderr)
+            self.sums = {}
+
+    def close(self) -> None:
+        self.writer.close()
+        self.lines.close()
+
+
+def by_hand(steps: int, metrics: int, folder: Path, width: int = 128) -> float:
+    """A careful loop with the log of `HandLog`."""
     model = network(width)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    writer, lines = SummaryWriter(str(folder / "events")), (folder / "metrics.jsonl").open("w")
-    sums: dict[str, torch.Tensor] = {}
+    log = HandLog(folder)
     started = time.perf_counter()
     for step, batch in enumerate(Loader(steps), start=1):
         found = results(model, batch, metrics)
         found["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-        for key, value in found.items():
-            sums[key] = sums[key] + value.detach() if key in sums else value.detach().clone()
-        if step % LOG_EVERY == 0:
-            means = {key: value.item() / LOG_EVERY for key, value in sums.items()}
-            for key, value in means.items():
-                writer.add_scalar(f"train/{key}", value, step)
-            lines.write(json.dumps({"step": step, **means}) + "\n")
-            print(f"step {step}, " + ", ".join(f"{k}: {v:.3f}" for k, v in means.items()), file=sys.stderr)
-            sums = {}
+        log.add(step, found)
     elapsed = time.perf_counter() - started
-    writer.close()
-    lines.close()
+    log.close()
     return elapsed
 
 

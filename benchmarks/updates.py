@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from overhead import LOG_EVERY, EpochTrainer, Loader, measure, network, results, table
+from overhead import LOG_EVERY, EpochTrainer, HandLog, Loader, measure, network, results, table
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -41,13 +41,10 @@ def adamw(model: nn.Module, **options: Any) -> torch.optim.Optimizer:
 
 def by_hand(steps: int, metrics: int, folder: Path) -> float:
     """A careful loop: fused kernels, no wait between log lines, the average by torch's function on lists."""
-    from torch.utils.tensorboard import SummaryWriter
-
     model = network()
     optimizer, parameters = adamw(model, fused=True), list(model.parameters())
     shadows, average = [parameter.detach().clone() for parameter in parameters], get_ema_multi_avg_fn(DECAY)
-    writer, lines = SummaryWriter(str(folder / "events")), (folder / "metrics.jsonl").open("w")
-    sums: dict[str, torch.Tensor] = {}
+    log = HandLog(folder)
     started = time.perf_counter()
     for step, batch in enumerate(Loader(steps), start=1):
         found = results(model, batch, metrics)
@@ -58,24 +55,14 @@ def by_hand(steps: int, metrics: int, folder: Path) -> float:
         optimizer.zero_grad()
         with torch.no_grad():
             average(shadows, parameters, step)
-        for key, value in (found | {"grad_norm": norm}).items():
-            sums[key] = sums[key] + value.detach() if key in sums else value.detach().clone()
-        if step % LOG_EVERY == 0:
-            means = {key: value.item() / LOG_EVERY for key, value in sums.items()}
-            means |= {f"lr/{number}": group["lr"] for number, group in enumerate(optimizer.param_groups)}
-            for key, value in means.items():
-                writer.add_scalar(f"train/{key}", value, step)
-            lines.write(json.dumps({"step": step, **means}) + "\n")
-            print(f"step {step}, " + ", ".join(f"{k}: {v:.3f}" for k, v in means.items()), file=sys.stderr)
-            sums = {}
+        log.add(step, found | {"grad_norm": norm}, lambda: rates(optimizer))
     elapsed = time.perf_counter() - started
-    writer.close()
-    lines.close()
+    log.close()
     return elapsed
 
 
-class Trainer(EpochTrainer):
-    pass
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    return {f"lr/{number}": group["lr"] for number, group in enumerate(optimizer.param_groups)}
 
 
 def engine(**settings: Any) -> Callable[..., float]:
@@ -83,7 +70,7 @@ def engine(**settings: Any) -> Callable[..., float]:
 
     def run(steps: int, metrics: int, folder: Path) -> float:
         base = {"max_epoch": 1, "log_steps": LOG_EVERY, "device": "cpu"}
-        trainer = Trainer({"exp": {"output_dir": str(folder)}, "trainer": base | settings})
+        trainer = EpochTrainer({"exp": {"output_dir": str(folder)}, "trainer": base | settings})
         trainer.metrics = metrics
         trainer.register_loader(Loader(steps), Loader(2))
         trainer.register_optimizer(adamw(trainer.register_model(network())))
