@@ -24,6 +24,7 @@ class Runner:
         prefetcher: brings batches to the device.
         progress_bar: show a bar if the console is a terminal or notebook.
         may_be_empty: no batch is no error, since other processes may have them all.
+        loader: what the loader is called in messages; None for that of the phase.
 
     Attributes:
         clock: how long the steps take.
@@ -41,6 +42,7 @@ class Runner:
         prefetcher: Prefetcher,
         progress_bar: bool = False,
         may_be_empty: bool = False,
+        loader: str | None = None,
     ) -> None:
         self.phase = phase
         self.clock = StepClock(prefetcher.device)
@@ -53,6 +55,7 @@ class Runner:
         self._prefetcher = prefetcher
         self._progress_bar = progress_bar
         self._may_be_empty = may_be_empty
+        self._loader = loader or f"{phase} loader"
 
     def run(self, batches: Iterable[tuple[Place, Any]], max_iteration: int | None, done: int = 0) -> None:
         """Walk the batches, each with its place in the data.
@@ -74,7 +77,7 @@ class Runner:
             if endpoints.is_used:
                 endpoints.clear()
             if type(data_dict) is not dict:
-                check_batch(data_dict, self.phase)
+                check_batch(data_dict, self._loader)
             started, mark = time.perf_counter(), clock.start()
             self._iterate(iteration, data_dict)
             if mark is not None:
@@ -83,9 +86,7 @@ class Runner:
             self._after_iteration(iteration)
             waiting_since = time.perf_counter()
         if iteration == 0 and not self._may_be_empty:
-            message = (
-                f"the {self.phase} loader is empty: it yields no batch. Check the data set, batch_size and drop_last"
-            )
+            message = f"the {self._loader} is empty: it yields no batch. Check the data set, batch_size and drop_last"
             raise DataError(message)
 
     def _prefetched(self, batches: Iterable[Any]) -> Iterable[Any]:

@@ -11,8 +11,8 @@ from vision3d_engine.checkpoint.loading import WeightNames, load_weights
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import counter, setting
-from vision3d_engine.loop.eval_pass import EvalPass
 from vision3d_engine.loop.train_pass import Batches, TrainPass
+from vision3d_engine.loop.validation import Validation
 from vision3d_engine.optim.named_optimizers import NamedOptimizers
 from vision3d_engine.run.engine import refuse_hidden_methods
 from vision3d_engine.trainers.hooks import TrainHooks
@@ -31,8 +31,8 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     and, if wanted, `register_scheduler` and `save_best_model_on_metric`. Implement `train_step` and `val_step`;
     override any other hook. Then call `run`.
 
-    Validation pipeline: before_val_epoch; for each iteration before_val_step, val_step, after_val_step; then
-    after_val_epoch, log line and events, best models.
+    Validation pipeline: before_val_epoch; for each iteration, of several sets one after the other, before_val_step,
+    val_step, after_val_step; then after_val_epoch, log line and events, best models.
 
     Files: after each training epoch ``epoch-N.pth`` (metadata and weights), after each validation ``checkpoint.pth``
     (optimizer, schedule and selection too) and ``best_METRIC.pth`` for each metric that improved.
@@ -239,6 +239,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     def val_epoch(self) -> None:
         """Validate and keep best models."""
         self._records.clear()
-        self._pass = EvalPass(self, self._context, self._run.val_data(), self._run.after_val_iteration)
+        after_iteration = self._run.after_val_iteration
+        self._pass = Validation(self, self._context, self._run.val_data, after_iteration, self._records)
         with self._run.average.in_model():
             self._run.judge(self._pass.validate())
