@@ -1,6 +1,7 @@
 """Validation on several sets: numbers against loops written by hand, and who is called when."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from vision3d_engine import (
     ResultError,
     build_dataloader,
 )
+from vision3d_engine.core.children import is_running
 
 
 class Noisy(Rows):
@@ -367,3 +369,28 @@ class Unsized:
 def test_a_set_that_goes_wrong_in_the_validation_is_named(batches, said, tmp_path):
     with pytest.raises(DataError, match=said):
         Recording(tmp_path, {"easy": rows_loader(4), "hard": Unsized(*batches)}).run()
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_persistent_workers_of_a_set_are_started_once_and_end_when_the_set_is_dropped(persistent, tmp_path):
+    class Pids(Noisy):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"pid": os.getpid()}
+
+    class Dropping(Recording):
+        def before_train_epoch(self, epoch):
+            if epoch == 3:
+                self.val_loader = {"easy": rows_loader(2)}
+
+        def before_val_step(self, epoch, iteration, data_dict):
+            pids.update(data_dict.get("pid", torch.tensor([])).tolist())
+
+        def after_val_epoch(self, epoch, summary_dict):
+            alive.append(any(is_running(pid) for pid in pids))
+
+    pids, alive = set(), []
+    options = {"num_workers": 1, "persistent_workers": persistent}
+    Dropping(
+        tmp_path, {"easy": rows_loader(2), "hard": torch.utils.data.DataLoader(Pids(4), 2, **options)}, max_epoch=3
+    ).run()
+    assert (len(pids), alive) == ((1, [True, True, False]) if persistent else (2, [False] * 3))

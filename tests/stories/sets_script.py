@@ -73,7 +73,7 @@ def main():
         "weights": [parameter.flatten().tolist() for parameter in trainer.model.parameters()],
         "summaries": trainer.summaries,
         "records": list(trainer.records.values()),
-        "best": torch.load(f"{ARGS.folder}/checkpoints/best_hard_mae.pth", weights_only=True)["metadata"],
+        "best": torch.load(f"{trainer.output_dir}/checkpoints/best_hard_mae.pth", weights_only=True)["metadata"],
     }
     print(f"RESULT {json.dumps(found)}", flush=True)
 
