@@ -1,7 +1,7 @@
 """A script with several validation sets, which can end or be told to stop inside of a validation.
 
-``sets_script.py FOLDER [--at SET.ITERATION SIGNAL] [--resume]``: in the validation of epoch 2 each process sends itself
-the signal. At the end each says its weights, its summaries and the records of the last validation.
+``sets_script.py FOLDER [--at SET.ITERATION SIGNAL] [--resume] [--sharded]``: in the validation of epoch 2 each process
+sends itself the signal. At the end each says its weights, its summaries and the records of the last validation.
 """
 
 import json
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from vision3d_engine import EpochBasedTrainer, build_dataloader, get_parser
 
 get_parser().add_argument("folder")
+get_parser().add_argument("--sharded", action="store_true")
 get_parser().add_argument("--at", nargs=2, default=("", "SIGKILL"))
 ARGS = get_parser().parse_args()
 # Batches of unequal numbers on two processes, of which one has none of the last set.
@@ -36,7 +37,8 @@ class Rows(Dataset):
 
 class Trainer(EpochBasedTrainer):
     def __init__(self):
-        super().__init__({"exp": {"output_dir": ARGS.folder}, "trainer": {"max_epoch": 3}})
+        ways = {"parallel": "fsdp2", "fsdp_min_params": 1} if ARGS.sharded else {}
+        super().__init__({"exp": {"output_dir": ARGS.folder}, "trainer": {"max_epoch": 3, **ways}})
         size = 8 // int(os.environ.get("WORLD_SIZE", "1"))
         train = build_dataloader(Rows(16), size, shuffle=True, num_workers=0)
         sets = {name: build_dataloader(Rows(count), 2, num_workers=0) for name, count in COUNTS.items()}
@@ -70,7 +72,7 @@ def main():
     trainer.run()
     found = {
         "rank": int(os.environ.get("RANK", "0")),
-        "weights": [parameter.flatten().tolist() for parameter in trainer.model.parameters()],
+        "weights": [] if ARGS.sharded else [parameter.tolist() for parameter in trainer.model.parameters()],
         "summaries": trainer.summaries,
         "records": list(trainer.records.values()),
         "best": torch.load(f"{trainer.output_dir}/checkpoints/best_hard_mae.pth", weights_only=True)["metadata"],

@@ -60,7 +60,9 @@ def test_a_run_that_is_killed_in_its_second_set_resumes_to_the_same_bits(process
     check_resume(tmp_path / "run", processes, straight)
 
 
-@pytest.mark.parametrize(("place", "following"), [("easy.3", "hard.1"), ("hard.2", "hard.3")])
+@pytest.mark.parametrize(
+    ("place", "following"), [("easy.3", "hard.1"), pytest.param("hard.2", "hard.3", marks=pytest.mark.slow)]
+)
 def test_a_signal_in_a_set_stops_one_process_before_its_next_batch_also_of_the_next_set(
     place, following, straight, tmp_path
 ):
@@ -72,9 +74,10 @@ def test_a_signal_in_a_set_stops_one_process_before_its_next_batch_also_of_the_n
     check_resume(tmp_path / "run", 1, straight)
 
 
-def test_two_processes_find_in_each_set_what_one_finds(straight):
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_find_in_each_set_what_one_finds(sharded, straight, tmp_path):
     """To summation order in float64 (1e-12), with the global batch unchanged; each sample counts once."""
-    (one,), (first, second) = straight(1), straight(2)
+    (one,), (first, second) = straight(1), run(tmp_path, 2, "--sharded")[2] if sharded else straight(2)
     assert first["summaries"] == second["summaries"]
     for epoch, summary in one["summaries"].items():
         assert (
