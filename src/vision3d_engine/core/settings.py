@@ -96,8 +96,13 @@ class TrainerSettings(Section):
     """Copy the state at the end of a step and write the file in a thread, while training goes on."""
     save_on_exception: bool = False
     """Write crash.pth beside the checkpoints when user code raises; checkpoint.pth stays as it is."""
-    nonfinite: Literal["stop", "ignore"] = "stop"
-    """Stop at the log line after which the loss or a weight is NaN or infinite; such weights are never saved."""
+    nonfinite: Literal["stop", "skip", "ignore"] = "stop"
+    """Stop at the log line after which the loss or a weight is NaN or infinite; such weights are never saved. Or skip
+    updates whose gradients are, on all processes alike; or go on with them (ignore)."""
+    on_oom: Literal["raise", "skip"] = "raise"
+    """What happens when the device has no memory for a training batch: the run ends, or the batch is left out."""
+    max_skipped: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of an epoch's training batches, or updates, that may be left out; when there are more, the run ends."""
     max_time: DurationText | None = None
     """Save and end with code 75 after this time, such as "11.5 h" or "HH:MM:SS", so that a next job can resume."""
     requeue: bool = False
@@ -154,6 +159,16 @@ class TrainerSettings(Section):
             message = (
                 f"precision is '{self.precision}' and fsdp_param_dtype is '{self.fsdp_param_dtype}': both would cast. "
                 "Set fsdp_param_dtype to 'none', or precision to 'fp32'"
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_failing_collectives(self) -> "TrainerSettings":
+        if self.on_oom == "skip" and (self.parallel == "fsdp2" or self.sync_batchnorm or self.static_graph):
+            message = (
+                "on_oom is 'skip' beside parallel: fsdp2, sync_batchnorm or static_graph, whose processes exchange in "
+                "the midst of a step: one without memory would leave the others waiting. Set on_oom to 'raise'"
             )
             raise ValueError(message)
         return self

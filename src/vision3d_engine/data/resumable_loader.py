@@ -76,6 +76,7 @@ class ResumableLoader:
         self._announced: int | None = None
         self._stream: EndlessStream | None = None
         self._openings = 0
+        self._position: Position = (0, 0, 0, 0)
         self._exact, self._say = ExactLength(self.name, rank, say), say
 
     @property
@@ -176,6 +177,12 @@ class ResumableLoader:
         knows = self.counts_samples and self._sampler is not None
         return self._sampler.sizes(start, shift) if knows else repeat(1)  # pyright: ignore[reportOptionalMemberAccess]
 
+    def samples_at(self, place: Place) -> list[int] | None:
+        """Return the samples of a batch of the epoch that was opened last; None where that is not known."""
+        seed, epoch, _, shift = self._position
+        known = getattr(self._sampler, "indices", None)
+        return known(seed, place[1] - 1, shift) if known is not None and epoch == place[0] else None
+
     def _length_at(self, shift: int) -> int | None:
         """Return this process's number of batches of an epoch that starts at another process."""
         total = self.total_length
@@ -183,7 +190,7 @@ class ResumableLoader:
 
     def _opened(self, where: Position) -> Iterable[Any]:
         """Return the batches from a position on."""
-        seed, epoch, start, shift = where
+        seed, epoch, start, shift = self._position = where
         self._openings += 1
         if self._announced != epoch:
             self.announce(epoch)

@@ -6,14 +6,23 @@ from typing import Any
 
 import torch
 
+from vision3d_engine.core.errors import SkipBatch
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
 from vision3d_engine.debug.finite import check_gradients
 from vision3d_engine.loop.context import PassContext
-from vision3d_engine.loop.metric_weights import weights_by, with_further
+from vision3d_engine.loop.metric_weights import weights_by, where_finite, with_further
 from vision3d_engine.loop.result_checks import ResultChecker
 from vision3d_engine.loop.runner import Runner
+from vision3d_engine.loop.skipping import (
+    SkipLimit,
+    SkippedBatches,
+    SkippedUpdates,
+    let_go_of,
+    refuse_none,
+    what_forbids_skipping,
+)
 from vision3d_engine.loop.train_log import TrainLog
 from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.running_means import RunningMeans
@@ -63,9 +72,12 @@ class TrainPass:
         self._uneven = UnevenRanks(lengths, context.world.rank, _way_to_join(context, takes_turns))
         self._checks = ResultChecker("train_step")
         self._equal_weights = context.hooks.is_default("loss_weight")
+        self._weighs_all_alike = context.hooks.is_default("metric_weight")
         step = self._cast_step if context.settings.precision != "fp32" else self._train_step
-        self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=takes_turns)
+        in_parts = takes_turns or context.settings.on_oom == "skip"  # behind a backward pass that has not failed
+        self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=in_parts)
         self._update = self._new_update(average)
+        self._skips = (SkipBatch,) if context.settings.on_oom == "raise" else (SkipBatch, RuntimeError)
         self._before_step = context.hooks.of("before_train_step")
         self._after_backward = context.hooks.of("after_backward")
         self._after_step = context.hooks.of("after_train_step")
@@ -77,8 +89,13 @@ class TrainPass:
         self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.sum_up)
+        self._skipping = SkippedBatches(
+            context, loader, self.meters, "training", what_forbids_skipping(context, trainer)
+        )
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
-        self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
+        limit, of_update = SkipLimit(context, lengths), context.settings.grad_acc_steps * context.world.size
+        self._skipped_updates = SkippedUpdates(self._skipping, limit, of_update)
+        self._log = TrainLog(trainer, context, loader, self.runner, self.meters, limit, self._skipped_updates)
         self._steps_at_update = context.progress.total_steps
 
     def _new_update(self, average: NoAverage) -> Update:
@@ -91,10 +108,12 @@ class TrainPass:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
         if self._context.settings.debug:
             self._after_backward = [*self._after_backward, self._check_gradients]
-        if self._uneven.last_own is not None:
+        if self._uneven.last_own is not None or self._after_backward:
             self._after_step = [self._keep_last, *self._after_step]
-        if not self._context.hooks.is_default("metric_weight"):
+        if not self._weighs_all_alike:
             self._after_step = [*self._after_step, self._weigh]
+        if self._context.settings.nonfinite == "skip":
+            self._after_step = [*self._after_step, self._look_at_update]
 
     def run(self) -> None:
         """Walk the batches; when a step fails, the counters stand at the last update that was made."""
@@ -133,17 +152,20 @@ class TrainPass:
         progress.total_steps += 1
         if self._seeds_steps:
             self._seeds.seed(iteration)
-        if iteration > self._uneven.even_until:
-            update.mean_weight = self._uneven.mean_weight(iteration)
-            if self._uneven.is_joining(iteration):
-                self._join(iteration, data_dict)
-                return
-        for act in self._before_step:
-            act(epoch, iteration, data_dict)
-        with update.micro_batch(self.runner.is_last):
-            loss, output_dict, result_dict = self._step(iteration, data_dict)
-            weight = 1 if self._equal_weights else trainer.loss_weight(data_dict, output_dict, result_dict)
-            update.backward(loss, weight)
+        if iteration > self._uneven.even_until and self._joins(iteration, data_dict):
+            return
+        try:
+            with update.micro_batch(self.runner.is_last):
+                if data_dict is None:
+                    refuse_none(data_dict)
+                for act in self._before_step:
+                    act(epoch, iteration, data_dict)
+                loss, output_dict, result_dict = self._step(iteration, data_dict)
+                weight = 1 if self._equal_weights else trainer.loss_weight(data_dict, output_dict, result_dict)
+                update.backward(loss, weight)
+        except self._skips as error:
+            self._skip(iteration, data_dict, error)
+            return
         for act in self._after_backward:
             act(epoch, iteration, data_dict, output_dict, result_dict)
         self._log.note_rates(iteration)
@@ -164,6 +186,13 @@ class TrainPass:
     def _weigh(self, _epoch: int, _iteration: int, *dicts: Any) -> None:
         """Ask the user what the results of the step weigh."""
         self._weights = weights_by(self._trainer.metric_weight, self.runner.place[2], *dicts)
+
+    def _look_at_update(self, _epoch: int, iteration: int, _data: Any, _output: Any, results: Any) -> None:
+        """Let results weigh nothing whose loss is not finite, and note an update which that may have spoiled."""
+        weights = self.runner.place[2] if self._weighs_all_alike else self._weights
+        self._weights = where_finite(weights, results.get("loss"))
+        if norms := self._update.norms:
+            self._skipped_updates.note(iteration, self.runner.place, [is_finite for _, is_finite in norms.values()])
 
     def _count_update(self, iteration: int) -> None:
         """Count an update; a resume goes on with the batch after this one."""
@@ -202,6 +231,13 @@ class TrainPass:
 
     # ------------------------------------------------------------------------------------------- joining others
 
+    def _joins(self, iteration: int, data_dict: Any) -> bool:
+        """Tell whether this process has joined in a step, since it had no batch of its own left."""
+        self._update.mean_weight = self._uneven.mean_weight(iteration)
+        if is_joining := self._uneven.is_joining(iteration):
+            self._join(iteration, data_dict)
+        return is_joining
+
     def _join(self, iteration: int, data_dict: Any) -> None:
         """Join in the update of other processes without weight; it shows in no mean.
 
@@ -209,18 +245,35 @@ class TrainPass:
         process's own: what it does to the gradients of the update (clips them) must happen on all processes.
         """
         update = self._update
-        self._log.note_rates(iteration)
         with update.micro_batch(self.runner.is_last):
             update.is_joining = True
             update.backward(self._joining_loss(iteration, data_dict), 0)
-        if update.is_complete and self._after_backward:
-            if not self._last_dicts:
-                self._make_last_again(data_dict)
+        if update.is_complete and self._after_backward and not self._last_dicts:
+            self._make_last_again(data_dict)
+        self._close_without_batch(iteration)
+
+    def _close_without_batch(self, iteration: int) -> None:
+        """Make the update, if the micro-batch at hand ends its window, to which this process adds nothing there."""
+        update = self._update
+        self._log.note_rates(iteration)
+        if not update.is_complete:
+            return
+        if update.learns or self._context.world.size > 1:
             for act in self._after_backward:
                 act(self._epoch, iteration, *self._last_dicts)
-        if update.is_complete:
-            update.step()
-            self._count_update(iteration)
+        update.step()
+        self._count_update(iteration)
+
+    # ------------------------------------------------------------------------------------------- leaving out
+
+    def _skip(self, iteration: int, data_dict: Any, error: Exception) -> None:
+        """Leave a batch out: the update of its window is that of the other batches, here and on other processes."""
+        let_go_of(error, self._context.world.device)
+        self._skipping.note(iteration, self.runner.place, error)
+        self._update.skip()
+        if self._after_backward and not self._last_dicts:
+            self._last_dicts = (data_dict, {}, {})
+        self._close_without_batch(iteration)
 
     def _joining_loss(self, iteration: int, data_dict: Any) -> torch.Tensor:
         if not self._uneven.repeats:
@@ -229,10 +282,9 @@ class TrainPass:
         self._last_dicts = (data_dict, *results)
         return loss
 
-    def _keep_last(self, _epoch: int, iteration: int, *dicts: Any) -> None:
-        """Keep the dicts of the last step of this process, as they are before the user's hooks."""
-        if iteration == self._uneven.last_own:
-            self._last_dicts = tuple(copy.copy(each) for each in dicts)
+    def _keep_last(self, _epoch: int, _iteration: int, *dicts: Any) -> None:
+        """Keep the dicts of the latest step of this process, as they are before the user's hooks."""
+        self._last_dicts = tuple(copy.copy(each) for each in dicts)
 
     def _make_last_again(self, data_dict: Any) -> None:
         """Make the dicts of the last own step after a resume in the midst of joining; no buffer keeps a trace of it."""

@@ -17,6 +17,7 @@ from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.update.clipping import Clipping, gradient_norm
 from vision3d_engine.update.gradient_window import GradientWindow
 from vision3d_engine.update.precision import Precision
+from vision3d_engine.update.whole_backward import WholeBackward
 from vision3d_engine.update.window_weight import WindowWeight
 
 _EXCHANGING = contextlib.nullcontext()
@@ -41,6 +42,7 @@ class Update:
     Attributes:
         is_complete: whether the micro-batch at hand ends its window.
         is_shared: whether the loss of a step drives all optimizers: no step of the window has updated one by itself.
+        learns: whether the update of a window that is complete has anything to teach through the returned losses.
         is_joining: whether this process joins in the micro-batch at hand without a batch of its own.
         mean_weight: with equal weights, the mean of all processes' weights for the micro-batch at hand.
         norms: norms of the gradients before they were clipped, by the name under which they are logged, with what they
@@ -68,14 +70,17 @@ class Update:
         self._optimizers = optimizers_of(trainer.optimizer)
         self._clippings = {name: _clipping(trainer.optimizer, name, settings) for name in self._optimizers}
         self._limited = {name for name, each in self._clippings.items() if each is not None or precision.is_scaled}
-        self._backward = trainer.backward
         self._shared = self._new_window(self._parameters, weights)
+        self._backward = trainer.backward
+        if settings.on_oom == "skip":
+            self._backward = WholeBackward(trainer.backward, self._parameters, self._shared.take_back)
+        self._joins_others = parallel.world.size > 1
         self._own: dict[str, GradientWindow] = {}
         self._rest = self._optimizers
         self._walked: list[torch.Tensor] = []
         self._made: dict[str, int] = {}
         self._collected = 0
-        self._learns = False
+        self.learns = False
         self._has_stepped = False
 
     def _new_window(self, parameters: Any, weights: WindowWeight | None) -> GradientWindow:
@@ -136,8 +141,16 @@ class Update:
             )
             raise ResultError(message) from error
 
+    def skip(self) -> None:
+        """Leave the micro-batch at hand out; one of several processes joins in the others' update without it."""
+        if self._joins_others:
+            with _EXCHANGING if self.is_complete else self._parallel.without_gradient_sync():
+                self._trainer.backward(self._precision.scale(self._shared.left_out(self.mean_weight)))
+        if self.is_complete and self._shared.is_open:
+            self._close_shared()
+
     def _close_shared(self) -> None:
-        self._learns = self._shared.close()
+        self.learns = self._shared.close()
         for optimizer in self._rest.values() if self._scaling is not None else ():
             self._precision.unscale(optimizer)
 
@@ -146,12 +159,12 @@ class Update:
         if self._own:
             self._finish_open()
         for name, optimizer in self._rest.items():
-            self._step(name, optimizer, self._learns)
+            self._step(name, optimizer, self.learns)
         if self._scaling is not None:
             self._scaling.end_update()
         if self._follow is not None and self._has_stepped:
             self._follow()
-        self._collected, self._learns, self._has_stepped = 0, False, False
+        self._collected, self.learns, self._has_stepped = 0, False, False
         if not self.is_shared:
             self._rest, self.is_shared = self._optimizers, True
             self._made.clear()
