@@ -18,6 +18,7 @@ _SAID = 10
 # A pass that has left out all of so many batches would leave out the rest too.
 _HOPELESS = 10
 _MAX_SAMPLES = 16
+_TITLES = {"train": "training", "val": "validation", "test": "test"}
 # So many updates are looked at in a log line; of more between two lines the last ones.
 _MAX_UPDATES = 1024
 _NO_BATCH = "the loader yielded None in place of a batch"
@@ -34,7 +35,7 @@ class SkippedBatches:
         context: settings, processes, counters, log.
         loader: whose batches they are.
         meters: the running means of the pass, which keep the number through a resume and add it up over processes.
-        phase: what the pass is called in messages.
+        phase: ``"train"``, ``"val"`` or ``"test"``.
         forbidden_by: why none can be left out; None if it can.
     """
 
@@ -69,7 +70,8 @@ class SkippedBatches:
         """Return which batch it is: epoch, iteration and, where its order is a function of the position, samples."""
         samples = self._loader.samples_at(place)
         named = f", samples {shortened(samples, _MAX_SAMPLES)}" if samples else ""
-        return f"{self._phase} epoch {self._context.progress.epoch}, iteration {iteration}{named}"
+        of = f"epoch {epoch}, " if (epoch := self._context.progress.epoch) else ""
+        return f"{_TITLES[self._phase]} {of}iteration {iteration}{named}"
 
 
 class SkipLimit:

@@ -89,9 +89,7 @@ class TrainPass:
         self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.sum_up)
-        self._skipping = SkippedBatches(
-            context, loader, self.meters, "training", what_forbids_skipping(context, trainer)
-        )
+        self._skipping = SkippedBatches(context, loader, self.meters, "train", what_forbids_skipping(context, trainer))
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
         limit, of_update = SkipLimit(context, lengths), context.settings.grad_acc_steps * context.world.size
         self._skipped_updates = SkippedUpdates(self._skipping, limit, of_update)
