@@ -1,5 +1,6 @@
 """One pass over the training data: all that lives as long as it, and the sequence of one iteration."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -248,9 +249,9 @@ class TrainPass:
             update.backward(self._joining_loss(iteration, data_dict), 0)
         if update.is_complete and self._after_backward and not self._last_dicts:
             self._make_last_again(data_dict)
-        self._close_without_batch(iteration)
+        self._close_without_batch(iteration, data_dict)
 
-    def _close_without_batch(self, iteration: int) -> None:
+    def _close_without_batch(self, iteration: int, data_dict: Any) -> None:
         """Make the update, if the micro-batch at hand ends its window, to which this process adds nothing there."""
         update = self._update
         self._log.note_rates(iteration)
@@ -258,7 +259,7 @@ class TrainPass:
             return
         if update.learns or self._context.world.size > 1:
             for act in self._after_backward:
-                act(self._epoch, iteration, *self._last_dicts)
+                act(self._epoch, iteration, *(self._last_dicts or (data_dict, {}, {})))
         update.step()
         self._count_update(iteration)
 
@@ -269,14 +270,15 @@ class TrainPass:
         let_go_of(error, self._context.world.device)
         self._skipping.note(iteration, self.runner.place, error)
         self._update.skip()
-        if self._after_backward and not self._last_dicts:
-            self._last_dicts = (data_dict, {}, {})
-        self._close_without_batch(iteration)
+        self._close_without_batch(iteration, data_dict)
 
     def _joining_loss(self, iteration: int, data_dict: Any) -> torch.Tensor:
         if not self._uneven.repeats:
             return self._context.parallel.zero_loss()
-        loss, *results = self._step(iteration, data_dict)
+        try:
+            loss, *results = self._step(iteration, data_dict)
+        except SkipBatch:  # it was left out as this process's own, too
+            return self._context.parallel.zero_loss()
         self._last_dicts = (data_dict, *results)
         return loss
 
@@ -287,8 +289,9 @@ class TrainPass:
     def _make_last_again(self, data_dict: Any) -> None:
         """Make the dicts of the last own step after a resume in the midst of joining; no buffer keeps a trace of it."""
         buffers = [(buffer, buffer.clone()) for buffer in self._trainer.model.buffers()]
-        _, *results = self._train_step(self._uneven.last_own or 1, data_dict)
-        self._last_dicts = (data_dict, *results)
+        with contextlib.suppress(SkipBatch):
+            _, *results = self._train_step(self._uneven.last_own or 1, data_dict)
+            self._last_dicts = (data_dict, *results)
         for buffer, before in buffers:
             buffer.copy_(before)
 
