@@ -114,11 +114,7 @@ class ResumableLoader:
     @property
     def note(self) -> str | None:
         """One line on what a resume in mid-epoch can promise, or None when it is exact without a condition."""
-        name = type(self.registered).__name__
-        if self._sampler is not None:
-            own = getattr(self._sampler, "sampler", None)
-            return None if own is None or hasattr(own, "__len__") else _UNSIZED.format(type(own).__name__)
-        return (_STATEFUL if self.is_stateful else _SKIPPED).format(name)
+        return _note(type(self.registered).__name__, self._sampler, self.is_stateful)
 
     def tell_who_reads_what(self) -> None:
         """Say it when several processes read the data in another way than `build_dataloader` lets them."""
@@ -295,6 +291,13 @@ def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[An
         except StopIteration:
             return
         yield batch
+
+
+def _note(name: str, sampler: Any, is_stateful: bool) -> str | None:
+    if sampler is None:
+        return (_STATEFUL if is_stateful else _SKIPPED).format(name)
+    own = getattr(sampler, "sampler", None)
+    return None if own is None or hasattr(own, "__len__") else _UNSIZED.format(type(own).__name__)
 
 
 _NO_BATCH = "the training loader yields no batch; check the data set, and drop_last with few samples"

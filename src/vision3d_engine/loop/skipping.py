@@ -163,6 +163,41 @@ class SkippedUpdates:
         return f"{count} of {len(made)} updates were skipped: gradients were not finite, the first time in {where}"
 
 
+class TrainSkips:
+    """All about what a training pass leaves out.
+
+    Args:
+        trainer: whose optimizers count.
+        context: settings, processes, counters, log.
+        loader: the training data.
+        meters: the running means of the pass.
+        lengths: batches of the epoch of each process; None where it is not known.
+
+    Attributes:
+        errors: what a step may raise to be left out.
+        batches: those that were left out.
+        updates: those that were skipped.
+        limit: judges how many there are of both.
+
+    Raises:
+        ConfigError: when ``trainer.on_oom`` asks for what cannot be.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        context: PassContext,
+        loader: ResumableLoader,
+        meters: RunningMeans,
+        lengths: Sequence[int | None],
+    ) -> None:
+        settings = context.settings
+        self.errors = (SkipBatch,) if settings.on_oom == "raise" else (SkipBatch, RuntimeError)
+        self.batches = SkippedBatches(context, loader, meters, "train", _what_forbids(context, trainer))
+        self.limit = SkipLimit(context, lengths)
+        self.updates = SkippedUpdates(self.batches, self.limit, settings.grad_acc_steps * context.world.size)
+
+
 def refuse_none(data_dict: Any) -> None:
     """Raise `SkipBatch` for a batch that is None."""
     if data_dict is None:
@@ -175,7 +210,7 @@ def with_skipped(means: dict[str, float], meters: RunningMeans) -> dict[str, flo
     return means if counted is None else {"skipped": counted} | means
 
 
-def what_forbids_skipping(context: PassContext, trainer: Any) -> str | None:
+def _what_forbids(context: PassContext, trainer: Any) -> str | None:
     """Return why a training batch cannot be left out, if it cannot: other processes wait for what its step exchanges.
 
     Raises:

@@ -12,7 +12,7 @@ from vision3d_engine.debug.finite import FiniteWatch
 from vision3d_engine.logs.log_line import get_log_string, train_line
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.runner import Runner
-from vision3d_engine.loop.skipping import SkipLimit, SkippedUpdates, with_skipped
+from vision3d_engine.loop.skipping import TrainSkips, with_skipped
 from vision3d_engine.loop.trained import Trained
 from vision3d_engine.metrics.running_means import SKIPPED, RunningMeans
 from vision3d_engine.optim.named_groups import learning_rates
@@ -29,8 +29,7 @@ class TrainLog:
         loader: the training data.
         runner: whose times are told.
         meters: the running means of the pass.
-        skip_limit: judges how many batches were left out.
-        skipped_updates: those of updates that were skipped.
+        skips: what the pass leaves out.
     """
 
     def __init__(
@@ -40,13 +39,12 @@ class TrainLog:
         loader: ResumableLoader,
         runner: Runner,
         meters: RunningMeans,
-        skip_limit: SkipLimit,
-        skipped_updates: SkippedUpdates,
+        skips: TrainSkips,
     ) -> None:
         self.every = trainer.log_steps
         self._trainer, self._context = trainer, context
         self._loader, self._runner, self._meters = loader, runner, meters
-        self._skip_limit, self._skipped_updates = skip_limit, skipped_updates
+        self._skips = skips
         parallel, is_enabled = context.parallel, context.settings.nonfinite == "stop"
         is_spread = parallel.store is not None
         self._finite = FiniteWatch(trainer.model, is_enabled, is_spread=is_spread, gathered=parallel.gathered)
@@ -87,12 +85,12 @@ class TrainLog:
         """Return the means since the last line, and the probes as numbers; compare what all processes train with it."""
         replicas = self._context.replicas
         shared = replicas.probe(line) if replicas.is_on else {}
-        skipped = self._skipped_updates.probe()
+        skipped = self._skips.updates.probe()
         means, probed, sums = self._meters.interval_means(*probes, *skipped, shared=shared)
         if sums:
             replicas.judge(sums, self._where())
-        self._skip_limit.add(self._meters.counted.get(SKIPPED, 0))
-        if said := self._skipped_updates.tell(probed[len(probes) :]):
+        self._skips.limit.add(self._meters.counted.get(SKIPPED, 0))
+        if said := self._skips.updates.tell(probed[len(probes) :]):
             self._context.logger.warn(said)
         return with_skipped(means, self._meters), probed[: len(probes)]
 
@@ -123,7 +121,7 @@ class TrainLog:
         """Write the line and the row of the epoch, and return its means over all processes."""
         context, progress, clock = self._context, self._context.progress, self._runner.clock
         summary_dict: dict[str, Any] = with_skipped(self._meters.means(), self._meters)
-        self._skip_limit.close()
+        self._skips.limit.close()
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
         text = get_log_string(summary_dict, progress.epoch, self._max_epoch, time_dict=clock.means())
         self._trainer.log(f"[Train] {text}")

@@ -112,6 +112,8 @@ class DataParallel(Parallel):
         holder = _GradientExchange(StepHolder(model, outside, anchor), trained, self.world, **options)
         _compress_gradients(holder, self._trainer.gradient_compression)
         self._has_synced = not self._trainer.static_graph
+        if not self._trainer.static_graph:
+            holder.settle()
         return holder
 
     @property
@@ -187,6 +189,19 @@ class _GradientExchange(DistributedDataParallel):
         """Return zeros as the result of a step: of all parameters, or of the anchor alone where some may be unused."""
         takes_part = [self.module.anchor] if self.find_unused_parameters else self._parameters_by_name.values()
         return self(lambda: zeros_of(takes_part))
+
+    def settle(self) -> None:
+        """Let torch arrange gradients in its messages now, by a backward pass of zeros.
+
+        It arranges them anew after the first backward pass, in the order in which they have come. With three processes
+        and more the order of a sum depends on the place in a message, so that the first step after a resume would round
+        otherwise than the same step of a run that went through.
+        """
+        parameters = list(self.parameters())
+        before = [parameter.grad for parameter in parameters]
+        torch.autograd.backward(self.zero_loss())
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
 
     def take_weight(self, own: float, expected: float) -> Any:
         """Return the mean weight that was exchanged with the gradients, and begin anew; see `Parallel.exchange`."""
