@@ -24,14 +24,35 @@ class FailingBackward(torch.autograd.Function):
 
 
 class Numbered(Rows):
+    is_single = False
+
     def __getitem__(self, index):
-        return super().__getitem__(index) | {"number": index}
+        sample = super().__getitem__(index)
+        if self.is_single:
+            sample = {key: value.float() for key, value in sample.items()}
+        return sample | {"number": index}
 
 
-def new_model(norm=False):
+class FromTheEnd(nn.Module):
+    """Layers that are listed from the last one on, in float32, as many that sums of three numbers round otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(37, 1), nn.Tanh(), nn.Linear(29, 37), nn.Tanh(), nn.Linear(3, 29)])
+
+    def __getitem__(self, which):
+        layers = list(self.layers)[::-1][which]
+        return nn.Sequential(*layers) if isinstance(which, slice) else layers
+
+    def forward(self, x):
+        return self[:](x)
+
+
+def new_model(kind=None):
     torch.manual_seed(3)
-    middle = nn.BatchNorm1d(4) if norm else nn.Tanh()
-    return nn.Sequential(nn.Linear(3, 4), middle, nn.Linear(4, 1)).double()
+    if kind == "from the end":
+        return FromTheEnd()
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
 
 
 def loss_of(model, batch):
@@ -46,9 +67,10 @@ class Trainer(EpochBasedTrainer):
     def __init__(self, case):
         trainer = {"max_epoch": 2, "log_steps": 2, "max_skipped": 0.9, "fused_optimizer": False, **case["trainer"]}
         super().__init__({"exp": {"output_dir": case["folder"]}, "trainer": trainer})
+        Numbered.is_single = "model" in case
         loader = build_dataloader(Numbered(case["count"]), 2, num_workers=0)
         self.register_loader(loader, build_dataloader(Numbered(4), 2, num_workers=0))
-        model = self.register_model(new_model(case.get("norm")))
+        model = self.register_model(new_model(case.get("model")))
         self.register_optimizer(torch.optim.Adam(model.parameters(), lr=0.1))
         self.case, self.summaries, self.hooked = case, [], 0
         if case.get("weighted"):
@@ -87,7 +109,7 @@ class Trainer(EpochBasedTrainer):
 
 def by_hand(case, size):
     """A loop over all processes' batches; a window's gradient is the mean over those that are left of it."""
-    model = new_model(case.get("norm"))
+    model = new_model(case.get("model"))
     optimizer, rows = torch.optim.Adam(model.parameters(), lr=0.1), Rows(case["count"])
     batches = [slice(2 * n, 2 * n + 2) for n in range(case["count"] // 2 + case["count"] % 2)]
     window = size * case["trainer"].get("grad_acc_steps", 1)

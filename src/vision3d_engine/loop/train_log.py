@@ -45,7 +45,7 @@ class TrainLog:
         self._trainer, self._context = trainer, context
         self._loader, self._runner, self._meters = loader, runner, meters
         self._skips = skips
-        parallel, is_enabled = context.parallel, context.settings.nonfinite == "stop"
+        parallel, is_enabled = context.parallel, context.settings.nonfinite != "ignore"
         is_spread = parallel.store is not None
         self._finite = FiniteWatch(trainer.model, is_enabled, is_spread=is_spread, gathered=parallel.gathered)
         self._say = trainer._line_writer()  # noqa: SLF001  the engine's own
