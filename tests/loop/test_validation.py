@@ -15,6 +15,7 @@ from vision3d_engine import (
     IterBasedTrainer,
     RegistrationError,
     ResultError,
+    SkipBatch,
     build_dataloader,
 )
 from vision3d_engine.core.children import is_running
@@ -394,3 +395,19 @@ def test_persistent_workers_of_a_set_are_started_once_and_end_when_the_set_is_dr
         tmp_path, {"easy": rows_loader(2), "hard": torch.utils.data.DataLoader(Pids(4), 2, **options)}, max_epoch=3
     ).run()
     assert (len(pids), alive) == ((1, [True, True, False]) if persistent else (2, [False] * 3))
+
+
+def test_a_batch_of_a_set_that_is_left_out_is_counted_and_named_with_its_set(tmp_path):
+    class Skipping(Recording):
+        def val_step(self, epoch, iteration, data_dict):
+            if (self.val_name, iteration) == ("hard", 2):
+                raise SkipBatch("no points")
+            return super().val_step(epoch, iteration, data_dict)
+
+    trainer = Skipping(tmp_path, {"easy": rows_loader(4), "hard": rows_loader(6)}, max_epoch=1)
+    trainer.run()
+    (summary,) = trainer.summaries
+    assert [key for key in summary if "skipped" in key] == ["hard/skipped"]
+    assert summary["hard/skipped"] == 1
+    said = "skipped: no points (validation 'hard' epoch 1, iteration 2, samples 2, 3)"
+    assert said in Path(trainer.log_file).read_text()
