@@ -313,7 +313,8 @@ def test_a_file_a_folder_of_shards_and_a_run_can_be_consolidated(saved, tmp_path
     for number, source in enumerate([folder / "checkpoints" / "epoch-1.pth", shards]):
         main(["consolidate", str(source), str(tmp_path / f"{number}.pth")])
     one, two = (read_checkpoint(tmp_path / f"{number}.pth") for number in (0, 1))
-    assert one["metadata"] == two["metadata"] == {"epoch": 1, "total_steps": 6}
+    moment = {"epoch": 1, "total_steps": 6, "updates": 6, "samples": 24}
+    assert one["metadata"] == two["metadata"] == moment
     assert all(torch.equal(one["model"][key], two["model"][key]) for key in one["model"])
     with pytest.raises(SystemExit, match=r"error: .*nothing to consolidate"):
         main(["consolidate", str(tmp_path), str(tmp_path / "x.pth")])

@@ -266,6 +266,7 @@ class CheckpointManager:
 
 
 def metadata_of(state: Mapping[str, Any]) -> dict[str, int]:
-    """Return epoch and total steps, from the places where this engine and older ones keep them."""
+    """Return epoch and total steps, from where this engine and older ones keep them, and what else is told."""
     found = state.get("metadata") or {"epoch": state.get("epoch", 0), "total_steps": state.get("iteration", 0)}
-    return {"epoch": int(found.get("epoch", 0)), "total_steps": int(found.get("total_steps", 0))}
+    others = {name: int(found[name]) for name in ("updates", "samples") if name in found}
+    return {"epoch": int(found.get("epoch", 0)), "total_steps": int(found.get("total_steps", 0)), **others}

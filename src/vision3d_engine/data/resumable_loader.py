@@ -51,6 +51,7 @@ class ResumableLoader:
 
     Attributes:
         loader: the loader that is read: what was registered, or the one that was adopted in its place.
+        knows_sizes: whether it is known of each batch how many samples were drawn for it.
     """
 
     def __init__(  # noqa: PLR0913  who reads it, and whom to tell
@@ -72,6 +73,7 @@ class ResumableLoader:
         self._device = device
         self._rank, self._size = rank, size
         self._sampler = sampler_of(self.loader)
+        self.knows_sizes: bool = self._sampler is not None and self._sampler.knows_sizes
         self._state: Any = None
         self._announced: int | None = None
         self._stream: EndlessStream | None = None

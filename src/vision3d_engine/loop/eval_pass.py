@@ -40,7 +40,7 @@ class EvalPass:
         self._seeds: StepSeeds | None = None
         self._weighs_all_alike = context.hooks.is_default("metric_weight")
         loader.counts_samples = context.progress.counts_samples
-        self.meters = RunningMeans(context.sum_up)
+        self.meters = RunningMeans(context.counters.sum_up)
         self.runner = Runner(
             self.phase,
             self._iterate,
@@ -62,7 +62,7 @@ class EvalPass:
         numbers, times = self._follow_main(summary_dict, "after_val_epoch"), self.runner.clock.means()
         text = get_log_string(numbers, epoch=epoch, max_epoch=owner.max_epoch, time_dict=times)
         owner.log(f"[Val] {text}", level="SUCCESS")
-        context.writers.scalars("val", numbers, epoch, epoch=epoch, total_steps=context.progress.total_steps)
+        context.writers.scalars("val", numbers, context.counters.step_of("val"), **context.counters.row())
         owner.set_train_mode()
         return summary_dict
 

@@ -58,6 +58,7 @@ class TrainPass:
         self._trainer, self._context, self._progress = trainer, context, context.progress
         self._epoch = context.progress.epoch
         loader.counts_samples = context.progress.counts_samples
+        context.counters.follow(loader)
         self._read, self._seeds, self._seeds_steps = read, seeds, loader.is_positioned
         takes_turns = len(optimizers_of(trainer.optimizer)) > 1
         self._uneven = UnevenRanks(lengths, context.world.rank, _way_to_join(context, takes_turns))
@@ -76,10 +77,10 @@ class TrainPass:
         self._schedule_steps, self._step_schedule = schedule_steps, schedule_steps.get("update")
         self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
-        self.meters = RunningMeans(context.sum_up)
+        self.meters = RunningMeans(context.counters.sum_up)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
         self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
-        self._steps_at_update = context.progress.total_steps
+        self._seen_at_update = (context.progress.total_steps, context.progress.own_samples)
 
     def _new_update(self, average: NoAverage) -> Update:
         trainer, settings, parallel = self._trainer, self._context.settings, self._context.parallel
@@ -138,6 +139,7 @@ class TrainPass:
             if self._uneven.is_joining(iteration):
                 self._join(iteration, data_dict)
                 return
+        progress.own_samples += self.runner.place[2]
         for act in self._before_step:
             act(epoch, iteration, data_dict)
         with update.micro_batch(self.runner.is_last):
@@ -169,7 +171,7 @@ class TrainPass:
         """Count an update; a resume goes on with the batch after this one."""
         self._progress.updates += 1
         self._progress.trained, self._progress.place = iteration, self.runner.place
-        self._steps_at_update = self._progress.total_steps
+        self._seen_at_update = (self._progress.total_steps, self._progress.own_samples)
 
     def _train_step(self, iteration: int, data_dict: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Return the loss of the user's step, and the two dicts that it returned."""
@@ -250,7 +252,7 @@ class TrainPass:
 
     def _roll_back(self) -> None:
         """Let the counters and the schedule stand at the last update, from which another `run` goes on."""
-        self._progress.total_steps = self._steps_at_update
+        self._progress.total_steps, self._progress.own_samples = self._seen_at_update
         if self._step_schedule is not None and self._scheduled_at < self._progress.trained:
             self._step_schedule()
 

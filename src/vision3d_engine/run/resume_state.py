@@ -45,6 +45,7 @@ class ResumeState:
         self.open_meters: RunningMeans | None = None
         self._is_compared = False
         self._context, self._progress, self._world = context, context.progress, context.world
+        self._counters = context.counters
         self._train_data = train_data
         self._kept_meters: list[Mapping[str, Any]] = []
 
@@ -75,9 +76,11 @@ class ResumeState:
         loader, meters, gather = self._train_data(), self.open_meters, self._world.gather
         states = {name: part.state_dict() for name, part in self.registered.items()}
         self._tell_differing(states)
+        places, samples = zip(*gather((list(self._progress.place), self._counters.own_samples)), strict=True)
+        self._counters.take(samples)
         return {
             "progress": self._progress.state_dict(),
-            "places": gather(list(self._progress.place)),
+            "places": list(places),
             "moments": None if meters is None else gather(meters.state_dict()),
             "orders": gather(None if (orders := orders_of(loader.loader)) is None else orders.state_dict()),
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,

@@ -155,6 +155,7 @@ class TrainingRun:
             trainer.log(message, level=level)
         self._scale_rates()
         self._resuming.start()
+        self._context.counters.check(self.train_data())
         self.scheduling.say_what_does_not_fit()
         self._context.hooks.bind()
         trainer.set_train_mode()
