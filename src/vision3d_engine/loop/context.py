@@ -15,6 +15,7 @@ from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import Progress
+from vision3d_engine.loop.progress_bar import ProgressBar
 from vision3d_engine.update.precision import Precision
 
 
@@ -100,6 +101,10 @@ class PassContext:
         is_once = moment in {"before_train", "after_train"}
         seed_everything(derived_seed(self.seed, moment, 0 if is_once else self.progress.epoch, self.world.rank))
         self.hooks.fire(moment, *args)
+
+    def progress_bar(self, title: str) -> ProgressBar:
+        """Return a bar for a pass, which the main process alone shows."""
+        return ProgressBar(title, self.world.is_main and self.settings.progress_bar)
 
     def data_seed(self, phase: str, *epoch: int) -> int:
         """Return the seed of order and samples of a pass; the same on all processes."""

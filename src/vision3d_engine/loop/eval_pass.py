@@ -46,7 +46,7 @@ class EvalPass:
             self._iterate,
             after_iteration,
             prefetcher=Prefetcher(world.device, host_tensors=context.host_tensors),
-            progress_bar=world.is_main,
+            bar=context.progress_bar(self.phase),
             may_be_empty=world.size > 1,
         )
 

@@ -67,6 +67,7 @@ class TrainLog:
         interval, position = self._runner.clock.interval(), self._position()
         context.writers.scalars("train", means, context.counters.step_of("train"), **position)
         self._say(self._line(means, interval, position))
+        self._runner.bar.show(means)
         if interval.steady_data_s > SLOW_S:
             context.hints.tell(loading_hint(self._loader.loader, interval.steady_data_s, interval.model_s))
         for act in self._after_log:

@@ -78,7 +78,8 @@ class TrainPass:
         self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.counters.sum_up)
-        self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
+        bar = context.progress_bar(f"epoch {self._epoch}/{trainer.max_epoch}")
+        self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher, bar=bar)
         self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
         self._seen_at_update = (context.progress.total_steps, context.progress.own_samples)
 

@@ -148,6 +148,7 @@ class BaseTester(Engine, abc.ABC):
             return
         message = self.get_log_string(number, data_dict, output_dict, read_numbers(result_dict))
         runner = self._pass.runner
+        runner.bar.say(message)
         times = get_log_string({}, time_dict=runner.clock.interval().times())
         of = f"/{runner.max_iteration}" if runner.max_iteration else ""
         self.log(f"iter: {iteration}{of}, {message}, {times}")
