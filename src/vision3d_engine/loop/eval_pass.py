@@ -122,6 +122,7 @@ class TestPass(EvalPass):
 
     Attributes:
         last_case: number, data, output and results of the latest case, for the log line.
+        numbers: what came out, once the test has ended.
     """
 
     __test__ = False  # not a test, whatever a runner of tests thinks of its name
@@ -139,6 +140,7 @@ class TestPass(EvalPass):
         super().__init__(owner, context, loader, after_iteration)
         self._cases_of = cases_of
         self.last_case: tuple[int, Any, Any, Any] = (0, None, None, None)
+        self.numbers: dict[str, float] = {}
 
     def test(self) -> dict[str, Any]:
         """Test from the first hook to the log line; return the summary with what `after_test_epoch` added to it."""
@@ -146,8 +148,8 @@ class TestPass(EvalPass):
         context.fire("before_test_epoch")
         summary_dict = self.walk(context.data_seed("test"), epoch=1)
         context.fire("after_test_epoch", summary_dict)
-        numbers = self._follow_main(summary_dict, "after_test_epoch")
-        text = get_log_string(numbers, time_dict=self.runner.clock.means())
+        self.numbers = self._follow_main(summary_dict, "after_test_epoch")
+        text = get_log_string(self.numbers, time_dict=self.runner.clock.means())
         self._owner.log(f"[Test] {text}", level="SUCCESS")
         return summary_dict
 
