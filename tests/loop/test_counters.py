@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
 
 from tests.toys import Rows, ToyEpochTrainer, ToyIterTrainer, rows_loader
 from tests.toys import settings as options_of
@@ -25,9 +26,17 @@ def counters_of(folder):
 
 
 def curve_of(folder, tag):
-    events = EventAccumulator(str(folder / "events"))
-    events.Reload()
-    return [event.step for event in events.Scalars(tag)]
+    """Return the steps of a curve as TensorBoard shows it, which forgets what a later file tells it to.
+
+    Files are read in the order in which they were written; their names, of one second, may be sorted otherwise.
+    """
+    steps = []
+    for path in sorted((folder / "events").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        for event in EventFileLoader(str(path)).Load():
+            if event.session_log.status == SessionLog.START:
+                steps = [step for step in steps if step < event.step]
+            steps += [event.step for value in event.summary.value if value.tag == tag]
+    return steps
 
 
 class Killed(ToyEpochTrainer):
