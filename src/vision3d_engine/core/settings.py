@@ -84,6 +84,10 @@ class TrainerSettings(Section):
     """Average buffers too (running means of norms); otherwise those of the training are taken as they are."""
     log_steps: AtLeastOne = 10
     """Iterations from one log line to the next."""
+    curve_axis: Literal["batches", "updates", "samples"] | None = None
+    """What all curves lie over (default: those of training over batches, those of validation over epochs)."""
+    progress_bar: bool = True
+    """Show how far a pass is, on a terminal or in a notebook."""
     save_latest_n_models: int = -1
     """How many epoch-N.pth files to keep (-1 = all); best models and the newest epoch are always kept."""
     save_best_n_models: int = Field(default=0, ge=0)

@@ -34,6 +34,11 @@ class _Positioned(Sampler):
         self._start: tuple[int, int, int, int] | None = None
         self.orders = DrawnOrders()
 
+    @property
+    def knows_sizes(self) -> bool:
+        """Whether `sizes` knows how many samples each batch holds."""
+        return True
+
     def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
         """Let the next pass be that of an epoch, from its batch number ``start`` (counted from 0) on this process.
 
@@ -120,6 +125,11 @@ class PositionSampler(_Positioned):
     def total_batches(self) -> int | None:
         """Batches of an epoch of all processes together; None when each process has a share of its own."""
         return None if self.is_presharded else _batches(self._count, self._batch_size, self._drop_last)
+
+    @property
+    def knows_sizes(self) -> bool:
+        """Whether the user's sampler, if there is one, says how many samples it yields."""
+        return self.sampler is None or hasattr(self.sampler, "__len__")
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what the order of an epoch is a function of, beside the data."""

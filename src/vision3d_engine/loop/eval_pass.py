@@ -49,14 +49,15 @@ class EvalPass:
         self._seeds: StepSeeds | None = None
         self._weighs_all_alike = context.hooks.is_default("metric_weight")
         loader.counts_samples = context.progress.counts_samples
-        self.meters = RunningMeans(context.sum_up)
+        self.meters = RunningMeans(context.counters.sum_up)
         self._skipping = SkippedBatches(context, loader, self.meters, self.phase, name=name)
+        title = self.phase if name is None else f"{self.phase} '{name}'"
         self.runner = Runner(
-            self.phase if name is None else f"{self.phase} '{name}'",
+            title,
             self._iterate,
             after_iteration,
             prefetcher=Prefetcher(world.device, host_tensors=context.host_tensors),
-            progress_bar=world.is_main,
+            bar=context.progress_bar(title),
             may_be_empty=world.size > 1,
             loader=None if name is None else title_of("validation", name),
         )
@@ -129,6 +130,7 @@ class TestPass(EvalPass):
 
     Attributes:
         last_case: number, data, output and results of the latest case, for the log line.
+        numbers: what came out, once the test has ended.
     """
 
     __test__ = False  # not a test, whatever a runner of tests thinks of its name
@@ -146,6 +148,7 @@ class TestPass(EvalPass):
         super().__init__(owner, context, loader, after_iteration)
         self._cases_of, self._cases = cases_of, 0
         self.last_case: tuple[int, Any, Any, Any] = (0, None, None, None)
+        self.numbers: dict[str, float] = {}
 
     def test(self) -> dict[str, Any]:
         """Test from the first hook to the log line; return the summary with what `after_test_epoch` added to it."""
@@ -153,8 +156,8 @@ class TestPass(EvalPass):
         context.fire("before_test_epoch")
         summary_dict = self.walk(context.data_seed("test"), epoch=1)
         context.fire("after_test_epoch", summary_dict)
-        numbers = follow_main(context, summary_dict, "after_test_epoch")
-        text = get_log_string(numbers, time_dict=self.runner.clock.means())
+        self.numbers = follow_main(context, summary_dict, "after_test_epoch")
+        text = get_log_string(self.numbers, time_dict=self.runner.clock.means())
         self._owner.log(f"[Test] {text}", level="SUCCESS")
         return summary_dict
 

@@ -60,7 +60,7 @@ class Validation:
         numbers = follow_main(context, summary_dict, "after_val_epoch")
         for line in self._lines(numbers, epoch):
             owner.log(f"[Val] {line}", level="SUCCESS")
-        context.writers.scalars("val", numbers, epoch, epoch=epoch, total_steps=context.progress.total_steps)
+        context.writers.scalars("val", numbers, context.counters.step_of("val"), **context.counters.row())
         owner.set_train_mode()
         return summary_dict
 

@@ -17,6 +17,7 @@ from vision3d_engine.data.resumable_loader import ResumableLoader, describe_chan
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.run.asked_values import AskedValues
+from vision3d_engine.run.closing import RunClock
 from vision3d_engine.run.trained_state import TrainedState
 from vision3d_engine.run.unsaved import Unsaved, digest
 
@@ -34,6 +35,7 @@ class ResumeState:
         trained: parameters outside the model, and what is frozen.
         registered: the user's objects by name.
         unsaved: what is in no checkpoint.
+        clock: how long the run has taken.
         open_meters: running means of the training pass that is open, or None.
     """
 
@@ -43,8 +45,10 @@ class ResumeState:
         self.registered: dict[str, Any] = {}
         self.unsaved = Unsaved(trainer, self.registered)
         self.open_meters: RunningMeans | None = None
+        self.clock = RunClock()
         self._is_compared = False
         self._context, self._progress, self._world = context, context.progress, context.world
+        self._counters = context.counters
         self._train_data = train_data
         self._kept_meters: list[Mapping[str, Any]] = []
 
@@ -75,9 +79,11 @@ class ResumeState:
         loader, meters, gather = self._train_data(), self.open_meters, self._world.gather
         states = {name: part.state_dict() for name, part in self.registered.items()}
         self._tell_differing(states)
+        places, samples = zip(*gather((list(self._progress.place), self._counters.own_samples)), strict=True)
+        self._counters.take(samples)
         return {
             "progress": self._progress.state_dict(),
-            "places": gather(list(self._progress.place)),
+            "places": list(places),
             "moments": None if meters is None else gather(meters.state_dict()),
             "orders": gather(None if (orders := orders_of(loader.loader)) is None else orders.state_dict()),
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
@@ -110,7 +116,9 @@ class ResumeState:
 
     def _about(self) -> dict[str, Any]:
         now = dt.datetime.now(tz=dt.UTC).astimezone().isoformat(timespec="seconds")
-        return {"date": now, "torch": torch.__version__, "processes": self._world.size}
+        about = {"date": now, "torch": torch.__version__, "processes": self._world.size}
+        run_s = self.clock.run_s
+        return about if run_s is None else about | {"run_s": round(run_s, 1)}
 
     def try_out(self, **parts: Any) -> None:
         """Refuse what a checkpoint could not hold, before the first step; no tensor is copied.
@@ -149,6 +157,7 @@ class ResumeState:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state; one of an older engine holds less, which goes on with the next epoch."""
         rank, size = self._world.rank, self._world.size
+        self.clock.resume((state.get("about") or {}).get("run_s"))
         self._progress.load_state_dict(state.get("progress") or {})
         if "optimizer" in state:  # else it has weights alone, and no means
             self._keep_means(state.get("progress") or {})

@@ -21,6 +21,7 @@ from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import join_world
 from vision3d_engine.logs.logger import Logger, set_logger
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.run.run_folder import Folders
@@ -78,21 +79,21 @@ class Session:
 
     def pass_context(self, parallel: Parallel, hooks: Hooks) -> PassContext:
         """Return what the passes of a trainer or tester share."""
+        trainer = self.settings.trainer
+        progress = Progress(counts_samples=trainer.means == "samples")
         return PassContext(
-            settings=self.settings.trainer,
+            settings=trainer,
             seed=self.settings.exp.seed,
             world=self.world,
             parallel=parallel,
             hooks=hooks,
-            precision=choose_precision(
-                self.settings.trainer.precision, self.world.device, self.settings.trainer.nonfinite == "skip"
-            ),
+            precision=choose_precision(trainer.precision, self.world.device, trainer.nonfinite == "skip"),
             writers=self.writers,
             logger=self.logger,
-            progress=Progress(counts_samples=self.settings.trainer.means == "samples"),
-            sum_up=self.world.named_sums(),
+            progress=progress,
+            counters=Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis),
             main_numbers=MainNumbers(self.world.gather, self.logger.warn),
-            replicas=ReplicaCheck(self.world, self.settings.trainer.replica_check, self.logger.warn),
+            replicas=ReplicaCheck(self.world, trainer.replica_check, self.logger.warn),
             hints=LoaderHints(self.logger.warn),
             host_tensors=HostTensors(self.logger.warn),
             debug_folder=self.folders.output / "debug",

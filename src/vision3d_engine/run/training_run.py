@@ -25,6 +25,7 @@ from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.optim.optimizer import choose_kernels, refuse_foreign
 from vision3d_engine.run.autosave import Autosave
+from vision3d_engine.run.closing import Closing
 from vision3d_engine.run.data_checks import check_data
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
@@ -78,10 +79,10 @@ class TrainingRun:
         max_time_s = parse_duration(settings.max_time) if settings.max_time else None
         self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
         self.scheduling = Scheduling(trainer, context)
+        self._closing = Closing(trainer, context, folders, self.checkpoints, self.resume_state.clock)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
-        self._only_validates = False
-        self._starts_anew = False
+        self._only_validates = self._starts_anew = False
         self._summary: dict[str, Any] | None = None
         self._said_nan: set[str] = set()
 
@@ -117,6 +118,7 @@ class TrainingRun:
         """Hold the folder, save, and notice signals, requests and failures of other processes."""
         with contextlib.ExitStack() as stack:
             if not self._only_validates:
+                stack.enter_context(self._closing.telling())
                 stack.enter_context(self._folder.locked())
                 stack.enter_context(self.autosave.running())
                 stack.enter_context(self.autosave.agreement.listening(self._context.logger.warn))
@@ -156,6 +158,7 @@ class TrainingRun:
             trainer.log(message, level=level)
         self._scale_rates()
         self._resuming.start()
+        self._context.counters.check(self.train_data())
         self.scheduling.say_what_does_not_fit()
         self._context.hooks.bind()
         trainer.set_train_mode()

@@ -10,7 +10,7 @@ import torch
 from vision3d_engine.checkpoint.loading import WeightNames, load_weights
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.data.resumable_loader import ResumableLoader
-from vision3d_engine.loop.context import counter, setting
+from vision3d_engine.loop.context import Reading, counter, setting
 from vision3d_engine.loop.train_pass import Batches, TrainPass
 from vision3d_engine.loop.validation import Validation
 from vision3d_engine.optim.named_optimizers import NamedOptimizers
@@ -53,13 +53,19 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
 
     epoch = counter("epoch", "The epoch that is running, from 1; 0 before the first.")
     total_steps = counter("total_steps", "Training batches since the start of the run.")
+    updates = Reading(lambda own: own._progress.updates, "Updates since the start of the run.")  # noqa: SLF001
+    samples = Reading(
+        lambda own: own._context.counters.samples,  # noqa: SLF001
+        "Training samples of all processes since the start of the run, of several processes as of the latest log line, "
+        "end of an epoch or ``checkpoint.pth``; None where it is not known how many samples batches hold.",
+    )
     max_epoch = setting("max_epoch", "Epochs to train.")
     grad_acc_steps = setting("grad_acc_steps", "Batches whose gradients make one update.")
 
     @property
     def metadata(self) -> dict[str, int]:
-        """What every checkpoint says about its moment: epoch and total_steps."""
-        return self._progress.metadata()
+        """What every checkpoint says about its moment: epoch, total_steps, updates and, where known, samples."""
+        return self._context.counters.metadata()
 
     # ------------------------------------------------------------------------------------------- to override
 

@@ -10,7 +10,7 @@ class TrainHooks:
     def before_load(self, metadata: dict[str, int]) -> None:
         """Act before a checkpoint is loaded: rebuild what it needs, such as parameter groups that an epoch has added.
 
-        ``metadata`` says its moment: ``epoch`` and ``total_steps``.
+        ``metadata`` says its moment: ``epoch``, ``total_steps`` and, of newer files, ``updates`` and ``samples``.
         """
 
     def before_train(self) -> None:
