@@ -206,6 +206,7 @@ def add_engine_flags(parser: Flags) -> None:
     add("--resume", action=_ResumeSwitch, metavar="PATH", help="go on from the latest checkpoint, or from another")
     add("--overwrite", action=_Switch, help="remove the checkpoints of an earlier run in the folder")
     add("--allow_changed_data", action=_Switch, help="resume although data or batch size changed")
+    add("--overfit", type=int, metavar="N", help="train and validate on the same N batches over and over")
     add("--log_steps", type=int, metavar="N", help="iterations from one log line to the next")
     add("--debug", action=_Switch, help="anomaly detection and a check of every gradient")
     add("--save_latest_n_models", type=int, metavar="N", help="how many epoch-N.pth files to keep (-1 = all)")

@@ -76,6 +76,7 @@ class ResumableLoader:
         self._announced: int | None = None
         self._stream: EndlessStream | None = None
         self._openings = 0
+        self._most: int | None = None
         self._exact, self._say = ExactLength(self.name, rank, say), say
 
     @property
@@ -192,7 +193,7 @@ class ResumableLoader:
             self.loader.collate_fn = self.registered.collate_fn  # it may have been exchanged
         if self._sampler is None:
             return self._read_in_order(seed, start)
-        self._sampler.start_at(seed, epoch, start, shift)
+        self._sampler.start_at(seed, epoch, start, shift, self._most)
         return opened(self.loader)
 
     @property

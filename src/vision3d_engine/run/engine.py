@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from vision3d_engine.core.errors import RegistrationError, listed
 from vision3d_engine.core.tree import describe
+from vision3d_engine.data.fixed_batches import readers_of
 from vision3d_engine.data.loader_cache import LoaderCache
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
@@ -31,7 +32,8 @@ class Engine(Outlets):
         self._hooks = Hooks(self, base, hooks)
         super().__init__(session.pass_context(parallel, self._hooks))
         self._progress = self._context.progress
-        self._loaders = LoaderCache(session.world.device, session.world.rank, session.world.size, session.logger.log)
+        world, readers = session.world, readers_of(session.settings.trainer.overfit, self._context.data_seed)
+        self._loaders = LoaderCache(world.device, world.rank, world.size, session.logger.log, readers)
         self.model: Any = None
         self.cfg = cfg
         self.device = session.world.device

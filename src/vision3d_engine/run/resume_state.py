@@ -105,7 +105,8 @@ class ResumeState:
 
     def _fingerprint(self, loader: ResumableLoader) -> dict[str, Any]:
         """Return what a resumed run must have in common with the run that it continues."""
-        own = {"seed": self._context.seed, "grad_acc_steps": self._context.settings.grad_acc_steps}
+        settings = self._context.settings
+        own = {"seed": self._context.seed, "grad_acc_steps": settings.grad_acc_steps, "overfit": settings.overfit}
         return own | loader.fingerprint()
 
     def _about(self) -> dict[str, Any]:

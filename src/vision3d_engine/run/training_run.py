@@ -92,8 +92,9 @@ class TrainingRun:
         return self._loaders.get("training", self._trainer.train_loader)
 
     def val_data(self) -> ResumableLoader:
-        """Return the validation data as the engine reads it."""
-        return self._loaders.get("validation", self._trainer.val_loader)
+        """Return the validation data as the engine reads it; with ``trainer.overfit`` what is trained on."""
+        is_fixed = self._context.settings.overfit
+        return self.train_data() if is_fixed else self._loaders.get("validation", self._trainer.val_loader)
 
     # ------------------------------------------------------------------------------------------- the run
 
