@@ -36,7 +36,8 @@ class PassContext:
     """Settings, processes, counters and outlets that passes share.
 
     Attributes:
-        settings: the settings ``trainer.*``.
+        settings: the settings ``trainer.*`` in force.
+        planned: those of the run as it is meant to be, where a try-out cuts it short.
         seed: the seed of the run.
         world: the processes and the device.
         parallel: how the processes share the model.
@@ -54,6 +55,7 @@ class PassContext:
     """
 
     settings: Any
+    planned: Any
     seed: int
     world: World
     parallel: Parallel

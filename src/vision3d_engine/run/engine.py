@@ -18,6 +18,7 @@ from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.run.named_models import NamedModels
 from vision3d_engine.run.outlets import Outlets
 from vision3d_engine.run.session import Session
+from vision3d_engine.run.tryout import TryOut
 
 
 class Engine(Outlets):
@@ -31,6 +32,8 @@ class Engine(Outlets):
         self._session = session
         self._hooks = Hooks(self, base, hooks)
         super().__init__(session.pass_context(parallel, self._hooks))
+        if session.settings.trainer.fast_dev_run:
+            self._hooks.add_last(TryOut(session.folders, session.logger.log))
         self._progress = self._context.progress
         world, readers = session.world, readers_of(session.settings.trainer.overfit, self._context.data_seed)
         self._loaders = LoaderCache(world.device, world.rank, world.size, session.logger.log, readers)
