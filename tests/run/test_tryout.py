@@ -112,7 +112,7 @@ def test_a_run_folder_that_cannot_be_written_does_not_matter(tmp_path):
 
 def test_without_a_place_for_a_scratch_folder_the_error_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    with pytest.raises(FolderError, match="no scratch folder for fast_dev_run can be made: .* Set TMPDIR"):
+    with pytest.raises(FolderError, match=r"no scratch folder for fast_dev_run can be made: .* Set TMPDIR"):
         ToyEpochTrainer(settings(tmp_path, fast_dev_run=1))
 
 
