@@ -48,6 +48,10 @@ class TrainerSettings(Section):
     """Iterations that IterBasedTrainer calls an epoch (default: the length of the training loader)."""
     limit_batches: AtLeastOne | None = None
     """At most so many batches in each epoch of EpochBasedTrainer and each validation or test, to try a script out."""
+    overfit: int = Field(default=0, ge=0)
+    """Train on the first so many batches of each process in every epoch, and validate on them (0 = off)."""
+    fast_dev_run: int = Field(default=0, ge=0)
+    """Try a script out: so many steps of training, validation or test, and a save and a load, in a scratch folder."""
     grad_acc_steps: AtLeastOne = 1
     """Batches whose gradients make one update (1 = no accumulation)."""
     uneven: Literal["join", "repeat", "drop", "cycle"] = "join"

@@ -1,6 +1,6 @@
 """The loaders of a run, each made once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,11 +17,19 @@ class LoaderCache:
         rank: number of this process.
         size: number of processes.
         say: takes a message and its level.
+        readers: makers of what reads the loaders of some purposes otherwise than `ResumableLoader` does.
     """
 
-    def __init__(self, device: torch.device, rank: int, size: int, say: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        rank: int,
+        size: int,
+        say: Callable[[str, str], None],
+        readers: Mapping[str, Callable[..., ResumableLoader]],
+    ) -> None:
         self._world = (device, rank, size)
-        self._say = say
+        self._say, self._readers = say, readers
         self._loaders: dict[tuple[str, str | None], ResumableLoader] = {}
 
     def get(self, purpose: str, registered: Any, name: str | None = None) -> ResumableLoader:
@@ -36,7 +44,8 @@ class LoaderCache:
         if found is None or found.registered is not registered:
             is_shared = any(other.registered is registered for other in self._loaders.values())
             options: dict[str, Any] = {"is_shared": is_shared, "name": title_of(purpose, name), "say": self._say}
-            found = self._loaders[purpose, name] = ResumableLoader(registered, *self._world, **options)
+            make = self._readers.get(purpose, ResumableLoader)
+            found = self._loaders[purpose, name] = make(registered, *self._world, **options)
             found.tell_who_reads_what()
         return found
 

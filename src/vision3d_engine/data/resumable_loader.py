@@ -79,6 +79,7 @@ class ResumableLoader:
         self._stream: EndlessStream | None = None
         self._openings = 0
         self._position: Position = (0, 0, 0, 0)
+        self._most: int | None = None
         self._exact, self._say = ExactLength(self.name, rank, say), say
 
     @property
@@ -125,11 +126,7 @@ class ResumableLoader:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must not change between a run and its resume: samples, global batch, order."""
-        batch_size = getattr(self.loader, "batch_size", None)
-        samples = length_of(getattr(self.loader, "dataset", None))
-        batches = self.length if samples is None else None
-        found = {"samples": samples, "batches": batches, "global_batch": batch_size and batch_size * self._size}
-        return found if self._sampler is None else found | self._sampler.fingerprint()
+        return _fingerprint(self.loader, self._sampler, self._size, self.length)
 
     # ------------------------------------------------------------------------------------------- an epoch
 
@@ -197,7 +194,7 @@ class ResumableLoader:
             self.loader.collate_fn = self.registered.collate_fn  # it may have been exchanged
         if self._sampler is None:
             return self._read_in_order(seed, start)
-        self._sampler.start_at(seed, epoch, start, shift)
+        self._sampler.start_at(seed, epoch, start, shift, self._most)
         return opened(self.loader)
 
     @property
@@ -281,6 +278,13 @@ class ResumableLoader:
         """Let the next epoch start where the state says."""
         self._state = state if self.is_stateful else None
         self._stream = None
+
+
+def _fingerprint(loader: Any, sampler: Any, size: int, length: int | None) -> dict[str, Any]:
+    batch_size, samples = getattr(loader, "batch_size", None), length_of(getattr(loader, "dataset", None))
+    batches = length if samples is None else None
+    found = {"samples": samples, "batches": batches, "global_batch": batch_size and batch_size * size}
+    return found if sampler is None else found | sampler.fingerprint()
 
 
 def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[Any]:

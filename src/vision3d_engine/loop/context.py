@@ -53,7 +53,8 @@ class PassContext:
     """Settings, processes, counters and outlets that passes share.
 
     Attributes:
-        settings: the settings ``trainer.*``.
+        settings: the settings ``trainer.*`` in force.
+        planned: those of the run as it is meant to be, where a try-out cuts it short.
         seed: the seed of the run.
         world: the processes and the device.
         parallel: how the processes share the model.
@@ -71,6 +72,7 @@ class PassContext:
     """
 
     settings: Any
+    planned: Any
     seed: int
     world: World
     parallel: Parallel

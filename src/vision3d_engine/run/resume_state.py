@@ -15,6 +15,7 @@ from vision3d_engine.core.tree import describe
 from vision3d_engine.data.dataloader import orders_of
 from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.progress import Progress
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.run.asked_values import AskedValues
 from vision3d_engine.run.closing import RunClock
@@ -41,7 +42,7 @@ class ResumeState:
 
     def __init__(self, trainer: Any, context: PassContext, train_data: Callable[[], ResumableLoader]) -> None:
         settings = context.settings
-        self.asked, self.trained = AskedValues(trainer, settings), TrainedState(trainer, settings)
+        self.asked, self.trained = AskedValues(trainer, context.planned), TrainedState(trainer, settings)
         self.registered: dict[str, Any] = {}
         self.unsaved = Unsaved(trainer, self.registered)
         self.open_meters: RunningMeans | None = None
@@ -111,7 +112,8 @@ class ResumeState:
 
     def _fingerprint(self, loader: ResumableLoader) -> dict[str, Any]:
         """Return what a resumed run must have in common with the run that it continues."""
-        own = {"seed": self._context.seed, "grad_acc_steps": self._context.settings.grad_acc_steps}
+        settings = self._context.settings
+        own = {"seed": self._context.seed, "grad_acc_steps": settings.grad_acc_steps, "overfit": settings.overfit}
         return own | loader.fingerprint()
 
     def _about(self) -> dict[str, Any]:
@@ -219,6 +221,11 @@ class ResumeState:
     def close_epoch(self) -> None:
         """Forget the means of the epoch."""
         self._kept_meters = []
+
+    def begin_anew(self) -> None:
+        """Let the counters stand at zero and forget the means, whatever was loaded; all else stays as it is."""
+        self._progress.load_state_dict(Progress(counts_samples=self._progress.counts_samples).state_dict())
+        self.close_epoch()
 
 
 def _load(part: Any, state: Any, name: str) -> None:

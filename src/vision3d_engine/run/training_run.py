@@ -17,7 +17,7 @@ from vision3d_engine.core.errors import (
     listed,
 )
 from vision3d_engine.data.loader_cache import LoaderCache
-from vision3d_engine.data.loader_sets import check_sets
+from vision3d_engine.data.loader_sets import check_sets, sets_of
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
@@ -93,8 +93,13 @@ class TrainingRun:
         return self._loaders.get("training", self._trainer.train_loader)
 
     def val_data(self) -> dict[str | None, ResumableLoader]:
-        """Return the validation data as the engine reads it, by the names of its sets; a single loader under None."""
+        """Return the validation data as the engine reads it, by the names of its sets; a single loader under None.
+
+        With ``trainer.overfit`` all of it is what is trained on.
+        """
         check_sets(self._trainer.val_loader)  # it may have been exchanged
+        if self._context.settings.overfit:
+            return dict.fromkeys(sets_of(self._trainer.val_loader), self.train_data())
         return self._loaders.get_sets("validation", self._trainer.val_loader)
 
     # ------------------------------------------------------------------------------------------- the run

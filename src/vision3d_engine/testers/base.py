@@ -63,17 +63,20 @@ class BaseTester(Engine, abc.ABC):
         Raises:
             CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model.
         """
-        path, metadata, _ = load_weights(self.model, filename, self._session.folders.checkpoints, key=key)
+        folder = self._session.folders.source_of(filename)
+        path, metadata, _ = load_weights(self.model, filename, folder, key=key)
         self._loaded_from = path
         self.log(f"loaded {path}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
 
     def _checkpoint_name(self) -> str:
         """Return the checkpoint to test; a flag that was given wins over the constructor and the config."""
-        trainer, folder = self._context.settings, self._session.folders.checkpoints
+        trainer, folders = self._context.settings, self._session.folders
         given = self._session.arguments.engine_values()
         if trainer.test_epoch is not None and "checkpoint" not in given:
-            return str((folder / f"epoch-{trainer.test_epoch}.pth").absolute())
+            name = f"epoch-{trainer.test_epoch}.pth"
+            return str(folders.source_of(name) / name)
         if trainer.checkpoint is None:
+            folder = folders.source_of("")
             message = (
                 f"no checkpoint is given. Use --checkpoint PATH or --test_epoch N; in '{folder}' there are: "
                 f"{listed(available(folder))}"

@@ -208,8 +208,12 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
         return "the preparations" if now is None else f"{now.phase} epoch {self.epoch}, iteration {self.iteration}"
 
     @abc.abstractmethod
-    def _lengths(self) -> list[int | None]:
-        """Return all processes' numbers of batches of an epoch, as far as they know; to be called by all of them."""
+    def _lengths(self, settings: Any) -> list[int | None]:
+        """Return all processes' numbers of batches of an epoch, as far as they know; to be called by all of them.
+
+        Args:
+            settings: those in force, or those of the run that is tried out.
+        """
 
     @abc.abstractmethod
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
