@@ -26,16 +26,23 @@ class EvalPass:
         context: what all passes share.
         loader: the data.
         after_iteration: called after each batch with its number.
+        within: the iteration of the training epoch in whose midst it is, and how many there are; twice None elsewhere.
     """
 
     phase = "val"
     step_name = "val_step"
 
     def __init__(
-        self, owner: Any, context: PassContext, loader: ResumableLoader, after_iteration: Callable[[int], None]
+        self,
+        owner: Any,
+        context: PassContext,
+        loader: ResumableLoader,
+        after_iteration: Callable[[int], None],
+        within: tuple[int | None, int | None] = (None, None),
     ) -> None:
         world = context.world
         self._owner, self._context, self._loader = owner, context, loader
+        self._within = within
         self._checks = ResultChecker(self.step_name)
         self._seeds: StepSeeds | None = None
         self._weighs_all_alike = context.hooks.is_default("metric_weight")
@@ -57,14 +64,19 @@ class EvalPass:
         context.fire("before_val_epoch", epoch)
         seeds = context.seed_pass("val")
         self._seeds = seeds if self._loader.is_positioned else None  # else they are set before a batch is read
-        summary_dict = self.walk(context.data_seed("val", epoch), epoch)
+        summary_dict = self.walk(context.data_seed("val", *context.position()), epoch)
         context.fire("after_val_epoch", epoch, summary_dict)
         numbers, times = self._follow_main(summary_dict, "after_val_epoch"), self.runner.clock.means()
-        text = get_log_string(numbers, epoch=epoch, max_epoch=owner.max_epoch, time_dict=times)
+        text = get_log_string(numbers, epoch, owner.max_epoch, *self._within, time_dict=times)
         owner.log(f"[Val] {text}", level="SUCCESS")
-        context.writers.scalars("val", numbers, epoch, epoch=epoch, total_steps=context.progress.total_steps)
+        context.writers.scalars("val", numbers, self._step(), epoch=epoch, total_steps=context.progress.total_steps)
         owner.set_train_mode()
         return summary_dict
+
+    def _step(self) -> int:
+        """Return where the numbers of a validation lie on their axis."""
+        progress = self._context.progress
+        return progress.total_steps if self._context.by_steps else progress.epoch
 
     def _follow_main(self, summary_dict: dict[str, Any], source: str) -> dict[str, float]:
         """Let the numbers of a summary be the main process's, to which a hook may have added some; return them."""

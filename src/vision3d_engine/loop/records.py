@@ -1,6 +1,7 @@
 """Records of single samples, gathered from all processes in the order of the data set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vision3d_engine.distributed.world import World
@@ -20,6 +21,13 @@ class SampleRecords:
     def clear(self) -> None:
         """Forget the records of the pass before."""
         self._records = {}
+
+    @contextmanager
+    def put_aside(self) -> Iterator[None]:
+        """Keep what there is apart from the records of a block."""
+        kept, self._records = self._records, {}
+        yield
+        self._records = kept
 
     def add(self, records: Iterable[Any], batch: int) -> None:
         """Keep the records of a batch of this process, counted from 1: batch k of all is with process k mod n."""

@@ -188,8 +188,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
         Raises:
             EngineError: for a missing part, an empty loader, a wrong result dict, a checkpoint that does not fit, ...
         """
-        self._require(train_loader=self.train_loader, val_loader=self.val_loader, model=self.model)
-        self._require(optimizer=self.optimizer)
+        self._require(train_loader=self.train_loader, model=self.model, optimizer=self.optimizer)
         refuse_hidden_methods(self, _CALLED)
         try:
             self._run.run(only_validation)
@@ -230,6 +229,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
             seeds=seeds,
             average=self._run.average,
             autosave=self._run.autosave,
+            validation=self._run.validation,
             schedule_steps=self._run.scheduling.steps(),
         )
         with self._run.resume_state.open_pass(self._pass.meters):
@@ -239,6 +239,8 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     def val_epoch(self) -> None:
         """Validate and keep best models."""
         self._records.clear()
-        self._pass = EvalPass(self, self._context, self._run.val_data(), self._run.after_val_iteration)
+        run, due = self._run, self._run.validation
+        place = due.place_in_epoch()
+        self._pass = EvalPass(self, due.context(), run.val_data(), run.after_val_iteration, place)
         with self._run.average.in_model():
             self._run.judge(self._pass.validate())

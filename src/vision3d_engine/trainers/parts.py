@@ -90,9 +90,9 @@ class TrainerParts(Engine):
         """
         self._run.scheduling.register(scheduler, name, Timing(interval, metric))
 
-    def register_loader(self, train_loader: Iterable[Any], val_loader: Iterable[Any]) -> None:
-        """Register the loaders; each yields dicts."""
-        for name, loader in (("training", train_loader), ("validation", val_loader)):
+    def register_loader(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None = None) -> None:
+        """Register the loaders; each yields dicts. With ``trainer.val_every: never`` the second may be left out."""
+        for name, loader in (("training", train_loader), ("validation", () if val_loader is None else val_loader)):
             if not hasattr(loader, "__iter__"):
                 message = f"register_loader got {describe(loader)} as {name} loader; it must be an iterable of dicts"
                 raise RegistrationError(message)
