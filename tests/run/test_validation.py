@@ -545,6 +545,24 @@ def test_a_resume_of_a_file_without_this_counter_waits_for_the_next_multiple(tmp
     assert resumed.validated == [(1, 8), (1, 11)]
 
 
+def test_one_iterator_for_training_and_validation_within_its_epochs_is_refused(tmp_path):
+    class Iterating(NoisyList):
+        def __iter__(self):
+            self.left = [{"x": x, "y": y} for x, y in zip(self.x, self.y, strict=True)]
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise StopIteration
+            return self.left.pop(0)
+
+    loader = Iterating()
+    run(EpochBasedTrainer, tmp_path / "epoch", lambda: loader, val_loader=loader)
+    trainer = trainer_of(EpochBasedTrainer, tmp_path, lambda: loader, val_loader=loader, val_every="4 iterations")
+    with pytest.raises(RegistrationError, match=r"Iterating that is registered .* has one iterator, .* build two"):
+        trainer.run()
+
+
 # ------------------------------------------------------------------------------------------- never
 
 

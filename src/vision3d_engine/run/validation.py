@@ -146,9 +146,21 @@ class Validation:
     def _require_parts(self) -> None:
         """Refuse a validation without data, and one without steps, unless its loop is the user's own."""
         trainer, hooks = self._trainer, self._context.hooks
-        way_out = "or set trainer.val_every to 'never' to train without validation"
+        name, way_out = type(trainer).__name__, "or set trainer.val_every to 'never' to train without validation"
         if trainer.val_loader is None:
-            call = "call register_loader(train_loader, val_loader) before run()"
-            raise RegistrationError(f"{type(trainer).__name__} has no val loader; {call}, {way_out}")
+            message = (
+                f"{name} has no val loader; call register_loader(train_loader, val_loader) before run(), {way_out}"
+            )
+            raise RegistrationError(message)
+        if self._counts_steps and trainer.val_loader is trainer.train_loader:
+            _refuse_iterator(trainer.val_loader)
         if hooks.is_default("val_step") and hooks.is_default("val_epoch"):
-            raise RegistrationError(f"{type(trainer).__name__} has no val_step; write one, {way_out}")
+            raise RegistrationError(f"{name} has no val_step; write one, {way_out}")
+
+
+def _refuse_iterator(loader: Any) -> None:
+    """Refuse a loader for training and for validations within its epochs that has a single iterator."""
+    if isinstance(loader, Iterator):
+        message = f"the {type(loader).__name__} that is registered for training and validation has one iterator, which "
+        message += "a validation in the midst of an epoch (trainer.val_every) would move: build two loaders"
+        raise RegistrationError(message)

@@ -34,8 +34,10 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     Validation pipeline: before_val_epoch; for each iteration before_val_step, val_step, after_val_step; then
     after_val_epoch, log line and events, best models.
 
-    Files: after each training epoch ``epoch-N.pth`` (metadata and weights), after each validation ``checkpoint.pth``
-    (optimizer, schedule and selection too) and ``best_METRIC.pth`` for each metric that improved.
+    When it is validated is said by ``trainer.val_every``: after each epoch, or each so many iterations, or never.
+
+    Files: after each training epoch ``epoch-N.pth`` (metadata and weights), before and after each validation
+    ``checkpoint.pth`` (optimizer, schedule and selection too), ``best_METRIC.pth`` for each metric that improved.
 
     Args:
         cfg: settings of any kind (dict, EasyDict, OmegaConf, dataclass, Namespace, pydantic, None for defaults); only
