@@ -61,6 +61,28 @@ class NoisyList:
         return len(self.x)
 
 
+class Stateful:
+    """Knows how far it is, as torchdata's StatefulDataLoader does."""
+
+    taken = 0
+
+    def __iter__(self):
+        batches = list(LOADERS["list"]())
+        while self.taken < len(batches):
+            self.taken += 1
+            yield batches[self.taken - 1]
+        self.taken = 0
+
+    def __len__(self):
+        return 11
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state):
+        self.taken = state["taken"]
+
+
 LOADERS = {
     "build_dataloader": lambda: build_dataloader(Noisy(), 2, num_workers=0, shuffle=True),
     "adopted": lambda: DataLoader(Noisy(), 2, shuffle=True),
@@ -236,6 +258,25 @@ def test_the_rows_and_lines_of_the_training_are_those_of_a_run_without(kind, tmp
         assert rows_of(tmp_path / "never", phase) == rows_of(tmp_path / "val", phase)
 
 
+OFTEN = ("never", "11 iterations")
+
+
+class Unsized(Stateful):
+    """Cannot be looked ahead in, so that nobody knows its last batch."""
+
+    __len__ = None  # type: ignore[assignment]
+
+
+def test_what_comes_behind_a_last_batch_that_nobody_knew_is_as_it_was(tmp_path):
+    trainers = [trainer_of(EpochBasedTrainer, tmp_path / text, Unsized, val_every=text) for text in OFTEN]
+    for trainer in trainers:
+        trainer.run()
+    assert trainers[1].validated == [(1, 11), (2, 22)]
+    assert_same_training(*trainers)
+    never, often = (rows_of(tmp_path / text, "train") for text in OFTEN)
+    assert never == often
+
+
 def test_the_modes_of_single_modules_are_as_they_were(tmp_path):
     trainer = trainer_of(EpochBasedTrainer, tmp_path, val_every="2 iterations")
     seen = []
@@ -409,20 +450,25 @@ def by_hand():
     return model.weight, averages
 
 
-def test_best_models_are_selected_within_epochs_and_epoch_files_by_the_ends_of_epochs(tmp_path):
-    values = iter([9.0, 1.0, 2.0, 8.0, 7.0, 3.0])
+@pytest.mark.parametrize(
+    ("cadence", "scores", "kept"),
+    [("2 iterations", [9.0, 1.0, 2.0, 8.0, 7.0, 3.0], [2, 3]), ("3 iterations", [9.0, 1.0, 2.0, 3.0], [3])],
+)
+def test_best_models_are_selected_within_epochs_and_epoch_files_by_the_ends_of_epochs(cadence, scores, kept, tmp_path):
+    values = iter(scores)
 
     class Selects(ToyEpochTrainer):
         def after_val_epoch(self, epoch, summary_dict):
             summary_dict["score"] = next(values)
 
-    options = {"val_every": "2 iterations", "max_epoch": 3, "save_latest_n_models": 1, "save_best_n_models": 1}
+    options = {"val_every": cadence, "max_epoch": 3, "save_latest_n_models": 1, "save_best_n_models": 1}
     toy = Selects(settings(tmp_path, **options), rows_loader(8))
     toy.save_best_model_on_metric("score")
     toy.run()
-    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch*")) == ["epoch-2.pth", "epoch-3.pth"]
+    files = sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch*"))
+    assert files == [f"epoch-{epoch}.pth" for epoch in kept]
     best = torch.load(tmp_path / "checkpoints" / "best_score.pth", weights_only=True)
-    assert best["metadata"] == {"epoch": 1, "total_steps": 2}
+    assert best["metadata"] == {"epoch": 1, "total_steps": int(cadence[0])}
 
 
 def test_a_metric_that_is_not_there_is_said_at_the_first_validation(tmp_path):
@@ -475,28 +521,6 @@ def break_off(trainer, moment, place):
         return method(*args)
 
     setattr(trainer, moment, broken)
-
-
-class Stateful:
-    """Knows how far it is, as torchdata's StatefulDataLoader does."""
-
-    taken = 0
-
-    def __iter__(self):
-        batches = list(LOADERS["list"]())
-        while self.taken < len(batches):
-            self.taken += 1
-            yield batches[self.taken - 1]
-        self.taken = 0
-
-    def __len__(self):
-        return 11
-
-    def state_dict(self):
-        return {"taken": self.taken}
-
-    def load_state_dict(self, state):
-        self.taken = state["taken"]
 
 
 def test_what_is_saved_around_the_validation_of_a_resume_knows_the_place_of_the_loader(tmp_path):
