@@ -71,9 +71,9 @@ class CheckpointManager:
         self._weights = weights
 
     @property
-    def metrics(self) -> list[str]:
-        """Names of the metrics that select best models."""
-        return list(self._best.largest)
+    def metrics(self) -> dict[str, bool]:
+        """Names of the metrics that select best models, and whether more is better."""
+        return self._best.largest
 
     def state_dict(self, scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the epoch files and the best scores, as far as they are on the disk, and the scores of all epochs."""

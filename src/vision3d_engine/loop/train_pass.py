@@ -37,6 +37,7 @@ class TrainPass:
         seeds: seeds what each step draws.
         average: follows the updates (`update.ema`).
         autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
+        ending: says at which update the run ends (`run.ending.Ending`).
         schedule_steps: what moves schedules on after each ``"update"``, and at the end of the ``"epoch"``, if anything.
     """
 
@@ -53,6 +54,7 @@ class TrainPass:
         seeds: StepSeeds,
         average: NoAverage,
         autosave: Any,
+        ending: Any,
         schedule_steps: Mapping[str, Callable[[], object]],
     ) -> None:
         self._trainer, self._context, self._progress = trainer, context, context.progress
@@ -73,12 +75,13 @@ class TrainPass:
         self._weights: Any = None
         self._add_own_listeners()
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
+        self._ending = ending
         self._schedule_steps, self._step_schedule = schedule_steps, schedule_steps.get("update")
         self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.sum_up)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
-        self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
+        self._log = TrainLog(trainer, context, loader, runner=self.runner, meters=self.meters, ending=ending)
         self._steps_at_update = context.progress.total_steps
 
     def _new_update(self, average: NoAverage) -> Update:
@@ -98,16 +101,23 @@ class TrainPass:
 
     def run(self) -> None:
         """Walk the batches; when a step fails, the counters stand at the last update that was made."""
-        done = self._progress.trained
-        clear_gradients(self._trainer.optimizer)
-        self._context.precision.begin()
         try:
-            self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
-            if not self._progress.is_trained:
-                self._finish()
+            if not self._ending.is_cut:  # else a resume closes an epoch that was cut before
+                self._walk()
         except BaseException:
             self._roll_back()
             raise
+
+    def _walk(self) -> None:
+        """Walk the batches to the end of the epoch, or of the run, where all is saved as in mid-epoch."""
+        done = self._progress.trained
+        clear_gradients(self._trainer.optimizer)
+        self._context.precision.begin()
+        self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
+        if self._ending.is_cut:
+            self._autosave.after_training()
+        elif not self._progress.is_trained:
+            self._finish()
 
     def _finish(self) -> None:
         """Make the update of a window that the end has left open, and what comes once an epoch, behind all updates."""
@@ -121,7 +131,9 @@ class TrainPass:
             self._schedule_steps["epoch"]()
 
     def close(self) -> dict[str, Any]:
-        """Write the line of the epoch and return its means."""
+        """Write the line of the epoch, or of what was trained of it, and return its means."""
+        if self._ending.is_cut:
+            self._log.write_rest()
         return self._log.close()
 
     # ------------------------------------------------------------------------------------------- one iteration
@@ -187,7 +199,7 @@ class TrainPass:
         self._update.make(name, loss, weight)
 
     def _after_iteration(self, iteration: int) -> None:
-        """Write the log line when one is due; after an update move the schedule on, and save or stop."""
+        """Write the log line when one is due; after an update move the schedule on, and end the run, save or stop."""
         if iteration % self._log.every == 0:
             self._log.write(iteration)
         if not self._update.is_complete:
@@ -195,6 +207,10 @@ class TrainPass:
         if self._step_schedule is not None:
             self._follow_schedule(iteration)
         if self.runner.is_last:
+            return
+        if self._progress.updates >= self._ending.due_at:
+            self._ending.cut()
+            self.runner.cut()
             return
         request = self._sync_point()
         if request is not None or self._progress.total_steps >= self._autosave.due_at:

@@ -17,6 +17,7 @@ from vision3d_engine.data.resumable_loader import ResumableLoader, describe_chan
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.run.asked_values import AskedValues
+from vision3d_engine.run.ending import Ending
 from vision3d_engine.run.trained_state import TrainedState
 from vision3d_engine.run.unsaved import Unsaved, digest
 
@@ -28,6 +29,7 @@ class ResumeState:
         trainer: whose parts and attributes count, as they are at the time.
         context: settings, processes, counters, writers.
         train_data: returns the training data as it is read now.
+        ending: whether the run ends (`run.ending`).
 
     Attributes:
         asked: what the script has built, and what of it is in force.
@@ -37,7 +39,9 @@ class ResumeState:
         open_meters: running means of the training pass that is open, or None.
     """
 
-    def __init__(self, trainer: Any, context: PassContext, train_data: Callable[[], ResumableLoader]) -> None:
+    def __init__(
+        self, trainer: Any, context: PassContext, train_data: Callable[[], ResumableLoader], ending: Ending
+    ) -> None:
         settings = context.settings
         self.asked, self.trained = AskedValues(trainer, settings), TrainedState(trainer, settings)
         self.registered: dict[str, Any] = {}
@@ -45,7 +49,7 @@ class ResumeState:
         self.open_meters: RunningMeans | None = None
         self._is_compared = False
         self._context, self._progress, self._world = context, context.progress, context.world
-        self._train_data = train_data
+        self._train_data, self._ending = train_data, ending
         self._kept_meters: list[Mapping[str, Any]] = []
 
     def register(self, name: str, part: Any) -> None:
@@ -77,6 +81,7 @@ class ResumeState:
         self._tell_differing(states)
         return {
             "progress": self._progress.state_dict(),
+            "ending": self._ending.state_dict(),
             "places": gather(list(self._progress.place)),
             "moments": None if meters is None else gather(meters.state_dict()),
             "orders": gather(None if (orders := orders_of(loader.loader)) is None else orders.state_dict()),
@@ -155,6 +160,7 @@ class ResumeState:
         places, loaders, means = (state.get(name) or [] for name in ("places", "loaders", "moments"))
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})
+        self._ending.load_state_dict(state.get("ending") or {})
         self._context.writers.cut_back(state.get("logs") or {}, self._progress.total_steps)
         # With another number of processes the means of the old ones are shared out.
         self._kept_meters = list(means[rank::size])

@@ -1,31 +1,23 @@
 """The sequence of a training run: check the folder, load, take it over, train and validate epoch by epoch, end."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.durations import parse_duration
-from vision3d_engine.core.errors import (
-    CheckpointError,
-    DataError,
-    NonFiniteError,
-    ResultError,
-    WorkerError,
-    did_you_mean,
-    listed,
-)
+from vision3d_engine.core.errors import CheckpointError, DataError, NonFiniteError, WorkerError
 from vision3d_engine.data.loader_cache import LoaderCache
 from vision3d_engine.data.loader_hints import length_hint
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
-from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.optim.optimizer import choose_kernels, refuse_foreign
 from vision3d_engine.run.autosave import Autosave
+from vision3d_engine.run.ending import Ending
+from vision3d_engine.run.judging import Judging
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
 from vision3d_engine.run.run_folder import RunFolder
@@ -50,6 +42,7 @@ class TrainingRun:
         average: the moving average of the weights, or none.
         resume_state: what a resume restores beside model, optimizer and schedule.
         autosave: when files are written.
+        ending: whether the run ends, where, and why.
         scheduling: when schedules step, and how long they are.
         is_training: whether an epoch is trained, from its first hook to its last step.
     """
@@ -72,18 +65,19 @@ class TrainingRun:
             weights=self.average.states,
         )
         agreement = context.world.agreement()
-        self.resume_state = ResumeState(trainer, context, self.train_data)
+        self.ending = Ending(context)
+        self.resume_state = ResumeState(trainer, context, self.train_data, self.ending)
         self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state, self.average)
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
         max_time_s = parse_duration(settings.max_time) if settings.max_time else None
         self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
         self.scheduling = Scheduling(trainer, context)
+        followers = (self.scheduling, self.autosave, self.ending)
+        self._judging = Judging(trainer, context, self.checkpoints, *followers)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
         self._only_validates = False
         self._starts_anew = False
-        self._summary: dict[str, Any] | None = None
-        self._said_nan: set[str] = set()
 
     # ------------------------------------------------------------------------------------------- data
 
@@ -98,7 +92,7 @@ class TrainingRun:
     # ------------------------------------------------------------------------------------------- the run
 
     def run(self, only_validation: bool) -> None:
-        """Train and validate until ``max_epoch``; or validate once and save nothing."""
+        """Train and validate until the run ends; or validate once and save nothing."""
         self._only_validates = only_validation
         with self._session.running(), self._surroundings():
             self._session.check_arguments()
@@ -115,6 +109,7 @@ class TrainingRun:
     def _surroundings(self) -> Iterator[None]:
         """Hold the folder, save, and notice signals, requests and failures of other processes."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.ending.running())
             if not self._only_validates:
                 stack.enter_context(self._folder.locked())
                 stack.enter_context(self.autosave.running())
@@ -147,6 +142,7 @@ class TrainingRun:
         self._check_loaders()
         refuse_foreign(optimizers_of(trainer.optimizer), trainer.model)
         self.scheduling.tell_lengths()
+        self.ending.early_stopping.prepare(self.checkpoints.metrics)
         for note in filter(None, (self.train_data().note, *self.resume_state.unsaved.with_state())):
             trainer.log(note)
         self.resume_state.try_out(optimizer=trainer.optimizer, scheduler=trainer.scheduler)
@@ -201,22 +197,40 @@ class TrainingRun:
             raise
 
     def _train(self) -> None:
-        """Train and validate epoch by epoch; either may be a loop of the user's own."""
+        """Train and validate epoch by epoch, until the run ends."""
+        goes_on = has_trained = self.ending.goes_on()
+        while goes_on:
+            goes_on = self._train_and_validate()
+        if text := self.ending.text(has_trained):
+            self._trainer.log(text)
+
+    def _train_and_validate(self) -> bool:
+        """Train and validate an epoch, each maybe a loop of the user's own; return whether another one follows."""
         trainer, progress = self._trainer, self._progress
-        while progress.is_open or progress.epoch < trainer.max_epoch:
-            progress.open_epoch()
-            if not progress.is_trained or progress.trained > 0:  # else a loop of the user's own has trained already
-                trainer.train_epoch()
-            self.close_training()
-            trainer.save(f"epoch-{progress.epoch}.pth")
-            with self.average.in_model():  # also of a loop of the user's own
-                trainer.val_epoch()
-            progress.is_open = False
-            self.resume_state.close_epoch()
-            self.autosave.after_epoch()
-            self._context.writers.flush()
-            self._check_metrics()
-            self.autosave.stop_if_asked()
+        progress.open_epoch()
+        if not progress.is_trained or progress.trained > 0:  # else a loop of the user's own has trained already
+            trainer.train_epoch()
+        self.ending.refuse_endless()
+        self.close_training()
+        trainer.save(f"epoch-{progress.epoch}.pth")
+        with self.average.in_model():  # also of a loop of the user's own
+            trainer.val_epoch()
+        goes_on = self._close_epoch()
+        self._context.writers.flush()
+        self._judging.check()
+        self.autosave.stop_if_asked()
+        return goes_on
+
+    def _close_epoch(self) -> bool:
+        """Save the end of an epoch, and return whether another one follows; one that was cut stays open."""
+        if self.ending.is_cut:
+            self.autosave.note_closed(self.ending.closed_state())
+            return False
+        self._progress.is_open = False
+        self.resume_state.close_epoch()
+        goes_on = self.ending.goes_on()
+        self.autosave.after_epoch(is_last=not goes_on)
+        return goes_on
 
     def open_training(self) -> None:
         """Act before an epoch is trained; what a resume goes on with is as it was when it was saved."""
@@ -233,8 +247,11 @@ class TrainingRun:
             self.is_training = False
 
     def close_training(self) -> None:
-        """Save when an epoch's training is done, so that a validation that fails costs none; once an epoch."""
-        if not self._progress.is_trained:
+        """Save when an epoch's training is done, so that a validation that fails costs none; once an epoch.
+
+        A pass that was cut has saved itself in mid-epoch.
+        """
+        if not (self._progress.is_trained or self.ending.is_cut):
             self._progress.is_trained = True
             self.autosave.after_training()
 
@@ -243,7 +260,7 @@ class TrainingRun:
     def _validate_once(self) -> None:
         with self.average.in_model():
             self._trainer.val_epoch()
-        self._check_metrics()
+        self._judging.check()
 
     def after_val_iteration(self, iteration: int) -> None:
         """Stop if asked to; one process of several goes on to the end, where the others wait for it."""
@@ -251,36 +268,5 @@ class TrainingRun:
             self.autosave.stop_if_asked()
 
     def judge(self, summary_dict: dict[str, Any]) -> None:
-        """Keep the model where a validation was the best so far, unless the run only validates."""
-        self._summary, numbers = summary_dict, as_numbers(summary_dict)
-        for metric in self.checkpoints.metrics:
-            if math.isnan(numbers.get(metric, 0.0)) and metric not in self._said_nan:
-                self._said_nan.add(metric)
-                self._trainer.log(self._nan_text(metric), level="WARNING")
-        if not self._only_validates:
-            self.scheduling.follow_validation(numbers)
-            self.autosave.save_best(numbers)
-
-    def _nan_text(self, metric: str) -> str:
-        """Say that a metric that selects best models is NaN, and where that began."""
-        meters = getattr(self._trainer._pass, "meters", None)  # noqa: SLF001  the engine's own
-        first = None if meters is None else meters.first_not_finite(metric)
-        where = f", from batch {first} of this process on" if first is not None else ""
-        return (
-            f"the metric '{metric}', which selects best models, is NaN in epoch {self._progress.epoch}{where}; NaN is "
-            "never best. Where a batch has nothing to measure, give it no weight (metric_weight). This is said once"
-        )
-
-    def _check_metrics(self) -> None:
-        """Refuse to go on when a metric that selects best models is never there."""
-        summary_dict = self._summary
-        if summary_dict is None:  # the user validates by a loop of their own
-            return
-        for metric in self.checkpoints.metrics:
-            if metric not in as_numbers(summary_dict):
-                hint = did_you_mean(metric, summary_dict)
-                message = (
-                    f"save_best_model_on_metric('{metric}'): the validation summary has no number '{metric}'{hint} "
-                    f"(it has: {listed(summary_dict)}). Return it from val_step or add it in after_val_epoch"
-                )
-                raise ResultError(message)
+        """Let follow what follows from the numbers of a validation."""
+        self._judging.judge(summary_dict, self._only_validates)

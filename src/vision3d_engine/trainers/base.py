@@ -53,7 +53,8 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
 
     epoch = counter("epoch", "The epoch that is running, from 1; 0 before the first.")
     total_steps = counter("total_steps", "Training batches since the start of the run.")
-    max_epoch = setting("max_epoch", "Epochs to train.")
+    max_epoch = setting("max_epoch", "Epochs to train; None when ``max_updates`` alone says how long.")
+    max_updates = setting("max_updates", "Updates after which the run ends; None for no limit.")
     grad_acc_steps = setting("grad_acc_steps", "Batches whose gradients make one update.")
 
     @property
@@ -183,7 +184,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     # ------------------------------------------------------------------------------------------- the run
 
     def run(self, only_validation: bool = False) -> None:
-        """Train and validate until ``max_epoch``; or validate once and save nothing.
+        """Train and validate until ``max_epoch`` or ``max_updates``; or validate once and save nothing.
 
         Raises:
             EngineError: for a missing part, an empty loader, a wrong result dict, a checkpoint that does not fit, ...
@@ -195,6 +196,22 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
             self._run.run(only_validation)
         finally:
             self._let_go()
+
+    def stop(self, reason: str | None = None) -> None:
+        """End the run in good order, from any hook or step; one process of several is enough.
+
+        Called in training it takes effect at the next log line, with the update that is due then, or at the end of the
+        epoch if that comes first; called between passes or in a validation, at the end of the epoch; in `before_train`
+        no step is made. Then come `after_train_epoch`, ``epoch-N.pth``, the validation, best models, `after_train`. A
+        resume goes on from there, in mid-epoch too. In a run that only validates it has no effect.
+
+        Args:
+            reason: what the log says of it.
+
+        Raises:
+            RegistrationError: when no run is running.
+        """
+        self._run.ending.stop(reason)
 
     def _where(self) -> str:
         """Say where in the run this process is."""
@@ -230,6 +247,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
             seeds=seeds,
             average=self._run.average,
             autosave=self._run.autosave,
+            ending=self._run.ending,
             schedule_steps=self._run.scheduling.steps(),
         )
         with self._run.resume_state.open_pass(self._pass.meters):
