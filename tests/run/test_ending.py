@@ -106,9 +106,8 @@ def test_a_run_ends_after_so_many_updates_with_the_bits_of_a_plain_loop(kind, ac
 def test_an_end_in_mid_epoch_closes_the_epoch_with_the_means_so_far(tmp_path, capsys):
     toy = train(ToyEpochTrainer, tmp_path, max_epoch=None, max_updates=7)
     assert steps_of(toy) == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 1), (2, 2)]
-    tail = names_of(toy)[-9:]
-    assert tail[0] == "after_train_epoch"
-    assert tail[-2:] == ["after_val_epoch", "after_train"]
+    behind = ["after_train_epoch", "before_val_epoch", "after_val_epoch", "after_train"]
+    assert [name for name in names_of(toy) if name in behind][-4:] == behind
     saved = torch.load(tmp_path / "checkpoints" / "epoch-2.pth", weights_only=True)
     assert torch.equal(saved["model"]["weight"], toy.model.weight)
     rows = rows_of(tmp_path)

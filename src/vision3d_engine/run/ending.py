@@ -47,6 +47,7 @@ class Ending:
         self.due_at = math.inf
         self.is_cut = self._is_running = False
         self._requested: str | None = None
+        self._restored: str | None = None  # a request of the run that is resumed, which waited for a log line
         self._agreed: str | None = None
         self._set_due()
 
@@ -66,28 +67,35 @@ class Ending:
         self._is_running = True
         try:
             yield
-            self._requested = self._agreed = None
+            self._requested = self._restored = self._agreed = None
             self.is_cut = False
             self._set_due()
         finally:
             self._is_running = False
 
+    @property
+    def _own(self) -> str | None:
+        return self._restored if self._requested is None else self._requested
+
     def shared(self) -> dict[str, torch.Tensor | None]:
         """Return what travels in the sums of a log line: nothing, where no process has asked for the end."""
-        return {_REQUEST: None if self._requested is None else torch.ones((), device=self._world.device)}
+        return {_REQUEST: None if self._own is None else torch.ones((), device=self._world.device)}
 
     def hear(self, sums: Sums) -> None:
         """Learn from the sums of a log line whether any process has asked; to be called by all of them."""
         if _REQUEST in sums:
-            self._agree()
+            self._agree(self._own)
 
-    def _agree(self) -> None:
+    def _agree(self, own: str | None) -> None:
         """Take over what any process has asked for; to be called by all of them."""
-        found = [each for each in self._world.gather(self._requested) if each is not None]
-        self._requested = None
-        if found and self._agreed is None:
-            self._agreed = found[0]
+        if (found := self._first(own)) is not None:
+            self._requested = self._restored = None
+            self._agreed = found if self._agreed is None else self._agreed
         self._set_due()
+
+    def _first(self, own: str | None) -> str | None:
+        """Return the request of the first process that has one; to be called by all of them."""
+        return next((each for each in self._world.gather(own) if each is not None), None)
 
     # ------------------------------------------------------------------------------------------- ends
 
@@ -109,10 +117,13 @@ class Ending:
         return warning
 
     def goes_on(self) -> bool:
-        """Tell whether an epoch is to be trained, or an open one to be closed; to be called by all before each."""
+        """Tell whether an epoch is to be trained, or an open one to be closed; to be called by all before each.
+
+        A resume in mid-epoch leaves what was asked for before to the log line at which it would have been heard.
+        """
         if self._progress.is_open and (self._progress.is_trained or self.is_cut):
             return True
-        self._agree()
+        self._agree(self._requested if self._progress.is_open else self._own)
         return self._end() is None
 
     def _end(self) -> End | None:
@@ -158,8 +169,7 @@ class Ending:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume goes on with; to be called by all processes."""
-        found = [each for each in self._world.gather(self._requested) if each is not None]
-        requested = found[0] if found else None
+        requested = self._first(self._own)
         return {**self.closed_state(), "requested": requested, "agreed": self._agreed, "is_cut": self.is_cut}
 
     def closed_state(self) -> dict[str, Any]:
@@ -169,7 +179,7 @@ class Ending:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; what has ended the run behind a whole epoch counts no more."""
         progress, most = self._progress, self._length.max_updates or math.inf
-        self._requested = state.get("requested")
+        self._restored = state.get("requested")
         self._agreed = state.get("agreed") if progress.is_open else None
         has_end = self._agreed is not None or progress.updates >= most
         self.is_cut = bool(state.get("is_cut")) and progress.is_open and has_end
