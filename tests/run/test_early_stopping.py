@@ -1,5 +1,7 @@
 """A run that ends when a metric of its validations no longer improves."""
 
+import math
+
 import pytest
 import torch
 
@@ -47,7 +49,7 @@ def by_hand(scores, patience, delta, sign):
     """Return after how many validations a plain loop stops."""
     best, waited = None, 0
     for number, score in enumerate(scores, start=1):
-        if score == score and (best is None or sign * (score - best) > delta):
+        if not math.isnan(score) and (best is None or sign * (score - best) > delta):
             best, waited = score, 0
         else:
             waited += 1
@@ -115,9 +117,7 @@ def test_nan_is_no_improvement_and_is_warned_of(tmp_path, capsys):
 
 @pytest.mark.parametrize(("largest", "epochs"), [(True, 3), (False, 5)])
 def test_the_mode_is_that_in_which_the_metric_selects_best_models(largest, epochs, tmp_path):
-    toy = ToyEpochTrainer(
-        settings(tmp_path, max_epoch=5, early_stopping_metric="score", early_stopping_patience=2)
-    )
+    toy = ToyEpochTrainer(settings(tmp_path, max_epoch=5, early_stopping_metric="score", early_stopping_patience=2))
     toy.save_best_model_on_metric("score", largest=largest)
     toy.add_hook(Scores([5.0, 4.0, 3.0, 2.0, 1.0]))
     toy.run()

@@ -148,7 +148,9 @@ def test_updates_that_a_loop_of_the_scripts_own_does_not_make_cannot_end_a_run(t
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_time_left_is_that_until_the_last_update(kind, accumulated, tmp_path, monkeypatch):
     lefts = []
-    monkeypatch.setattr("vision3d_engine.logs.log_line.throughput_text", lambda rate, left, *_: lefts.append(left) or "")
+    monkeypatch.setattr(
+        "vision3d_engine.logs.log_line.throughput_text", lambda rate, left, *_: lefts.append(left) or ""
+    )
     toy = train(kind, tmp_path, max_epoch=None, max_updates=7, grad_acc_steps=accumulated, log_steps=1)
     assert lefts == list(range(toy.total_steps - 1, -1, -1))
 
@@ -175,9 +177,7 @@ def test_a_schedule_whose_length_is_that_of_the_run_knows_the_updates(interval, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, {"grad_acc_steps": 2, "ema_decay": 0.9}])
-def test_a_run_that_is_extended_by_updates_ends_with_the_bits_and_rows_of_one_that_never_ended(
-    kind, options, tmp_path
-):
+def test_a_run_that_is_extended_by_updates_ends_with_the_bits_and_rows_of_one_that_never_ended(kind, options, tmp_path):
     options = {"max_epoch": None, "log_steps": 3, **options}
     straight = train(kind, tmp_path / "straight", max_updates=8, **options)
     train(kind, tmp_path / "extended", max_updates=4, **options)
@@ -239,7 +239,7 @@ def test_what_hooks_keep_of_an_epoch_that_was_cut_is_not_counted_twice_when_it_i
     assert counted(tmp_path / "cut", 10, resume=True) == straight
 
 
-# ------------------------------------------------------------------------------------------------- stop()
+# ------------------------------------------------------------------------------------------------- asked to stop
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -303,18 +303,19 @@ KILLS = [
 ]
 
 
-@pytest.mark.parametrize("ending", ["stop", "updates"])
+@pytest.mark.parametrize("ending", ["stop", "late stop", "updates"])
 @pytest.mark.parametrize(("moment", "numbers"), KILLS)
 def test_a_run_that_is_killed_around_its_end_ends_at_the_same_place_when_it_is_resumed(
     ending, moment, numbers, tmp_path
 ):
-    hooks = [("after_train_step", [2, 1], stop)] if ending == "stop" else []
+    stops = {"stop": [("after_train_step", [2, 1], stop)], "late stop": [("after_train_step", [2, 5], stop)]}
+    hooks, steps = stops.get(ending, []), 10 if ending == "late stop" else 7
     options = {"save_every": "1 iteration", "max_epoch": 3, **({} if hooks else {"max_updates": 7})}
     straight = train(ToyEpochTrainer, tmp_path / "straight", *hooks, **options)
     killed = train(ToyEpochTrainer, tmp_path / "killed", *hooks, (moment, numbers, kill), **options)
     assert killed.is_killed
     resumed = train(ToyEpochTrainer, tmp_path / "killed", *hooks, resume=True, **options)
-    assert resumed.total_steps == straight.total_steps == 7
+    assert resumed.total_steps == straight.total_steps == steps
     assert torch.equal(straight.model.weight, resumed.model.weight)
     assert resumed.means == straight.means[-1:]
     assert names_of(resumed)[-1] == "after_train"

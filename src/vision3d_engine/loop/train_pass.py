@@ -109,14 +109,12 @@ class TrainPass:
             raise
 
     def _walk(self) -> None:
-        """Walk the batches to the end of the epoch, or of the run, where all is saved as in mid-epoch."""
+        """Walk the batches to the end of the epoch, or of the run."""
         done = self._progress.trained
         clear_gradients(self._trainer.optimizer)
         self._context.precision.begin()
         self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
-        if self._ending.is_cut:
-            self._autosave.after_training()
-        elif not self._progress.is_trained:
+        if not (self._progress.is_trained or self._ending.is_cut):
             self._finish()
 
     def _finish(self) -> None:
@@ -209,12 +207,17 @@ class TrainPass:
         if self.runner.is_last:
             return
         if self._progress.updates >= self._ending.due_at:
-            self._ending.cut()
-            self.runner.cut()
+            self._cut()
             return
         request = self._sync_point()
         if request is not None or self._progress.total_steps >= self._autosave.due_at:
             self._autosave.act(request)
+
+    def _cut(self) -> None:
+        """End the pass in mid-epoch; what is saved now is what a run that is extended goes on from."""
+        self._ending.cut()
+        self._autosave.after_training()
+        self.runner.cut()
 
     # ------------------------------------------------------------------------------------------- joining others
 

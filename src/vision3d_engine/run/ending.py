@@ -178,10 +178,9 @@ class Ending:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; what has ended the run behind a whole epoch counts no more."""
-        progress, most = self._progress, self._length.max_updates or math.inf
+        progress = self._progress
         self._restored = state.get("requested")
         self._agreed = state.get("agreed") if progress.is_open else None
-        has_end = self._agreed is not None or progress.updates >= most
-        self.is_cut = bool(state.get("is_cut")) and progress.is_open and has_end
         self.early_stopping.load_state_dict(state.get("early_stopping") or {})
         self._set_due()
+        self.is_cut = bool(state.get("is_cut")) and progress.is_open and progress.updates >= self.due_at
