@@ -239,6 +239,52 @@ def test_what_hooks_keep_of_an_epoch_that_was_cut_is_not_counted_twice_when_it_i
     assert counted(tmp_path / "cut", 10, resume=True) == straight
 
 
+class Stateful:
+    """A loader that saves its own position, as torchdata's StatefulDataLoader does."""
+
+    def __init__(self):
+        self.batches, self.next = list(rows_loader(10, 2)), 0
+
+    def __iter__(self):
+        while self.next < BATCHES:
+            self.next += 1
+            yield self.batches[self.next - 1]
+        self.next = 0
+
+    def __len__(self):
+        return BATCHES
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.next = state["next"]
+
+
+def test_a_loader_with_a_state_of_its_own_goes_on_behind_the_cut(tmp_path):
+    def trained(folder, updates, **options):
+        toy = ToyEpochTrainer(settings(folder, max_epoch=None, max_updates=updates, **options), Stateful())
+        toy.run()
+        return toy.model.weight
+
+    straight = trained(tmp_path / "straight", 9)
+    trained(tmp_path / "cut", 7)
+    assert torch.equal(trained(tmp_path / "cut", 9, resume=True), straight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_that_had_loaded_ahead_of_the_cut_change_nothing(kind, tmp_path):
+    def trained(folder, updates, **options):
+        loader = build_dataloader(Rows(10), 2, shuffle=True, num_workers=1, persistent_workers=True)
+        toy = kind(settings(folder, max_epoch=None, max_updates=updates, **options), loader, loader)
+        toy.run()
+        return toy.model.weight
+
+    straight = trained(tmp_path / "straight", 9)
+    trained(tmp_path / "cut", 7)
+    assert torch.equal(trained(tmp_path / "cut", 9, resume=True), straight)
+
+
 # ------------------------------------------------------------------------------------------------- asked to stop
 
 
