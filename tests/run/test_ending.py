@@ -368,6 +368,20 @@ def test_a_run_that_is_killed_around_its_end_ends_at_the_same_place_when_it_is_r
     assert without_times(rows_of(tmp_path / "straight")) == without_times(rows_of(tmp_path / "killed"))
 
 
+@pytest.mark.parametrize(("moment", "numbers"), [("after_train_step", [2, 1]), ("after_val_epoch", [2])])
+def test_a_stopped_run_that_is_killed_in_after_train_makes_up_for_it_and_only_then_goes_on(moment, numbers, tmp_path):
+    straight = train(ToyEpochTrainer, tmp_path / "straight", max_epoch=3)
+    hooks = [(moment, numbers, stop), ("after_train", [], kill)]
+    killed = train(ToyEpochTrainer, tmp_path / "killed", *hooks, max_epoch=3)
+    assert killed.is_killed
+    resumed = train(ToyEpochTrainer, tmp_path / "killed", max_epoch=3, resume=True)
+    assert names_of(resumed) == ["before_train", "after_train"]
+    assert resumed.total_steps == killed.total_steps
+    extended = train(ToyEpochTrainer, tmp_path / "killed", max_epoch=3, resume=True)
+    assert extended.total_steps == 15
+    assert torch.equal(straight.model.weight, extended.model.weight)
+
+
 def test_stop_is_for_hooks_and_steps_of_a_run(tmp_path):
     toy = ToyEpochTrainer(settings(tmp_path))
     with pytest.raises(RegistrationError, match=r"stop\(\) ends a run, and none is running"):

@@ -92,10 +92,10 @@ class Autosave:
         if self._unit != "epoch" or self._context.progress.epoch % int(self._number) == 0 or is_last:
             self.save_newest()
 
-    def note_closed(self, ending: Mapping[str, Any]) -> None:
-        """Note in ``checkpoint.pth`` that the epoch in whose midst the run ends is closed.
+    def note_ending(self, ending: Mapping[str, Any]) -> None:
+        """Note in ``checkpoint.pth`` how far the end of the run is: its cut epoch is closed, a request is carried out.
 
-        All else in it stays as it was in mid-epoch, whatever hooks and schedules have made of the validation since, so
+        All else in it stays as it was, whatever hooks and schedules have made of the closing of a cut epoch since, so
         that a run that is extended goes on as one that was never ended there.
 
         Args:

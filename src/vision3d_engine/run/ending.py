@@ -77,6 +77,11 @@ class Ending:
     def _own(self) -> str | None:
         return self._restored if self._requested is None else self._requested
 
+    def forget_request(self) -> bool:
+        """Forget what has ended the run, so that a resume goes on; tell whether it was a request."""
+        was_asked, self._agreed = self._agreed is not None, None
+        return was_asked
+
     def shared(self) -> dict[str, torch.Tensor | None]:
         """Return what travels in the sums of a log line: nothing, where no process has asked for the end."""
         return {_REQUEST: None if self._own is None else torch.ones((), device=self._world.device)}
@@ -170,17 +175,17 @@ class Ending:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume goes on with; to be called by all processes."""
         requested = self._first(self._own)
-        return {**self.closed_state(), "requested": requested, "agreed": self._agreed, "is_cut": self.is_cut}
+        return {**self.closed_state(), "requested": requested, "is_cut": self.is_cut}
 
     def closed_state(self) -> dict[str, Any]:
-        """Return what a resume goes on with when a cut epoch is closed: the run may go on."""
-        return {"early_stopping": self.early_stopping.state_dict()}
+        """Return what a resume goes on with when the last epoch is closed: `after_train` may still be to come."""
+        return {"early_stopping": self.early_stopping.state_dict(), "agreed": self._agreed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; what has ended the run behind a whole epoch counts no more."""
+        """Go on from a saved state."""
         progress = self._progress
         self._restored = state.get("requested")
-        self._agreed = state.get("agreed") if progress.is_open else None
+        self._agreed = state.get("agreed")
         self.early_stopping.load_state_dict(state.get("early_stopping") or {})
         self._set_due()
         self.is_cut = bool(state.get("is_cut")) and progress.is_open and progress.updates >= self.due_at

@@ -104,6 +104,8 @@ class TrainingRun:
             self._context.fire("before_train")
             self._validate_once() if only_validation else self._train_or_stop()
             self._context.fire("after_train")
+            if not only_validation and self.ending.forget_request():
+                self.autosave.note_ending(self.ending.closed_state())
 
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -224,7 +226,7 @@ class TrainingRun:
     def _close_epoch(self) -> bool:
         """Save the end of an epoch, and return whether another one follows; one that was cut stays open."""
         if self.ending.is_cut:
-            self.autosave.note_closed(self.ending.closed_state())
+            self.autosave.note_ending(self.ending.closed_state())
             return False
         self._progress.is_open = False
         self.resume_state.close_epoch()
