@@ -45,6 +45,7 @@ def test_a_run_leaves_the_files_of_the_description(tmp_path):
     assert full.keys() == named | {
         *(
             "progress",
+            "ending",
             "places",
             "orders",
             "moments",

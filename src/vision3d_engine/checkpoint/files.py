@@ -51,6 +51,19 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], keep_old_as: Path | N
         raise FolderError(message) from cause
 
 
+def amend_checkpoint(path: Path, metadata: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+    """Replace entries of a checkpoint of a given moment, which stays whole; one of another moment is left as it is.
+
+    Tensors in a folder of shards stay there.
+
+    Raises:
+        FolderError: when it cannot be written; it stays as it was.
+        DamagedCheckpointError: when it cannot be read.
+    """
+    if path.exists() and (state := load_dict(path, ())).get("metadata") == dict(metadata):
+        write_checkpoint(path, {**state, **entries})
+
+
 def _check_loadable(path: Path) -> None:
     """Make sure that a file that was just written will load under ``weights_only``, before it counts."""
     if strange := torch.serialization.get_unsafe_globals_in_checkpoint(path):

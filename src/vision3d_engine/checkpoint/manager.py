@@ -71,9 +71,9 @@ class CheckpointManager:
         self._weights = weights
 
     @property
-    def metrics(self) -> list[str]:
-        """Names of the metrics that select best models."""
-        return list(self._best.largest)
+    def metrics(self) -> dict[str, bool]:
+        """Names of the metrics that select best models, and whether more is better."""
+        return self._best.largest
 
     @property
     def best(self) -> dict[str, tuple[float | None, int | None]]:

@@ -1,7 +1,8 @@
 """Every setting that the engine reads, with its limits. Loaded on first use, since pydantic costs start-up time."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -43,8 +44,18 @@ class ExpSettings(Section):
 class TrainerSettings(Section):
     """``trainer.*``: how long to train, how to accumulate, what to log and keep."""
 
-    max_epoch: AtLeastOne = 10
-    """Epochs to train."""
+    max_epoch: AtLeastOne | None = 10
+    """Epochs to train (beside max_updates, if it is not given: as many as these take)."""
+    max_updates: AtLeastOne | None = None
+    """Updates after which the run ends, also in mid-epoch, unless max_epoch comes first (default: no limit)."""
+    early_stopping_metric: str | None = None
+    """End the run when this number of the validation summary no longer improves (none: off)."""
+    early_stopping_patience: AtLeastOne = 10
+    """Validations without improvement after which it ends."""
+    early_stopping_min_delta: float = Field(default=0, ge=0)
+    """By how much a number must be better than the best one to be an improvement."""
+    early_stopping_mode: Literal["min", "max"] | None = None
+    """Whether less or more is better (default: as in save_best_model_on_metric of the same metric)."""
     num_iters_per_epoch: AtLeastOne | None = None
     """Iterations that IterBasedTrainer calls an epoch (default: the length of the training loader)."""
     limit_batches: AtLeastOne | None = None
@@ -200,6 +211,27 @@ class TrainerSettings(Section):
         given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
         if self.ema_decay is None and given:
             raise ValueError(f"{given[0]} is set, but no average is kept without ema_decay, such as 0.999")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_the_length_to_updates(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "max_epoch" not in values and values.get("max_updates") is not None:
+            return {**values, "max_epoch": None}
+        return values
+
+    @model_validator(mode="after")
+    def _refuse_endless(self) -> "TrainerSettings":
+        if self.max_epoch is None and self.max_updates is None:
+            raise ValueError("max_epoch is None, and max_updates is not given: one of them must end the run")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_early_stopping_without_metric(self) -> "TrainerSettings":
+        names = [name for name in type(self).model_fields if name.startswith("early_stopping_")]
+        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if self.early_stopping_metric is None and given:
+            raise ValueError(f"{given[0]} is set, but it does nothing without early_stopping_metric, such as 'loss'")
         return self
 
 

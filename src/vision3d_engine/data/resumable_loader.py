@@ -278,8 +278,7 @@ class ResumableLoader:
 
     def load_state_dict(self, state: Any) -> None:
         """Let the next epoch start where the state says."""
-        self._state = state if self.is_stateful else None
-        self._stream = None
+        self._state, self._stream = state if self.is_stateful else None, None
 
 
 def _fingerprint(loader: Any, sampler: Any, size: int, length: int | None) -> dict[str, Any]:

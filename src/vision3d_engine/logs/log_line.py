@@ -10,12 +10,14 @@ _SMALL, _TINY = 1e-3, 1e-6
 _LARGE = 999.5
 
 
-def train_line(
+def train_line(  # noqa: PLR0913  all that a line tells
     means: Mapping[str, Any],
     interval: Any,
     position: Mapping[str, Any],
-    max_epoch: int,
+    *,
+    max_epoch: int | None,
     max_iteration: int | None,
+    steps_left: int | None,
     samples_per_step: int | None,
     device: torch.device,
 ) -> str:
@@ -25,16 +27,16 @@ def train_line(
         means: the numbers, by name.
         interval: what was measured since the last line: ``rate``, steps per second, and ``times()``, seconds by name.
         position: ``epoch``, ``iteration`` and ``lr``.
-        max_epoch: epochs to train.
+        max_epoch: epochs to train; None when updates are counted instead.
         max_iteration: steps of an epoch; None when not known.
+        steps_left: steps until the end of the run; None when not known.
         samples_per_step: samples of one step of all processes; None when not known.
         device: its peak memory is told.
     """
     epoch, iteration = position["epoch"], position["iteration"]
-    left = None if max_iteration is None else (max_epoch - epoch + 1) * max_iteration - iteration
     times = interval.times()
     line = get_log_string(means, epoch, max_epoch, iteration, max_iteration, lr=position["lr"], time_dict=times)
-    return f"{line}, {throughput_text(interval.rate, left, samples_per_step, device)}"
+    return f"{line}, {throughput_text(interval.rate, steps_left, samples_per_step, device)}"
 
 
 def throughput_text(rate: float, steps_left: int | None, samples_per_step: int | None, device: torch.device) -> str:

@@ -48,7 +48,7 @@ class Runner:
         self.is_last = False
         self.place: Place = (0, 0, 1)
         self.max_iteration: int | None = None
-        self._has_ended = False
+        self._has_ended = self._is_cut = False
         self._iterate = iterate
         self._after_iteration = after_iteration
         self._prefetcher = prefetcher
@@ -92,8 +92,14 @@ class Runner:
                 clock.stop(mark)
             clock.count(started - waiting_since, time.perf_counter() - started)
             self._after_iteration(iteration)
+            if self._is_cut:
+                break
             waiting_since = time.perf_counter()
         return iteration
+
+    def cut(self) -> None:
+        """Walk no further than to the batch at hand."""
+        self._is_cut = True
 
     def _prefetched(self, batches: Iterable[Any]) -> Iterable[Any]:
         """Return the batches on the device; without a known number of them it looks one ahead for the last one."""

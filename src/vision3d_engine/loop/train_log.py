@@ -11,6 +11,7 @@ from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.debug.finite import FiniteWatch
 from vision3d_engine.logs.log_line import get_log_string, train_line
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.run_length import RunLength
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.skipping import TrainSkips, with_skipped
 from vision3d_engine.loop.trained import Trained
@@ -24,12 +25,13 @@ class TrainLog:
     Nothing is read from the device between two lines; at a line all numbers come in one copy.
 
     Args:
-        trainer: whose ``log``, ``log_steps`` and ``max_epoch`` count.
+        trainer: whose ``log`` and ``log_steps`` count.
         context: what all passes share.
         loader: the training data.
         runner: whose times are told.
         meters: the running means of the pass.
         skips: what the pass leaves out.
+        ending: whether a process has asked for the end of the run (`run.ending.Ending`); all learn of it at a line.
     """
 
     def __init__(
@@ -37,20 +39,22 @@ class TrainLog:
         trainer: Any,
         context: PassContext,
         loader: ResumableLoader,
+        *,
         runner: Runner,
         meters: RunningMeans,
         skips: TrainSkips,
+        ending: Any,
     ) -> None:
         self.every = trainer.log_steps
         self._trainer, self._context = trainer, context
         self._loader, self._runner, self._meters = loader, runner, meters
-        self._skips = skips
+        self._skips, self._ending = skips, ending
         parallel, is_enabled = context.parallel, context.settings.nonfinite != "ignore"
         is_spread = parallel.store is not None
         self._finite = FiniteWatch(trainer.model, is_enabled, is_spread=is_spread, gathered=parallel.gathered)
         self._say = trainer._line_writer()  # noqa: SLF001  the engine's own
         self._after_log = context.hooks.of("after_log")
-        self._max_epoch, self._samples_per_step = trainer.max_epoch, loader.samples_per_step
+        self._length, self._samples_per_step = RunLength.of(context.settings), loader.samples_per_step
         self._rates = learning_rates(trainer.optimizer)
         context.replicas.watch(partial(Trained, trainer))
 
@@ -83,11 +87,16 @@ class TrainLog:
             act(progress.epoch, iteration, dict(means))
 
     def _read(self, line: int, probes: Sequence[torch.Tensor] = ()) -> tuple[dict[str, float], list[float]]:
-        """Return the means since the last line, and the probes as numbers; compare what all processes train with it."""
+        """Return the means since the last line, and the probes as numbers; compare what all processes train with it.
+
+        All processes learn whether one of them has asked for the end of the run.
+        """
         replicas = self._context.replicas
         shared = replicas.probe(line) if replicas.is_on else {}
-        skipped = self._skips.updates.probe()
+        probes, skipped = [*probes], self._skips.updates.probe()
+        shared = {**shared, **self._ending.shared()}
         means, probed, sums = self._meters.interval_means(*probes, *skipped, shared=shared)
+        self._ending.hear(sums)
         if sums:
             replicas.judge(sums, self._where())
         self._skips.limit.add(self._meters.counted.get(SKIPPED, 0))
@@ -97,13 +106,15 @@ class TrainLog:
 
     def _line(self, means: Any, interval: Any, position: Any) -> Any:
         """Return what makes the text: a thread may do so later, from what is handed in, when the run is further on."""
+        batches, at = self._runner.max_iteration, (position["epoch"], position["iteration"], position["updates"])
         return partial(
             train_line,
             means,
             interval,
             position,
-            max_epoch=self._max_epoch,
-            max_iteration=self._runner.max_iteration,
+            max_epoch=self._length.max_epoch,
+            max_iteration=batches,
+            steps_left=self._length.steps_left(*at, batches),
             samples_per_step=self._samples_per_step,
             device=self._context.world.device,
         )
@@ -125,7 +136,7 @@ class TrainLog:
         summary_dict: dict[str, Any] = with_skipped(self._meters.means(), self._meters)
         self._skips.limit.close()
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
-        text = get_log_string(summary_dict, progress.epoch, self._max_epoch, time_dict=clock.means())
+        text = get_log_string(summary_dict, progress.epoch, self._length.max_epoch, time_dict=clock.means())
         self._trainer.log(f"[Train] {text}")
         context.writers.row(
             "train_epoch", summary_dict, step=context.counters.step_of("train"), **context.counters.row()

@@ -1,6 +1,6 @@
 """One pass over the training data: all that lives as long as it, and the sequence of one iteration."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
 from vision3d_engine.debug.finite import check_gradients
+from vision3d_engine.loop.between_updates import BetweenUpdates
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.joining import Joining
 from vision3d_engine.loop.metric_weights import weights_by, where_finite, with_further
@@ -39,9 +40,7 @@ class TrainPass:
         read: returns this process's batches of the epoch from a number on, counted from 0.
         seeds: seeds what each step draws.
         average: follows the updates (`update.ema`).
-        autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
-        validations: says at which update a validation is due, and makes it (`run.validations.Validations`).
-        schedule_steps: what moves schedules on after each ``"update"``, and at the end of the ``"epoch"``, if anything.
+        between: what may happen between updates.
     """
 
     phase = "train"
@@ -56,9 +55,7 @@ class TrainPass:
         read: Callable[[int], Batches],
         seeds: StepSeeds,
         average: NoAverage,
-        autosave: Any,
-        validations: Any,
-        schedule_steps: Mapping[str, Callable[[], object]],
+        between: BetweenUpdates,
     ) -> None:
         self._trainer, self._context, self._progress = trainer, context, context.progress
         self._epoch = context.progress.epoch
@@ -77,16 +74,14 @@ class TrainPass:
         self._before_step, self._after_backward, self._after_step = map(context.hooks.of, _MOMENTS)
         self._weights: Any = None
         self._add_own_listeners()
-        self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
-        self._validations, self._validate_at = validations, validations.due_at()
-        self._schedule_steps, self._step_schedule = schedule_steps, schedule_steps.get("update")
-        self._scheduled_at = context.progress.trained
+        self._between, self._ending = between, between.ending
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.counters.sum_up)
         self._skips = TrainSkips(trainer, context, loader, self.meters, lengths)
-        bar = context.progress_bar(f"epoch {self._epoch}/{trainer.max_epoch}")
+        bar = context.progress_bar(f"epoch {self._epoch}")
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher, bar=bar)
-        self._log = TrainLog(trainer, context, loader, self.runner, self.meters, self._skips)
+        parts: dict[str, Any] = {"runner": self.runner, "meters": self.meters, "skips": self._skips}
+        self._log = TrainLog(trainer, context, loader, **parts, ending=self._ending)
         self._seen_at_update = (context.progress.total_steps, context.progress.own_samples)
 
     def _new_update(self, average: NoAverage) -> Update:
@@ -120,18 +115,22 @@ class TrainPass:
 
     def run(self) -> None:
         """Walk the batches; when a step fails, the counters stand at the last update that was made."""
-        done, self.runner.max_iteration = self._progress.trained, self._uneven.length
-        clear_gradients(self._trainer.optimizer)
-        self._context.precision.begin()
         try:
-            if self._progress.total_steps >= self._validate_at and not self._progress.is_trained:
-                self._validate()
-            self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
-            if not self._progress.is_trained:
-                self._finish()
+            if not self._ending.is_cut:  # else a resume closes an epoch that was cut before
+                self._walk()
         except BaseException:
             self._roll_back()
             raise
+
+    def _walk(self) -> None:
+        """Walk the batches to the end of the epoch, or of the run."""
+        done, self.runner.max_iteration = self._progress.trained, self._uneven.length
+        clear_gradients(self._trainer.optimizer)
+        self._context.precision.begin()
+        self._between.begin(self.runner)
+        self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
+        if not (self._progress.is_trained or self._ending.is_cut):
+            self._finish()
 
     def _finish(self) -> None:
         """Make the update of a window that the end has left open, and what comes once an epoch, behind all updates."""
@@ -139,13 +138,14 @@ class TrainPass:
         if closed:
             self._count_update(self._progress.iteration)
         self._log.write_rest()
-        if closed and self._step_schedule is not None:
-            self._follow_schedule(self._progress.iteration)
-        if "epoch" in self._schedule_steps:
-            self._schedule_steps["epoch"]()
+        if closed:
+            self._between.follow_schedule(self._progress.iteration)
+        self._between.end_schedule()
 
     def close(self) -> dict[str, Any]:
-        """Write the line of the epoch and return its means."""
+        """Write the line of the epoch, or of what was trained of it, and return its means."""
+        if self._ending.is_cut:
+            self._log.write_rest()
         return self._log.close()
 
     # ------------------------------------------------------------------------------------------- one iteration
@@ -222,26 +222,14 @@ class TrainPass:
         self._update.make(name, loss, weight)
 
     def _after_iteration(self, iteration: int) -> None:
-        """Write the log line when one is due; after an update move the schedule on, and save or stop."""
+        """Write the log line when one is due; after an update move the schedule on, and end the run, save or stop."""
         if iteration % self._log.every == 0:
             self._log.write(iteration)
         if not self._update.is_complete:
             return
-        if self._step_schedule is not None:
-            self._follow_schedule(iteration)
-        if self.runner.is_last:
-            return
-        if self._progress.total_steps >= self._validate_at:
-            self._validate()
-        request = self._sync_point()
-        if request is not None or self._progress.total_steps >= self._autosave.due_at:
-            self._autosave.act(request)
-
-    def _validate(self) -> None:
-        """Validate between two updates; a resume begins with the validation in which its run was killed."""
-        with self.runner.clock.paused():
-            self._validations.between_updates()
-        self._validate_at = self._validations.due_at()
+        self._between.follow_schedule(iteration)
+        if not self.runner.is_last:
+            self._between.act(self.runner)
 
     # ------------------------------------------------------------------------------------------- joining others
 
@@ -274,15 +262,10 @@ class TrainPass:
 
     # ------------------------------------------------------------------------------------------- ends
 
-    def _follow_schedule(self, iteration: int) -> None:
-        self._scheduled_at = iteration
-        self._step_schedule()  # pyright: ignore[reportOptionalCall]
-
     def _roll_back(self) -> None:
         """Let the counters and the schedule stand at the last update, from which another `run` goes on."""
         self._progress.total_steps, self._progress.own_samples = self._seen_at_update
-        if self._step_schedule is not None and self._scheduled_at < self._progress.trained:
-            self._step_schedule()
+        self._between.roll_back()
 
 
 def _way_to_join(context: PassContext, takes_turns: bool) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vision3d_engine.checkpoint.files import amend_checkpoint
 from vision3d_engine.checkpoint.manager import NEWEST, CheckpointManager
 from vision3d_engine.core.durations import parse_cadence
 from vision3d_engine.core.errors import EngineError, FolderError, NonFiniteError
@@ -86,11 +87,29 @@ class Autosave:
         """Save before a validation, so that one that fails costs no training; stop there if that was asked for."""
         self.act(self.agreement.sync_point() or _SAVE)
 
-    def after_epoch(self) -> None:
+    def after_epoch(self, is_last: bool) -> None:
         """Save after the validation; with a cadence of several epochs only after these, and after the last."""
-        epoch = self._context.progress.epoch
-        if self._unit != "epoch" or epoch % int(self._number) == 0 or epoch >= self._context.settings.max_epoch:
+        if self._unit != "epoch" or self._context.progress.epoch % int(self._number) == 0 or is_last:
             self.save_newest()
+
+    def note_ending(self, ending: Mapping[str, Any]) -> None:
+        """Note in ``checkpoint.pth`` how far the end of the run is: its cut epoch is closed, a request is carried out.
+
+        All else in it stays as it was, whatever hooks and schedules have made of the closing of a cut epoch since, so
+        that a run that is extended goes on as one that was never ended there.
+
+        Args:
+            ending: what a resume shall know of the end.
+        """
+        self._checkpoints.wait()
+        if not self._context.world.is_main:
+            return
+        entries = {"ending": dict(ending), "ckpt_manager": self._checkpoints.state_dict()}
+        try:
+            amend_checkpoint(self._folder / NEWEST, self._trainer.metadata, entries)
+        except FolderError as error:
+            self._failure = error
+            self._trainer.log(error, level="ERROR")
 
     def stop_if_asked(self) -> None:
         """Stop at a moment after which nothing has to be saved; called by all processes."""

@@ -19,6 +19,7 @@ from vision3d_engine.loop.progress import Progress
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.run.asked_values import AskedValues
 from vision3d_engine.run.closing import RunClock
+from vision3d_engine.run.ending import Ending
 from vision3d_engine.run.trained_state import TrainedState
 from vision3d_engine.run.unsaved import Unsaved, digest
 
@@ -30,6 +31,7 @@ class ResumeState:
         trainer: whose parts and attributes count, as they are at the time.
         context: settings, processes, counters, writers.
         train_data: returns the training data as it is read now.
+        ending: whether the run ends (`run.ending`).
 
     Attributes:
         asked: what the script has built, and what of it is in force.
@@ -40,7 +42,9 @@ class ResumeState:
         open_meters: running means of the training pass that is open, or None.
     """
 
-    def __init__(self, trainer: Any, context: PassContext, train_data: Callable[[], ResumableLoader]) -> None:
+    def __init__(
+        self, trainer: Any, context: PassContext, train_data: Callable[[], ResumableLoader], ending: Ending
+    ) -> None:
         settings = context.settings
         self.asked, self.trained = AskedValues(trainer, context.planned), TrainedState(trainer, settings)
         self.registered: dict[str, Any] = {}
@@ -50,7 +54,7 @@ class ResumeState:
         self._is_compared = False
         self._context, self._progress, self._world = context, context.progress, context.world
         self._counters = context.counters
-        self._train_data = train_data
+        self._train_data, self._ending = train_data, ending
         self._kept_meters: list[Mapping[str, Any]] = []
 
     def register(self, name: str, part: Any) -> None:
@@ -84,6 +88,7 @@ class ResumeState:
         self._counters.take(samples)
         return {
             "progress": self._progress.state_dict(),
+            "ending": self._ending.state_dict(),
             "places": list(places),
             "moments": None if meters is None else gather(meters.state_dict()),
             "orders": gather(None if (orders := orders_of(loader.loader)) is None else orders.state_dict()),
@@ -166,6 +171,7 @@ class ResumeState:
         places, loaders, means = (state.get(name) or [] for name in ("places", "loaders", "moments"))
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})
+        self._ending.load_state_dict(state.get("ending") or {})
         self._context.writers.cut_back(state.get("logs") or {}, self._progress.total_steps)
         # With another number of processes the means of the old ones are shared out.
         self._kept_meters = list(means[rank::size])

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from vision3d_engine.core.errors import ConfigError, RegistrationError, ResultError, did_you_mean, listed
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.run_length import RunLength
 from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.optim.named_schedules import NamedSchedules, schedules_of
 from vision3d_engine.optim.schedule import Schedule, Timing, core_of, ends_after, move_on
@@ -164,13 +165,14 @@ class Scheduling:
             scheduler.tell_length(steps)
 
     def _steps_of_run(self, moment: str) -> int | None:
-        """Return how many steps a run of all epochs makes of a schedule; None where the data has no length."""
+        """Return how many steps a whole run makes of a schedule; None where the data has no length."""
         settings = self._context.planned
-        if moment != "update":
-            return settings.max_epoch
+        length = RunLength.of(settings)
+        if moment != "update" and length.max_updates is None:
+            return length.max_epoch
         lengths = self._trainer._lengths(settings)  # noqa: SLF001  the engine's own
         batches = UnevenRanks(lengths, self._context.world.rank, settings.uneven).length
-        return None if batches is None else settings.max_epoch * math.ceil(batches / settings.grad_acc_steps)
+        return length.updates(batches) if moment == "update" else length.epochs(batches)
 
     def say_what_does_not_fit(self) -> None:
         """Say that there is no schedule, or that one is shorter or much longer than the run."""

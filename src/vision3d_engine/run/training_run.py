@@ -18,12 +18,13 @@ from vision3d_engine.optim.optimizer import choose_kernels, refuse_foreign
 from vision3d_engine.run.autosave import Autosave
 from vision3d_engine.run.closing import Closing
 from vision3d_engine.run.data_checks import check_data
+from vision3d_engine.run.ending import Ending
+from vision3d_engine.run.judging import Judging
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
 from vision3d_engine.run.run_folder import RunFolder
 from vision3d_engine.run.run_record import write_record
 from vision3d_engine.run.scheduling import Scheduling
-from vision3d_engine.run.selecting_metrics import SelectingMetrics
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.stopping import StopRequests
 from vision3d_engine.run.validations import Validations
@@ -44,6 +45,7 @@ class TrainingRun:
         average: the moving average of the weights, or none.
         resume_state: what a resume restores beside model, optimizer and schedule.
         autosave: when files are written.
+        ending: whether the run ends, where, and why.
         scheduling: when schedules step, and how long they are.
         validations: when it is validated.
         is_training: whether an epoch is trained, from its first hook to its last step.
@@ -67,15 +69,17 @@ class TrainingRun:
             weights=self.average.states,
         )
         agreement = context.world.agreement()
-        self.resume_state = ResumeState(trainer, context, self.train_data)
+        self.ending = Ending(context)
+        self.resume_state = ResumeState(trainer, context, self.train_data, self.ending)
         self._resuming = Resuming(trainer, context, folders, self.checkpoints, self.resume_state, self.average)
         self.autosave = Autosave(trainer, context, self.checkpoints, folders.checkpoints, self.resume_state, agreement)
         max_time_s = parse_duration(settings.max_time) if settings.max_time else None
         self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
         self.scheduling = Scheduling(trainer, context)
         self._closing = Closing(trainer, context, folders, self.checkpoints, self.resume_state.clock)
-        self._metrics = SelectingMetrics(trainer, self.checkpoints, self._progress)
-        self.validations = Validations(trainer, context, self.average, self.autosave, self._metrics.check)
+        followers = (self.scheduling, self.autosave, self.ending)
+        self._judging = Judging(trainer, context, self.checkpoints, *followers)
+        self.validations = Validations(trainer, context, self.average, self.autosave, self.ending, self._judging.check)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
         self._only_validates = self._starts_anew = False
@@ -99,7 +103,7 @@ class TrainingRun:
     # ------------------------------------------------------------------------------------------- the run
 
     def run(self, only_validation: bool) -> None:
-        """Train and validate until ``max_epoch``; or validate once and save nothing."""
+        """Train and validate until the run ends; or validate once and save nothing."""
         self._only_validates = only_validation
         self.validations.check_parts(only_validation, self.checkpoints.metrics, self.scheduling.metrics)
         with self._session.running(), self._surroundings():
@@ -112,11 +116,14 @@ class TrainingRun:
             self._context.fire("before_train")
             self._validate_once() if only_validation else self._train_or_stop()
             self._context.fire("after_train")
+            if not only_validation and self.ending.forget_request():
+                self.autosave.note_ending(self.ending.closed_state())
 
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
         """Hold the folder, save, and notice signals, requests and failures of other processes."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.ending.running())
             if not self._only_validates:
                 stack.enter_context(self._closing.telling())
                 stack.enter_context(self._folder.locked())
@@ -151,6 +158,7 @@ class TrainingRun:
         check_data(self.train_data(), sets, self._context.world, partial(trainer.log, level="WARNING"))
         refuse_foreign(optimizers_of(trainer.optimizer), trainer.model)
         self.scheduling.tell_lengths()
+        self.ending.early_stopping.prepare(self.checkpoints.metrics)
         for note in filter(None, (self.train_data().note, *self.resume_state.unsaved.with_state())):
             trainer.log(note)
         self.resume_state.try_out(optimizer=trainer.optimizer, scheduler=trainer.scheduler)
@@ -196,23 +204,43 @@ class TrainingRun:
             raise
 
     def _train(self) -> None:
-        """Train and validate epoch by epoch; either may be a loop of the user's own."""
+        """Train and validate epoch by epoch, until the run ends."""
+        has_trained = self.ending.goes_on()
+        if has_trained:
+            self.validations.before_training()
+        goes_on = has_trained and self.ending.goes_on()
+        while goes_on:
+            goes_on = self._train_and_validate()
+        if text := self.ending.text(has_trained):
+            self._trainer.log(text)
+
+    def _train_and_validate(self) -> bool:
+        """Train and validate an epoch, each maybe a loop of the user's own; return whether another one follows."""
         trainer, progress = self._trainer, self._progress
-        self.validations.before_training()
-        while progress.is_open or progress.epoch < trainer.max_epoch:
-            progress.open_epoch()
-            if not progress.is_trained or progress.trained > 0:  # else a loop of the user's own has trained already
-                trainer.train_epoch()
-            self.close_training()
-            trainer.save(f"epoch-{progress.epoch}.pth")
-            if self.validations.is_due_after_epoch():
-                self.validations.make()
-            progress.is_open = False
-            self.resume_state.close_epoch()
-            self.autosave.after_epoch()
-            self._context.writers.flush()
-            self._metrics.check()
-            self.autosave.stop_if_asked()
+        progress.open_epoch()
+        if not progress.is_trained or progress.trained > 0:  # else a loop of the user's own has trained already
+            trainer.train_epoch()
+        self.ending.refuse_endless()
+        self.close_training()
+        trainer.save(f"epoch-{progress.epoch}.pth")
+        if self.validations.is_due_after_epoch():
+            self.validations.make()
+        goes_on = self._close_epoch()
+        self._context.writers.flush()
+        self._judging.check()
+        self.autosave.stop_if_asked()
+        return goes_on
+
+    def _close_epoch(self) -> bool:
+        """Save the end of an epoch, and return whether another one follows; one that was cut stays open."""
+        if self.ending.is_cut:
+            self.autosave.note_ending(self.ending.closed_state())
+            return False
+        self._progress.is_open = False
+        self.resume_state.close_epoch()
+        goes_on = self.ending.goes_on()
+        self.autosave.after_epoch(is_last=not goes_on)
+        return goes_on
 
     def open_training(self) -> None:
         """Act before an epoch is trained; what a resume goes on with is as it was when it was saved."""
@@ -229,8 +257,11 @@ class TrainingRun:
             self.is_training = False
 
     def close_training(self) -> None:
-        """Save when an epoch's training is done, before it is validated; once an epoch."""
-        if not self._progress.is_trained:
+        """Save when an epoch's training is done, before it is validated; once an epoch.
+
+        A pass that was cut has saved itself in mid-epoch.
+        """
+        if not (self._progress.is_trained or self.ending.is_cut):
             self._progress.is_trained = True
             self.autosave.save_or_stop()
 
@@ -239,7 +270,7 @@ class TrainingRun:
     def _validate_once(self) -> None:
         with self.average.in_model():
             self._trainer.val_epoch()
-        self._metrics.check()
+        self._judging.check()
 
     def after_val_iteration(self, iteration: int) -> None:
         """Stop if asked to; one process of several goes on to the end, where the others wait for it."""
@@ -247,8 +278,5 @@ class TrainingRun:
             self.autosave.stop_if_asked()
 
     def judge(self, summary_dict: dict[str, Any]) -> None:
-        """Keep the model where a validation was the best so far, unless the run only validates."""
-        numbers = self._metrics.look(summary_dict)
-        if not self._only_validates:
-            self.scheduling.follow_validation(numbers)
-            self.autosave.save_best(numbers)
+        """Let follow what follows from the numbers of a validation."""
+        self._judging.judge(summary_dict, self._only_validates)

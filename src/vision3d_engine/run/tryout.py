@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _SCRATCH: list[Path] = []
 _ONE_EPOCH = {
     "max_epoch": 1,
+    "max_updates": None,
+    "early_stopping_metric": None,
+    "val_every": "1 epoch",
+    "val_first": False,
+    "max_skipped": 1.0,
     "save_every": "1 epoch",
     "save_latest_n_models": -1,
     "log_steps": 1,

@@ -1,7 +1,7 @@
 """When a run is validated: decided from its counters alone, so that all processes and every resume decide alike."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,6 +11,7 @@ from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.seeding import kept_generators
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.autosave import Autosave
+from vision3d_engine.run.ending import Ending
 from vision3d_engine.update.ema import NoAverage
 
 
@@ -22,6 +23,7 @@ class Validations:
         context: settings and counters.
         average: what the model holds meanwhile.
         autosave: saves before a validation, which may fail, and behind it.
+        ending: knows whether an epoch is the last one.
         check: refuses the numbers of a validation that select nothing.
 
     Attributes:
@@ -29,10 +31,16 @@ class Validations:
     """
 
     def __init__(
-        self, trainer: Any, context: PassContext, average: NoAverage, autosave: Autosave, check: Callable[[], None]
+        self,
+        trainer: Any,
+        context: PassContext,
+        average: NoAverage,
+        autosave: Autosave,
+        ending: Ending,
+        check: Callable[[], None],
     ) -> None:
         self._trainer, self._context, self._progress = trainer, context, context.progress
-        self._average, self._autosave, self._check = average, autosave, check
+        self._average, self._autosave, self._ending, self._check = average, autosave, ending, check
         self._cadence = parse_val_cadence(context.settings.val_every)
         self._every = int(self._cadence.number) if self._cadence else 0
         self._counts_steps = self._cadence is not None and self._cadence.unit == "iteration"
@@ -51,7 +59,7 @@ class Validations:
         if self.is_off:
             return False
         progress = self._progress
-        is_last = progress.epoch >= self._context.settings.max_epoch
+        is_last = self._ending.ends_with_epoch()
         if not self._counts_steps:
             return is_last or progress.epoch % self._every == 0
         if self._is_own_loop():
@@ -123,7 +131,7 @@ class Validations:
 
     # ------------------------------------------------------------------------------------------- what it needs
 
-    def check_parts(self, only_validation: bool, selects: list[str], schedules: list[str]) -> None:
+    def check_parts(self, only_validation: bool, selects: Iterable[str], schedules: Iterable[str]) -> None:
         """Refuse validations that lack a part, and to follow those that never come.
 
         Args:
@@ -139,6 +147,8 @@ class Validations:
             return
         calls = [f"save_best_model_on_metric('{metric}')" for metric in selects]
         calls += [f"register_scheduler(metric='{metric}')" for metric in schedules]
+        if (metric := self._context.settings.early_stopping_metric) is not None:
+            calls.append(f"trainer.early_stopping_metric '{metric}'")
         if calls:
             message = f"{calls[0]} follows validations, and trainer.val_every is 'never': set it to '1 epoch', '500 "
             raise RegistrationError(message + "iterations' or the like, or leave the metric out")

@@ -10,6 +10,7 @@ import torch
 from vision3d_engine.checkpoint.loading import WeightNames, load_weights
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.data.resumable_loader import ResumableLoader
+from vision3d_engine.loop.between_updates import BetweenUpdates
 from vision3d_engine.loop.context import Reading, counter, setting
 from vision3d_engine.loop.train_pass import Batches, TrainPass
 from vision3d_engine.loop.validation import Validation
@@ -61,7 +62,8 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
         "Training samples of all processes since the start of the run, of several processes as of the latest log line, "
         "end of an epoch or ``checkpoint.pth``; None where it is not known how many samples batches hold.",
     )
-    max_epoch = setting("max_epoch", "Epochs to train.")
+    max_epoch = setting("max_epoch", "Epochs to train; None when ``max_updates`` alone says how long.")
+    max_updates = setting("max_updates", "Updates after which the run ends; None for no limit.")
     grad_acc_steps = setting("grad_acc_steps", "Batches whose gradients make one update.")
 
     @property
@@ -191,7 +193,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     # ------------------------------------------------------------------------------------------- the run
 
     def run(self, only_validation: bool = False) -> None:
-        """Train and validate until ``max_epoch``; or validate once and save nothing.
+        """Train and validate until ``max_epoch`` or ``max_updates``; or validate once and save nothing.
 
         Raises:
             EngineError: for a missing part, an empty loader, a wrong result dict, a checkpoint that does not fit, ...
@@ -202,6 +204,22 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
             self._run.run(only_validation)
         finally:
             self._let_go()
+
+    def stop(self, reason: str | None = None) -> None:
+        """End the run in good order, from any hook or step; one process of several is enough.
+
+        Called in training it takes effect at the next log line, with the update that is due then, or at the end of the
+        epoch if that comes first; called between passes or in a validation, at the end of the epoch; in `before_train`
+        no step is made. Then come `after_train_epoch`, ``epoch-N.pth``, the validation, best models, `after_train`. A
+        resume goes on from there, in mid-epoch too. In a run that only validates it has no effect.
+
+        Args:
+            reason: what the log says of it.
+
+        Raises:
+            RegistrationError: when no run is running.
+        """
+        self._run.ending.stop(reason)
 
     def _where(self) -> str:
         """Say where in the run this process is."""
@@ -228,9 +246,10 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
 
     def _train_pass(self) -> None:
         """Walk the training data, or what is left of it."""
-        self._run.open_training()
+        run = self._run
+        run.open_training()
         seeds = self._context.seed_pass("train")
-        loader = self._run.train_data()
+        loader = run.train_data()
         lengths, read = self._open_data(loader)
         self._pass = TrainPass(
             self,
@@ -239,14 +258,12 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
             lengths=lengths,
             read=read,
             seeds=seeds,
-            average=self._run.average,
-            autosave=self._run.autosave,
-            validations=self._run.validations,
-            schedule_steps=self._run.scheduling.steps(),
+            average=run.average,
+            between=BetweenUpdates(self._progress, run.autosave, run.validations, run.ending, run.scheduling.steps()),
         )
-        with self._run.resume_state.open_pass(self._pass.meters):
+        with run.resume_state.open_pass(self._pass.meters):
             self._pass.run()
-            self._run.close_training()
+            run.close_training()
 
     def val_epoch(self) -> None:
         """Validate and keep best models."""
