@@ -38,7 +38,7 @@ class SegmentationTrainer(EpochBasedTrainer):
         return {"logits": logits}, {"loss": cross_entropy(logits, data_dict["labels"])}
 
     def loss_weight(self, data_dict: Any, output_dict: Any, result_dict: Any) -> int:
-        """Return the number of points: a gradient over several batches is then a mean over points too."""
+        """Return the number of points: gradients and losses of several batches are then means over points too."""
         return len(data_dict["points"])
 
     metric_weight = loss_weight

@@ -1,6 +1,7 @@
 """The segmentation example: its geometry, and shortened runs of its two scripts as processes."""
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -79,6 +80,12 @@ def test_stopped_by_ctrl_c_it_resumes_to_the_same_bits(straight, tmp_path):
     assert outputs_of([process])[0][0] == 130
     ended_well(started("train.py", tmp_path / "run", "--resume"))
     assert list(differences(weights(straight), weights(tmp_path / "run"))) == []
+
+
+def test_two_processes_test_all_rooms_together_like_one(straight):
+    alone = ended_well(started("test.py", straight))
+    together = ended_well(*start_ranks(EXAMPLE / "test.py", *SHORT, "--exp.output_dir", straight))
+    assert re.findall(r"iou_?\w*: \S+", together) == re.findall(r"iou_?\w*: \S+", alone) != []
 
 
 def test_two_processes_train_and_validate_all_rooms_together(tmp_path):
