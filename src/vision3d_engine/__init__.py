@@ -15,6 +15,7 @@ from vision3d_engine.core.errors import (
     ReplicaError,
     ResultError,
     SampleError,
+    SkipBatch,
     WorkerError,
 )
 from vision3d_engine.data.dataloader import build_dataloader
@@ -60,6 +61,7 @@ __all__ = [
     "ResultError",
     "SampleError",
     "SingleTester",
+    "SkipBatch",
     "SummaryBoard",
     "Timer",
     "WorkerError",

@@ -44,6 +44,14 @@ class ResultError(EngineError):
     """A step returned something that the engine cannot train on or log."""
 
 
+class SkipBatch(EngineError):  # noqa: N818  a request, no error
+    """Raised by a script in ``before_train_step``, in a training step, or in the steps of validations and tests.
+
+    The batch (or the case, in ``eval_step``) is left out, counted, and said with this text; returning None from a step
+    does so too. With several processes gradients are averaged over those that are left.
+    """
+
+
 class CheckpointError(EngineError):
     """A checkpoint is missing, unreadable, unsafe, or belongs to another model."""
 

@@ -1,34 +1,14 @@
 """Every setting that the engine reads, with its limits. Loaded on first use, since pydantic costs start-up time."""
 
-import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from vision3d_engine.core.durations import parse_cadence, parse_duration
 from vision3d_engine.core.files import absolute_path
-
-AtLeastOne = Annotated[int, Field(ge=1)]
-
-
-def _checked(parse: Callable[[str], object]) -> AfterValidator:
-    """Keep the text as it was written, if it can be parsed."""
-
-    def check(text: str) -> str:
-        parse(text)
-        return text
-
-    return AfterValidator(check)
-
-
-def _parse_pattern(text: str) -> None:
-    try:
-        re.compile(text)
-    except re.error as error:
-        message = f"it must be a regular expression, but {error}"
-        raise ValueError(message) from error
+from vision3d_engine.core.optim_settings import OptimizerSettings, SchedulerSettings
+from vision3d_engine.core.section import AtLeastOne, Section, checked
 
 
 def _from_here(name: str) -> str:
@@ -38,23 +18,11 @@ def _from_here(name: str) -> str:
 
 
 CheckpointName = Annotated[str, AfterValidator(_from_here)]
-CadenceText = Annotated[str, _checked(parse_cadence)]
-DurationText = Annotated[str, _checked(parse_duration)]
-PatternText = Annotated[str, _checked(_parse_pattern)]
+CadenceText = Annotated[str, checked(parse_cadence)]
+DurationText = Annotated[str, checked(parse_duration)]
 
 
-class _Section(BaseModel):
-    """A frozen group of settings whose field docstrings are its help texts."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
-
-    @classmethod
-    def takes_further(cls, values: Mapping[str, Any]) -> bool:  # noqa: ARG003  a section may look at them
-        """Tell whether keys that are not listed here have a meaning beside these values."""
-        return cls.model_config.get("extra") == "allow"
-
-
-class ExpSettings(_Section):
+class ExpSettings(Section):
     """``exp.*``: where the run lives and what it is called."""
 
     name: str | None = None
@@ -71,7 +39,7 @@ class ExpSettings(_Section):
     """Seed of torch, numpy and python; each process adds its rank."""
 
 
-class TrainerSettings(_Section):
+class TrainerSettings(Section):
     """``trainer.*``: how long to train, how to accumulate, what to log and keep."""
 
     max_epoch: AtLeastOne = 10
@@ -128,8 +96,13 @@ class TrainerSettings(_Section):
     """Copy the state at the end of a step and write the file in a thread, while training goes on."""
     save_on_exception: bool = False
     """Write crash.pth beside the checkpoints when user code raises; checkpoint.pth stays as it is."""
-    nonfinite: Literal["stop", "ignore"] = "stop"
-    """Stop at the log line after which the loss or a weight is NaN or infinite; such weights are never saved."""
+    nonfinite: Literal["stop", "skip", "ignore"] = "stop"
+    """Stop at the log line after which the loss or a weight is NaN or infinite; such weights are never saved. Or skip
+    updates whose gradients are, on all processes alike; or go on with them (ignore)."""
+    on_oom: Literal["raise", "skip"] = "raise"
+    """What happens when the device has no memory for a training batch: the run ends, or the batch is left out."""
+    max_skipped: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of an epoch's training batches, or updates, that may be left out; when there are more, the run ends."""
     max_time: DurationText | None = None
     """Save and end with code 75 after this time, such as "11.5 h" or "HH:MM:SS", so that a next job can resume."""
     requeue: bool = False
@@ -191,6 +164,16 @@ class TrainerSettings(_Section):
         return self
 
     @model_validator(mode="after")
+    def _refuse_failing_collectives(self) -> "TrainerSettings":
+        if self.on_oom == "skip" and (self.parallel == "fsdp2" or self.sync_batchnorm or self.static_graph):
+            message = (
+                "on_oom is 'skip' beside parallel: fsdp2, sync_batchnorm or static_graph, whose processes exchange in "
+                "the midst of a step: one without memory would leave the others waiting. Set on_oom to 'raise'"
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
     def _refuse_average_without_decay(self) -> "TrainerSettings":
         names = [name for name in type(self).model_fields if name.startswith("ema_")]
         given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
@@ -199,108 +182,7 @@ class TrainerSettings(_Section):
         return self
 
 
-class ParamRule(_Section):
-    """``optimizer.param_rules[n].*``: which parameters have options of their own, and which options."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    match: PatternText | None = None
-    """Regular expression that is searched in the names of parameters, such as "^encoder" or "bias$"."""
-    module: str | None = None
-    """Class of the module that has the parameter, or of one around it; classes derived from it count too."""
-    name: str | None = None
-    """Name of the group in logs (default: match or module)."""
-    lr: float | None = Field(default=None, ge=0)
-    """Learning rate, also with layer_decay."""
-    lr_factor: float = Field(default=1.0, ge=0)
-    """Factor on the optimizer's learning rate."""
-    weight_decay: float | None = Field(default=None, ge=0)
-    """Weight decay, also of norms and biases."""
-    freeze: bool = False
-    """Parameters are not trained, and are in no group."""
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> "ParamRule":
-        given = self.model_fields_set
-        if self.match is None and self.module is None:
-            raise ValueError("it must have match or module, which say what it is about")
-        if {"lr", "lr_factor"} <= given:
-            raise ValueError("it must have lr or lr_factor, not both")
-        if self.freeze and given & {"lr", "lr_factor", "weight_decay"}:
-            raise ValueError("it must have no rate and no weight decay beside freeze, since it trains nothing")
-        return self
-
-    @property
-    def condition(self) -> str:
-        """What it is about, as it was given."""
-        given = {"match": self.match, "module": self.module}
-        return ", ".join(f"{key} '{value}'" for key, value in given.items() if value is not None)
-
-    @property
-    def title(self) -> str:
-        """Name of its group."""
-        return self.name or self.match or self.module or ""
-
-
-class OptimizerSettings(_Section):
-    """``optimizer.*``: the name of a torch optimizer, and rules for its groups; all other keys become its arguments."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    """Name of a class in torch.optim, such as SGD, Adam or AdamW."""
-    param_rules: tuple[ParamRule, ...] = ()
-    """Rules for parameters with options of their own; the first one about a parameter counts."""
-    no_decay_on_norm_and_bias: bool = False
-    """No weight decay of norms, biases and whatever else has one dimension."""
-    layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """Factor on the learning rate from each layer to the one before it; the head has the whole rate."""
-    layer_match: PatternText | None = None
-    """Regular expression that finds the layers in names of parameters (default: entries of Sequential, ModuleList)."""
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> "OptimizerSettings":
-        if self.layer_match is not None and self.layer_decay is None:
-            raise ValueError("it must have layer_decay beside layer_match, which does nothing alone")
-        return self
-
-    @property
-    def has_rules(self) -> bool:
-        """Whether parameters are sorted into groups."""
-        return bool(self.param_rules) or self.no_decay_on_norm_and_bias or self.layer_decay is not None
-
-
-class SchedulerSettings(_Section):
-    """``scheduler.*``: a learning rate schedule; for those of torch, all other keys become its arguments."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str | None = None
-    """Step, Exponential, Cosine, Linear, or a class in torch.optim.lr_scheduler (none = a constant rate)."""
-    total_steps: AtLeastOne | None = None
-    """Steps until the rate has reached eta_min (Cosine, Linear, OneCycleLR; default: those of the run)."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps of linear warm-up (for all but OneCycleLR, which has its own)."""
-    eta_init: float = Field(default=0.1, ge=0)
-    """Factor on the learning rate at the start of the warm-up."""
-    eta_min: float = Field(default=0.1, ge=0)
-    """Smallest factor on the learning rate; for schedules of torch the smallest rate."""
-    gamma: float | None = Field(default=None, gt=0)
-    """Factor of one decay (Step, Exponential, and torch's)."""
-    step_size: AtLeastOne | None = None
-    """Schedule steps from one decay to the next (Step, Exponential, StepLR)."""
-    interval: Literal["update", "epoch"] | None = None
-    """When it steps (default: IterBasedTrainer once an update, EpochBasedTrainer once an epoch)."""
-    metric: str | None = None
-    """Number of the validation summary that the schedule follows, after each validation (ReduceLROnPlateau)."""
-
-    @classmethod
-    def takes_further(cls, values: Mapping[str, Any]) -> bool:
-        """Tell whether keys that are not listed here have a meaning: as arguments of a schedule of torch."""
-        return values.get("type") not in (None, "Step", "Exponential", "Cosine", "Linear")
-
-
-SECTIONS: dict[str, type[_Section]] = {
+SECTIONS: dict[str, type[Section]] = {
     "exp": ExpSettings,
     "trainer": TrainerSettings,
     "optimizer": OptimizerSettings,
@@ -308,7 +190,7 @@ SECTIONS: dict[str, type[_Section]] = {
 }
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings of a run that the engine itself reads."""
 
     exp: ExpSettings = ExpSettings()

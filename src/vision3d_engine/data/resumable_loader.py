@@ -76,6 +76,7 @@ class ResumableLoader:
         self._announced: int | None = None
         self._stream: EndlessStream | None = None
         self._openings = 0
+        self._position: Position = (0, 0, 0, 0)
         self._exact, self._say = ExactLength(self.name, rank, say), say
 
     @property
@@ -113,11 +114,7 @@ class ResumableLoader:
     @property
     def note(self) -> str | None:
         """One line on what a resume in mid-epoch can promise, or None when it is exact without a condition."""
-        name = type(self.registered).__name__
-        if self._sampler is not None:
-            own = getattr(self._sampler, "sampler", None)
-            return None if own is None or hasattr(own, "__len__") else _UNSIZED.format(type(own).__name__)
-        return (_STATEFUL if self.is_stateful else _SKIPPED).format(name)
+        return _note(type(self.registered).__name__, self._sampler, self.is_stateful)
 
     def tell_who_reads_what(self) -> None:
         """Say it when several processes read the data in another way than `build_dataloader` lets them."""
@@ -176,6 +173,12 @@ class ResumableLoader:
         knows = self.counts_samples and self._sampler is not None
         return self._sampler.sizes(start, shift) if knows else repeat(1)  # pyright: ignore[reportOptionalMemberAccess]
 
+    def samples_at(self, place: Place) -> list[int] | None:
+        """Return the samples of a batch of the epoch that was opened last; None where that is not known."""
+        seed, epoch, _, shift = self._position
+        known = getattr(self._sampler, "indices", None)
+        return known(seed, place[1] - 1, shift) if known is not None and epoch == place[0] else None
+
     def _length_at(self, shift: int) -> int | None:
         """Return this process's number of batches of an epoch that starts at another process."""
         total = self.total_length
@@ -183,7 +186,7 @@ class ResumableLoader:
 
     def _opened(self, where: Position) -> Iterable[Any]:
         """Return the batches from a position on."""
-        seed, epoch, start, shift = where
+        seed, epoch, start, shift = self._position = where
         self._openings += 1
         if self._announced != epoch:
             self.announce(epoch)
@@ -288,6 +291,13 @@ def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[An
         except StopIteration:
             return
         yield batch
+
+
+def _note(name: str, sampler: Any, is_stateful: bool) -> str | None:
+    if sampler is None:
+        return (_STATEFUL if is_stateful else _SKIPPED).format(name)
+    own = getattr(sampler, "sampler", None)
+    return None if own is None or hasattr(own, "__len__") else _UNSIZED.format(type(own).__name__)
 
 
 _NO_BATCH = "the training loader yields no batch; check the data set, and drop_last with few samples"

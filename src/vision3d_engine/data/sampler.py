@@ -127,6 +127,17 @@ class PositionSampler(_Positioned):
             return {"drop_last": self._drop_last} | fingerprint_of(self.sampler)
         return {"order": "shuffled" if self._shuffle else "in order", "drop_last": self._drop_last}
 
+    def indices(self, base: int, start: int, shift: int = 0) -> list[int] | None:
+        """Return the samples of this process's batch number ``start`` (counted from 0) of an epoch with a seed.
+
+        None where a sampler of the user's has chosen them.
+        """
+        if self.sampler is not None:
+            return None
+        positions = next(iter(self._shares(self._count, start, shift)), range(0))[: self._batch_size]
+        permutation = Permutation(self._count, derived_seed(base, "order")) if self._shuffle else None
+        return list(positions) if permutation is None else list(map(int, permutation.at(positions)))
+
     def sizes(self, start: int, shift: int = 0) -> Iterator[int]:
         """Return how many samples this process's batches hold, from number ``start`` (counted from 0) on.
 

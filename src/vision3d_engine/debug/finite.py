@@ -76,7 +76,7 @@ class FiniteWatch:
             f"{f'since iteration {first}' if first is not None else f'at iteration {iteration}'} (loss {loss}). "
             f"Weights with NaN or infinity: {shortened(names, _MAX_NAMES)}. No good checkpoint was replaced. "
             "Run with --resume --debug to stop in the very step and keep its batch; lower the learning rate or clip "
-            "the gradients; or set trainer.nonfinite to 'ignore'"
+            "the gradients; or set trainer.nonfinite to 'skip' or 'ignore'"
         )
         raise NonFiniteError(message)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from vision3d_engine.core.errors import SkipBatch
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.exact_length import at_most
 from vision3d_engine.data.prefetcher import Prefetcher
@@ -15,6 +16,7 @@ from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.metric_weights import weights_by
 from vision3d_engine.loop.result_checks import ResultChecker, as_numbers
 from vision3d_engine.loop.runner import Runner
+from vision3d_engine.loop.skipping import SkippedBatches, refuse_none, with_skipped
 from vision3d_engine.metrics.running_means import RunningMeans
 
 
@@ -41,6 +43,7 @@ class EvalPass:
         self._weighs_all_alike = context.hooks.is_default("metric_weight")
         loader.counts_samples = context.progress.counts_samples
         self.meters = RunningMeans(context.sum_up)
+        self._skipping = SkippedBatches(context, loader, self.meters, self.phase)
         self.runner = Runner(
             self.phase,
             self._iterate,
@@ -87,14 +90,18 @@ class EvalPass:
         length = at_most(self._loader.length, limit)
         with self._context.parallel.local_forward(self._owner.model, length):
             self.runner.run(islice(self._loader.batches(seed, epoch), limit), length)
-        return self.meters.means()
+        return with_skipped(self.meters.means(), self.meters)
 
     def _iterate(self, iteration: int, data_dict: Any) -> None:
         self._context.progress.iteration = iteration
         if self._seeds is not None:
             self._seeds.seed(iteration)
-        with torch.no_grad():
-            results = list(self._results(iteration, data_dict))
+        try:
+            with torch.no_grad():
+                results = list(self._results(iteration, data_dict))
+        except SkipBatch as error:
+            self._skipping.note(iteration, self.runner.place, error)
+            return
         for result_dict, weights in results:
             self._checks.check(result_dict)
             self.meters.update(result_dict, weights)
@@ -105,6 +112,7 @@ class EvalPass:
 
     def _results(self, iteration: int, data_dict: Any) -> Iterable[tuple[dict[str, Any], Any]]:
         """One validation batch: the results after the last hook, and what they weigh."""
+        refuse_none(data_dict)
         owner, hooks, epoch = self._owner, self._context.hooks, self._context.progress.epoch
         hooks.fire("before_val_step", epoch, iteration, data_dict)
         with self._context.precision.autocast():
@@ -137,7 +145,7 @@ class TestPass(EvalPass):
         cases_of: Callable[[int, Any, Any], Iterable[tuple[Any, Any]]],
     ) -> None:
         super().__init__(owner, context, loader, after_iteration)
-        self._cases_of = cases_of
+        self._cases_of, self._cases = cases_of, 0
         self.last_case: tuple[int, Any, Any, Any] = (0, None, None, None)
 
     def test(self) -> dict[str, Any]:
@@ -153,6 +161,7 @@ class TestPass(EvalPass):
 
     def _results(self, iteration: int, data_dict: Any) -> Iterator[tuple[dict[str, Any], Any]]:
         """One test batch, case by case; each weighs 1, and a whole batch as much as it has samples."""
+        refuse_none(data_dict)
         owner, hooks = self._owner, self._context.hooks
         hooks.fire("before_test_step", iteration, data_dict)
         with self._context.precision.autocast():
@@ -160,8 +169,12 @@ class TestPass(EvalPass):
         cases = list(self._cases_of(iteration, data_dict, output_dict))
         samples = self.runner.place[2] if len(cases) == 1 else 1
         for data, output in cases:
-            number = self.last_case[0] + 1
-            result_dict = owner.eval_step(number, data, output)
+            self._cases = number = self._cases + 1
+            try:
+                result_dict = self._checks.present(owner.eval_step(number, data, output))
+            except SkipBatch as error:
+                self._skipping.note(iteration, self.runner.place, error)
+                continue
             self._checks.check(result_dict)
             hooks.fire("after_test_step", number, data, output, result_dict)
             self.last_case = (number, data, output, result_dict)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
+
 from vision3d_engine.core.errors import ResultError, did_you_mean
 
 
@@ -14,6 +16,16 @@ def weights_by(hook: Callable[..., Any], samples: int, data: Any, output: Any, r
             _refuse_misspelt(unknown, results.keys() - said.keys())
         return dict.fromkeys(results, samples) | dict(said)
     return samples if said is None else said
+
+
+def where_finite(weights: Any, loss: Any) -> Any:
+    """Return weights that are zero where a loss is not finite; nothing is read from its device."""
+    if not isinstance(loss, torch.Tensor):
+        return weights
+    is_finite = loss.detach().isfinite().reshape(())
+    if isinstance(weights, Mapping):
+        return {key: weight * is_finite for key, weight in weights.items()}
+    return weights * is_finite
 
 
 def with_further(results: dict[str, Any], weights: Any, further: Mapping[str, tuple[Any, Any]]) -> tuple[Any, Any]:

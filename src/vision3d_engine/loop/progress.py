@@ -20,6 +20,7 @@ class Progress:
         is_open: the epoch has started and its validation has not ended.
         trained: training batches of the open epoch that are behind us.
         is_trained: all of them are, and the schedule has followed; the validation is still to come.
+        skipped: training batches of the epoch that all processes have left out, up to the last log line.
         place: epoch of the data, batch in it and what it weighs, of the last training batch of this process.
         stream_epoch: epoch of the data with which an endless stream started.
         stream_start: training batches that were behind us then.
@@ -34,6 +35,7 @@ class Progress:
     is_open: bool = False
     trained: int = 0
     is_trained: bool = False
+    skipped: int = 0
     place: Place = (1, 0, 1)
     stream_epoch: int = 1
     stream_start: int = 0
@@ -44,7 +46,7 @@ class Progress:
         """Open the next epoch, unless one is open."""
         if not self.is_open:
             self.epoch += 1
-            self.trained = 0
+            self.trained = self.skipped = 0
             self.is_trained = False
             self.is_open = True
 

@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from vision3d_engine.core.errors import DataError, ResultError, did_you_mean, listed
+from vision3d_engine.core.errors import DataError, ResultError, SkipBatch, did_you_mean, listed
 from vision3d_engine.core.tree import describe
 
 _RETURN_LOSS = "Return {'loss': tensor, ...}"
 
 
 def check_batch(data_dict: Any, phase: str) -> None:
-    """Refuse a batch that is not a dict."""
-    if not isinstance(data_dict, Mapping):
+    """Refuse a batch that is neither a dict nor None, which is left out."""
+    if data_dict is not None and not isinstance(data_dict, Mapping):
         message = (
             f"the {phase} loader yielded {describe(data_dict)}; batches must be dicts such as "
-            "{'points': ..., 'label': ...}. Return a dict from the data set's __getitem__ or from collate_fn"
+            "{'points': ..., 'label': ...}. Return a dict from the data set's __getitem__ or from collate_fn, or None "
+            "from collate_fn to leave a batch out"
         )
         raise DataError(message)
 
@@ -35,15 +36,31 @@ class ResultChecker:
         self._seen: set[str] = set()
 
     def unpack(self, returned: Any) -> tuple[Any, dict[str, Any]]:
-        """Return the output dict and the result dict of a step that must return these two."""
+        """Return the output dict and the result dict of a step that must return these two.
+
+        Raises:
+            SkipBatch: when it has returned None.
+            ResultError: when it has returned anything else.
+        """
         if type(returned) is tuple and len(returned) == 2 and type(returned[1]) is dict:  # noqa: PLR2004  the usual case
             return returned  # pyright: ignore[reportReturnType]
-        if not (isinstance(returned, tuple | list) and len(returned) == 2 and isinstance(returned[1], Mapping)):  # noqa: PLR2004
+        pair = self.present(returned)
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], Mapping)):  # noqa: PLR2004
             message = (
                 f"{self._step_name} returned {describe(returned)}; it must return two dicts: output_dict, result_dict"
             )
             raise ResultError(message)
         return returned[0], returned[1]  # pyright: ignore[reportReturnType]
+
+    def present(self, returned: Any) -> Any:
+        """Return what a step has returned.
+
+        Raises:
+            SkipBatch: when that is None.
+        """
+        if returned is None:
+            raise SkipBatch(f"{self._step_name} returned None")
+        return returned
 
     def loss(self, result_dict: Mapping[str, Any]) -> torch.Tensor:
         """Return the loss: one number that requires grad."""

@@ -12,8 +12,9 @@ from vision3d_engine.debug.finite import FiniteWatch
 from vision3d_engine.logs.log_line import get_log_string, train_line
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.runner import Runner
+from vision3d_engine.loop.skipping import TrainSkips, with_skipped
 from vision3d_engine.loop.trained import Trained
-from vision3d_engine.metrics.running_means import RunningMeans
+from vision3d_engine.metrics.running_means import SKIPPED, RunningMeans
 from vision3d_engine.optim.named_groups import learning_rates
 
 
@@ -28,15 +29,23 @@ class TrainLog:
         loader: the training data.
         runner: whose times are told.
         meters: the running means of the pass.
+        skips: what the pass leaves out.
     """
 
     def __init__(
-        self, trainer: Any, context: PassContext, loader: ResumableLoader, runner: Runner, meters: RunningMeans
+        self,
+        trainer: Any,
+        context: PassContext,
+        loader: ResumableLoader,
+        runner: Runner,
+        meters: RunningMeans,
+        skips: TrainSkips,
     ) -> None:
         self.every = trainer.log_steps
         self._trainer, self._context = trainer, context
         self._loader, self._runner, self._meters = loader, runner, meters
-        parallel, is_enabled = context.parallel, context.settings.nonfinite == "stop"
+        self._skips = skips
+        parallel, is_enabled = context.parallel, context.settings.nonfinite != "ignore"
         is_spread = parallel.store is not None
         self._finite = FiniteWatch(trainer.model, is_enabled, is_spread=is_spread, gathered=parallel.gathered)
         self._say = trainer._line_writer()  # noqa: SLF001  the engine's own
@@ -76,10 +85,14 @@ class TrainLog:
         """Return the means since the last line, and the probes as numbers; compare what all processes train with it."""
         replicas = self._context.replicas
         shared = replicas.probe(line) if replicas.is_on else {}
-        means, probed, sums = self._meters.interval_means(*probes, shared=shared)
+        skipped = self._skips.updates.probe()
+        means, probed, sums = self._meters.interval_means(*probes, *skipped, shared=shared)
         if sums:
             replicas.judge(sums, self._where())
-        return means, probed
+        self._skips.limit.add(self._meters.counted.get(SKIPPED, 0))
+        if said := self._skips.updates.tell(probed[len(probes) :]):
+            self._context.logger.warn(said)
+        return with_skipped(means, self._meters), probed[: len(probes)]
 
     def _line(self, means: Any, interval: Any, position: Any) -> Any:
         """Return what makes the text: a thread may do so later, from what is handed in, when the run is further on."""
@@ -107,7 +120,8 @@ class TrainLog:
     def close(self) -> dict[str, Any]:
         """Write the line and the row of the epoch, and return its means over all processes."""
         context, progress, clock = self._context, self._context.progress, self._runner.clock
-        summary_dict: dict[str, Any] = self._meters.means()
+        summary_dict: dict[str, Any] = with_skipped(self._meters.means(), self._meters)
+        self._skips.limit.close()
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
         text = get_log_string(summary_dict, progress.epoch, self._max_epoch, time_dict=clock.means())
         self._trainer.log(f"[Train] {text}")

@@ -1,6 +1,5 @@
 """One pass over the training data: all that lives as long as it, and the sequence of one iteration."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,11 @@ from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
 from vision3d_engine.debug.finite import check_gradients
 from vision3d_engine.loop.context import PassContext
-from vision3d_engine.loop.metric_weights import weights_by, with_further
+from vision3d_engine.loop.joining import Joining
+from vision3d_engine.loop.metric_weights import weights_by, where_finite, with_further
 from vision3d_engine.loop.result_checks import ResultChecker
 from vision3d_engine.loop.runner import Runner
+from vision3d_engine.loop.skipping import TrainSkips, let_go_of, refuse_none
 from vision3d_engine.loop.train_log import TrainLog
 from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.running_means import RunningMeans
@@ -63,13 +64,14 @@ class TrainPass:
         self._uneven = UnevenRanks(lengths, context.world.rank, _way_to_join(context, takes_turns))
         self._checks = ResultChecker("train_step")
         self._equal_weights = context.hooks.is_default("loss_weight")
+        self._weighs_all_alike = context.hooks.is_default("metric_weight")
         step = self._cast_step if context.settings.precision != "fp32" else self._train_step
-        self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=takes_turns)
+        in_parts = takes_turns or context.settings.on_oom == "skip"  # behind a backward pass that has not failed
+        self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=in_parts)
         self._update = self._new_update(average)
         self._before_step = context.hooks.of("before_train_step")
         self._after_backward = context.hooks.of("after_backward")
         self._after_step = context.hooks.of("after_train_step")
-        self._last_dicts: tuple[Any, ...] = ()
         self._weights: Any = None
         self._add_own_listeners()
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
@@ -77,8 +79,9 @@ class TrainPass:
         self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.sum_up)
+        self._skips = TrainSkips(trainer, context, loader, self.meters, lengths)
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
-        self._log = TrainLog(trainer, context, loader, self.runner, self.meters)
+        self._log = TrainLog(trainer, context, loader, self.runner, self.meters, self._skips)
         self._steps_at_update = context.progress.total_steps
 
     def _new_update(self, average: NoAverage) -> Update:
@@ -87,14 +90,28 @@ class TrainPass:
         weights = None if self._equal_weights else WindowWeight(parallel, self._progress if is_divided else None)
         return Update(trainer, settings, parallel, self._context.precision, weights, average.follower())
 
+    def _new_joining(self) -> Joining:
+        return Joining(
+            self._context,
+            self._trainer.model,
+            self._update,
+            self._uneven,
+            self._step,
+            self._train_step,
+            self._after_backward,
+        )
+
     def _add_own_listeners(self) -> None:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
         if self._context.settings.debug:
             self._after_backward = [*self._after_backward, self._check_gradients]
-        if self._uneven.last_own is not None:
-            self._after_step = [self._keep_last, *self._after_step]
-        if not self._context.hooks.is_default("metric_weight"):
+        self._joining = self._new_joining()
+        if self._joining.needs_dicts:
+            self._after_step = [self._joining.keep, *self._after_step]
+        if not self._weighs_all_alike:
             self._after_step = [*self._after_step, self._weigh]
+        if self._context.settings.nonfinite == "skip":
+            self._after_step = [*self._after_step, self._look_at_update]
 
     def run(self) -> None:
         """Walk the batches; when a step fails, the counters stand at the last update that was made."""
@@ -133,17 +150,20 @@ class TrainPass:
         progress.total_steps += 1
         if self._seeds_steps:
             self._seeds.seed(iteration)
-        if iteration > self._uneven.even_until:
-            update.mean_weight = self._uneven.mean_weight(iteration)
-            if self._uneven.is_joining(iteration):
-                self._join(iteration, data_dict)
-                return
-        for act in self._before_step:
-            act(epoch, iteration, data_dict)
-        with update.micro_batch(self.runner.is_last):
-            loss, output_dict, result_dict = self._step(iteration, data_dict)
-            weight = 1 if self._equal_weights else trainer.loss_weight(data_dict, output_dict, result_dict)
-            update.backward(loss, weight)
+        if iteration > self._uneven.even_until and self._joins(iteration, data_dict):
+            return
+        try:
+            with update.micro_batch(self.runner.is_last):
+                if data_dict is None:
+                    refuse_none(data_dict)
+                for act in self._before_step:
+                    act(epoch, iteration, data_dict)
+                loss, output_dict, result_dict = self._step(iteration, data_dict)
+                weight = 1 if self._equal_weights else trainer.loss_weight(data_dict, output_dict, result_dict)
+                update.backward(loss, weight)
+        except self._skips.errors as error:
+            self._skip(iteration, data_dict, error)
+            return
         for act in self._after_backward:
             act(epoch, iteration, data_dict, output_dict, result_dict)
         self._log.note_rates(iteration)
@@ -164,6 +184,13 @@ class TrainPass:
     def _weigh(self, _epoch: int, _iteration: int, *dicts: Any) -> None:
         """Ask the user what the results of the step weigh."""
         self._weights = weights_by(self._trainer.metric_weight, self.runner.place[2], *dicts)
+
+    def _look_at_update(self, _epoch: int, iteration: int, _data: Any, _output: Any, results: Any) -> None:
+        """Let results weigh nothing whose loss is not finite, and note an update which that may have spoiled."""
+        weights = self.runner.place[2] if self._weighs_all_alike else self._weights
+        self._weights = where_finite(weights, results.get("loss"))
+        if norms := self._update.norms:
+            self._skips.updates.note(iteration, self.runner.place, [is_finite for _, is_finite in norms.values()])
 
     def _count_update(self, iteration: int) -> None:
         """Count an update; a resume goes on with the batch after this one."""
@@ -202,45 +229,32 @@ class TrainPass:
 
     # ------------------------------------------------------------------------------------------- joining others
 
-    def _join(self, iteration: int, data_dict: Any) -> None:
-        """Join in the update of other processes without weight; it shows in no mean.
-
-        Of the hooks only `after_backward` acts, when a window ends, with the dicts of the last step that was this
-        process's own: what it does to the gradients of the update (clips them) must happen on all processes.
-        """
+    def _joins(self, iteration: int, data_dict: Any) -> bool:
+        """Tell whether this process has joined in a step, since it had no batch of its own left."""
         update = self._update
+        update.mean_weight = self._uneven.mean_weight(iteration)
+        if is_joining := self._uneven.is_joining(iteration):
+            with update.micro_batch(self.runner.is_last):
+                self._joining.add_nothing(iteration, data_dict)
+            self._close_without_batch(iteration, data_dict)
+        return is_joining
+
+    def _close_without_batch(self, iteration: int, data_dict: Any) -> None:
+        """Make the update, if the micro-batch at hand ends its window, to which this process adds nothing there."""
         self._log.note_rates(iteration)
-        with update.micro_batch(self.runner.is_last):
-            update.is_joining = True
-            update.backward(self._joining_loss(iteration, data_dict), 0)
-        if update.is_complete and self._after_backward:
-            if not self._last_dicts:
-                self._make_last_again(data_dict)
-            for act in self._after_backward:
-                act(self._epoch, iteration, *self._last_dicts)
-        if update.is_complete:
-            update.step()
+        if self._update.is_complete:
+            self._joining.act_on_gradients(self._epoch, iteration, data_dict)
+            self._update.step()
             self._count_update(iteration)
 
-    def _joining_loss(self, iteration: int, data_dict: Any) -> torch.Tensor:
-        if not self._uneven.repeats:
-            return self._context.parallel.zero_loss()
-        loss, *results = self._step(iteration, data_dict)
-        self._last_dicts = (data_dict, *results)
-        return loss
+    # ------------------------------------------------------------------------------------------- leaving out
 
-    def _keep_last(self, _epoch: int, iteration: int, *dicts: Any) -> None:
-        """Keep the dicts of the last step of this process, as they are before the user's hooks."""
-        if iteration == self._uneven.last_own:
-            self._last_dicts = tuple(copy.copy(each) for each in dicts)
-
-    def _make_last_again(self, data_dict: Any) -> None:
-        """Make the dicts of the last own step after a resume in the midst of joining; no buffer keeps a trace of it."""
-        buffers = [(buffer, buffer.clone()) for buffer in self._trainer.model.buffers()]
-        _, *results = self._train_step(self._uneven.last_own or 1, data_dict)
-        self._last_dicts = (data_dict, *results)
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    def _skip(self, iteration: int, data_dict: Any, error: Exception) -> None:
+        """Leave a batch out: the update of its window is that of the other batches, here and on other processes."""
+        let_go_of(error, self._context.world.device)
+        self._skips.batches.note(iteration, self.runner.place, error)
+        self._update.skip()
+        self._close_without_batch(iteration, data_dict)
 
     # ------------------------------------------------------------------------------------------- ends
 

@@ -12,7 +12,7 @@ from vision3d_engine.core.errors import ConfigError, did_you_mean, shortened
 from vision3d_engine.optim.layers import layer_numbers
 
 if TYPE_CHECKING:
-    from vision3d_engine.core.settings import OptimizerSettings, ParamRule
+    from vision3d_engine.core.optim_settings import OptimizerSettings, ParamRule
 
 _NORM = re.compile(r"Norm(\dd)?$")
 _NO_BLOCKS = "no entry of a Sequential or ModuleList has modules of its own"
@@ -45,7 +45,7 @@ class ParameterGroups:
     """
 
     def __init__(self, model: nn.Module, settings: "OptimizerSettings", lr: Any) -> None:
-        from vision3d_engine.core.settings import ParamRule
+        from vision3d_engine.core.optim_settings import ParamRule
 
         self._settings, self._lr = settings, lr
         self._rules = (ParamRule(name="default", match=""), *settings.param_rules)

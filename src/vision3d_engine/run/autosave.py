@@ -148,7 +148,7 @@ class Autosave:
             self._failure = error
             trainer.log(f"{error}. Training goes on", level="ERROR")
         except NonFiniteError as error:
-            if self._context.settings.nonfinite == "stop":
+            if self._context.settings.nonfinite != "ignore":
                 raise
             trainer.log(str(error), level="ERROR")
         else:

@@ -84,7 +84,9 @@ class Session:
             world=self.world,
             parallel=parallel,
             hooks=hooks,
-            precision=choose_precision(self.settings.trainer.precision, self.world.device),
+            precision=choose_precision(
+                self.settings.trainer.precision, self.world.device, self.settings.trainer.nonfinite == "skip"
+            ),
             writers=self.writers,
             logger=self.logger,
             progress=Progress(counts_samples=self.settings.trainer.means == "samples"),

@@ -38,7 +38,8 @@ class GradientWindow:
         self._parameters, self._parallel = parameters, parallel
         self._is_mean, self._weights = is_mean, weights
         self._is_exchanged, self._checks_gradients = parallel.world.size > 1, parallel.checks_gradients
-        self._weight: Any = 0
+        self._own: float = 0
+        self._expected: float = 0
 
     @property
     def is_weighted(self) -> bool:
@@ -57,8 +58,23 @@ class GradientWindow:
         self.is_open = True
         if self._weights is not None:
             return self._weights.weighted(loss, weight)
-        self._weight += mean_weight
+        self._own += weight
+        self._expected += mean_weight
         return loss if weight == 1 else loss * weight
+
+    def left_out(self, mean_weight: float) -> torch.Tensor:
+        """Return what this process joins the others with in a micro-batch that it leaves out.
+
+        Args:
+            mean_weight: what `weighted` would be told.
+        """
+        return self.weighted(self._parallel.zero_loss(), 0, mean_weight)
+
+    def take_back(self) -> None:
+        """Forget the weight of the last loss, whose backward pass has failed."""
+        if self._weights is not None:
+            self._weights.take_back()
+        self._own -= 1
 
     def close(self) -> bool:
         """Exchange and divide the gradients, and begin another window; tell whether there is anything to learn.
@@ -67,25 +83,32 @@ class GradientWindow:
         they are zero on the device nobody knows, and gradients become exact zeros.
         """
         parallel, self.is_open = self._parallel, False
-        if self._is_exchanged:
-            parallel.exchange(self._parameters)
+        own, expected, self._own, self._expected = self._own, self._expected, 0, 0
+        weight = parallel.exchange(self._parameters, own, expected) if self._is_exchanged else own
         if self._checks_gradients:
             parallel.check_gradients()
-        weight = self._weight if self._weights is None else self._weights.close()
-        self._weight = 0
+        if self._weights is not None:
+            weight = self._weights.close()
         if isinstance(weight, torch.Tensor):
             self._divide_on_device(weight)
         elif weight == 0:
             self._clear_to_zeros()
             return False
-        elif self._is_mean and weight != 1 and (gradients := self._gradients()):
-            _divide_all(gradients, weight)
+        elif self._is_mean and weight != 1:
+            _divide_all(self._gradients(), weight)
         return True
 
     def _divide_on_device(self, weight: torch.Tensor) -> None:
-        """Divide by a weight that nobody reads; where it is zero, gradients become zeros, also those that are NaN."""
-        gradients, is_void = self._gradients(), weight == 0
-        if self._is_mean and gradients:
+        """Divide by a weight that nobody reads; where it is zero, gradients become zeros, also those that are NaN.
+
+        Equal weights that are here, and not on the host, are larger than 0.
+        """
+        gradients = self._gradients()
+        if self._weights is None:
+            _divide_all(gradients if self._is_mean else [], weight)
+            return
+        is_void = weight == 0
+        if self._is_mean:
             _divide_all(gradients, weight.masked_fill(is_void, 1))
         for gradient in gradients:
             gradient.masked_fill_(is_void, 0)
@@ -104,4 +127,5 @@ class GradientWindow:
 
 
 def _divide_all(gradients: list[torch.Tensor], weight: Any) -> None:
-    torch._foreach_div_(gradients, weight)  # pyright: ignore  like torch's clip_grad_norm_
+    if gradients:
+        torch._foreach_div_(gradients, weight)  # pyright: ignore  like torch's clip_grad_norm_

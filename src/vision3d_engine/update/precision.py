@@ -17,7 +17,7 @@ class Precision:
     """Full precision: nothing is cast, nothing is scaled. The null object of the others.
 
     Attributes:
-        is_scaled: whether losses are scaled, so that an update may be skipped.
+        is_scaled: whether an update may be skipped, which torch decides when gradients are brought back from a scale.
     """
 
     is_scaled = False
@@ -87,30 +87,31 @@ class Autocast(Precision):
         return torch.autocast(self._device.type, enabled=False)
 
 
-class ScaledAutocast(Autocast):
-    """Autocast to floats of a small range: losses are scaled by torch's ``GradScaler`` (Micikevicius et al. 2018).
+class Guarded(Precision):
+    """Lets an optimizer make its step only where its gradients are finite, by torch's ``GradScaler``.
 
     Optimizers with fused kernels skip a step on the device; for others ``GradScaler.step`` waits for it once an update.
+    Here the scale is 1 and stays so.
 
     Args:
-        dtype: the type of the operations.
         device: where the step runs.
     """
 
     is_scaled = True
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(dtype, device)
-        self._scaler = torch.amp.GradScaler(device.type)
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._scaler = self._new_scaler()
         # A schedule goes on when an update is skipped, of which torch would say that it comes too early.
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
         self._skipped = torch.zeros((), device=device)
         self._unscaled: set[int] = set()
         self._stepped: set[int] = set()
 
-    def scale(self, loss: torch.Tensor) -> torch.Tensor:
-        """Return the loss times the scale."""
-        return self._scaler.scale(loss)
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        scaler = torch.amp.GradScaler(self._device.type, init_scale=1.0)
+        scaler.scale(torch.ones((), device=self._device))  # puts its scale on the device
+        return scaler
 
     def unscale(self, optimizer: Any) -> None:
         """Divide the gradients of an optimizer by the scale, and note on the device whether all are finite."""
@@ -134,8 +135,9 @@ class ScaledAutocast(Autocast):
         """
         if id(optimizer) not in self._stepped:
             message = (
-                "optimizer_step is overridden and makes the step itself, so that an update whose gradients overflow in "
-                "fp16 would not be skipped: call super().optimizer_step() in it, or use trainer.precision: bf16"
+                "optimizer_step is overridden and makes the step itself, so that an update whose gradients are not "
+                "finite would not be skipped (trainer.precision: fp16, trainer.nonfinite: skip): call "
+                "super().optimizer_step() in it, or use trainer.precision: bf16 and trainer.nonfinite: stop"
             )
             raise RegistrationError(message)
 
@@ -144,16 +146,20 @@ class ScaledAutocast(Autocast):
         self._skipped += norm.isfinite().logical_not()
 
     def end_update(self) -> None:
-        """Let the scale follow what became of the update."""
+        """Begin another update."""
         if self._unscaled:
-            self._scaler.update()
+            self._follow()
         self._unscaled.clear()
         self._stepped.clear()
+
+    def _follow(self) -> None:
+        """Let the scale follow what became of the update; here it stays as it is."""
+        self._scaler.update(1.0)
 
     def begin(self) -> None:
         """Go on with the scale alone where an update was left unfinished."""
         if self._unscaled:
-            scale, self._scaler = self._scaler.state_dict(), torch.amp.GradScaler(self._device.type)
+            scale, self._scaler = self._scaler.state_dict(), self._new_scaler()
             self._scaler.load_state_dict(scale)
         self._unscaled.clear()
         self._stepped.clear()
@@ -173,8 +179,43 @@ class ScaledAutocast(Autocast):
             self._skipped.fill_(state["skipped"])
 
 
-def choose_precision(name: str, device: torch.device) -> Precision:
-    """Return what the setting ``trainer.precision`` asks for."""
+class GuardedAutocast(Guarded, Autocast):
+    """Autocast whose updates are skipped where gradients are not finite; losses are not scaled.
+
+    Args:
+        dtype: the type of the operations.
+        device: where the step runs.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        Guarded.__init__(self, device)
+        Autocast.__init__(self, dtype, device)
+
+
+class ScaledAutocast(GuardedAutocast):
+    """Autocast to floats of a small range: losses are scaled by torch's ``GradScaler`` (Micikevicius et al. 2018)."""
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self._device.type)
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss times the scale."""
+        return self._scaler.scale(loss)
+
+    def _follow(self) -> None:
+        self._scaler.update()
+
+
+def choose_precision(name: str, device: torch.device, skips: bool = False) -> Precision:
+    """Return what the setting ``trainer.precision`` asks for.
+
+    Args:
+        name: the setting.
+        device: where steps run.
+        skips: whether updates are skipped whose gradients are not finite, also where losses are not scaled.
+    """
     if name == "fp32":
-        return Precision()
-    return (ScaledAutocast if name == "fp16" else Autocast)(_DTYPES[name], device)
+        return Guarded(device) if skips else Precision()
+    if name == "fp16":
+        return ScaledAutocast(_DTYPES[name], device)
+    return (GuardedAutocast if skips else Autocast)(_DTYPES[name], device)

@@ -17,9 +17,15 @@ from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.update.clipping import Clipping, gradient_norm
 from vision3d_engine.update.gradient_window import GradientWindow
 from vision3d_engine.update.precision import Precision
+from vision3d_engine.update.whole_backward import WholeBackward
 from vision3d_engine.update.window_weight import WindowWeight
 
 _EXCHANGING = contextlib.nullcontext()
+_REACHES_BACK = (
+    "a loss reaches through a graph that self.update(...) has walked back already, or through weights that "
+    "it has changed. Compute it anew after self.update (the discriminator's answer too), detach what it "
+    "shares with the other loss, and return no loss that was handed to self.update"
+)
 _USED_UP = ("backward through the graph a second time", "modified by an inplace operation")
 
 
@@ -41,6 +47,7 @@ class Update:
     Attributes:
         is_complete: whether the micro-batch at hand ends its window.
         is_shared: whether the loss of a step drives all optimizers: no step of the window has updated one by itself.
+        learns: whether the update of a window that is complete has anything to teach through the returned losses.
         is_joining: whether this process joins in the micro-batch at hand without a batch of its own.
         mean_weight: with equal weights, the mean of all processes' weights for the micro-batch at hand.
         norms: norms of the gradients before they were clipped, by the name under which they are logged, with what they
@@ -68,14 +75,16 @@ class Update:
         self._optimizers = optimizers_of(trainer.optimizer)
         self._clippings = {name: _clipping(trainer.optimizer, name, settings) for name in self._optimizers}
         self._limited = {name for name, each in self._clippings.items() if each is not None or precision.is_scaled}
-        self._backward = trainer.backward
         self._shared = self._new_window(self._parameters, weights)
+        self._backward = trainer.backward
+        if settings.on_oom == "skip":
+            self._backward = WholeBackward(self._backward, self._parameters, self._shared.take_back)
         self._own: dict[str, GradientWindow] = {}
         self._rest = self._optimizers
         self._walked: list[torch.Tensor] = []
         self._made: dict[str, int] = {}
         self._collected = 0
-        self._learns = False
+        self.learns = False
         self._has_stepped = False
 
     def _new_window(self, parameters: Any, weights: WindowWeight | None) -> GradientWindow:
@@ -129,15 +138,18 @@ class Update:
         except RuntimeError as error:
             if not any(part in str(error) for part in _USED_UP):
                 raise
-            message = (
-                "a loss reaches through a graph that self.update(...) has walked back already, or through weights that "
-                "it has changed. Compute it anew after self.update (the discriminator's answer too), detach what it "
-                "shares with the other loss, and return no loss that was handed to self.update"
-            )
-            raise ResultError(message) from error
+            raise ResultError(_REACHES_BACK) from error
+
+    def skip(self) -> None:
+        """Leave the micro-batch at hand out; one of several processes joins in the others' update without it."""
+        if self._parallel.world.size > 1:
+            with _EXCHANGING if self.is_complete else self._parallel.without_gradient_sync():
+                self._trainer.backward(self._precision.scale(self._shared.left_out(self.mean_weight)))
+        if self.is_complete and self._shared.is_open:
+            self._close_shared()
 
     def _close_shared(self) -> None:
-        self._learns = self._shared.close()
+        self.learns = self._shared.close()
         for optimizer in self._rest.values() if self._scaling is not None else ():
             self._precision.unscale(optimizer)
 
@@ -146,12 +158,12 @@ class Update:
         if self._own:
             self._finish_open()
         for name, optimizer in self._rest.items():
-            self._step(name, optimizer, self._learns)
+            self._step(name, optimizer, self.learns)
         if self._scaling is not None:
             self._scaling.end_update()
         if self._follow is not None and self._has_stepped:
             self._follow()
-        self._collected, self._learns, self._has_stepped = 0, False, False
+        self._collected, self.learns, self._has_stepped = 0, False, False
         if not self.is_shared:
             self._rest, self.is_shared = self._optimizers, True
             self._made.clear()
@@ -180,7 +192,7 @@ class Update:
     # ------------------------------------------------------------------------------------------- in a step
 
     def make(self, name: str, loss: torch.Tensor, weight: Any = None) -> None:
-        """Do all of the above for one optimizer alone, in the midst of a step; see ``BaseTrainer.update``."""
+        """Do all of the above for one optimizer alone; see ``BaseTrainer.update``."""
         optimizer = self._trainer.optimizer[name]
         self._check_own(name, loss)
         if self._made.get(name) == self._collected:
@@ -217,12 +229,7 @@ class Update:
         Raises:
             ResultError: saying what to do about it.
         """
-        if not isinstance(loss, torch.Tensor) or not loss.requires_grad or loss.numel() != 1:
-            message = f"update('{name}') got {describe(loss)} as loss; it must be one number that requires grad"
-            raise ResultError(message)
-        if not _trained(self._optimizers[name]):
-            message = f"update('{name}'): no parameter of this optimizer requires grad; leave the call out, or unfreeze"
-            raise ResultError(message)
+        _refuse_unteachable(name, loss, self._optimizers[name])
         if self._shared.is_open and name in self._rest:
             message = (
                 f"update('{name}') in the midst of a window (trainer.grad_acc_steps) whose first losses, returned by "
@@ -289,6 +296,15 @@ def _held(optimizer: Any) -> Iterable[torch.Tensor]:
 
 def _trained(optimizer: Any) -> list[torch.Tensor]:
     return [parameter for parameter in _held(optimizer) if parameter.requires_grad]
+
+
+def _refuse_unteachable(name: str, loss: Any, optimizer: Any) -> None:
+    """Raise `ResultError` for a loss that is none, and for an optimizer that trains nothing."""
+    if not isinstance(loss, torch.Tensor) or not loss.requires_grad or loss.numel() != 1:
+        raise ResultError(f"update('{name}') got {describe(loss)} as loss; it must be one number that requires grad")
+    if not _trained(optimizer):
+        message = f"update('{name}'): no parameter of this optimizer requires grad; leave the call out, or unfreeze"
+        raise ResultError(message)
 
 
 def clear_gradients(optimizer: Any) -> None:

@@ -29,6 +29,7 @@ class WindowWeight:
         self._kept = kept
         self._are_on_device: bool | None = None
         self._sum: Any = 0
+        self._before: Any = 0
         self._count = 0
 
     def weighted(self, loss: torch.Tensor, weight: Any) -> torch.Tensor:
@@ -43,11 +44,16 @@ class WindowWeight:
         is_void = not isinstance(own, torch.Tensor) and own == 0
         if self._kept is not None and not is_void:
             own = own * self._kept.weight_scale
-        self._sum = self._sum + own
+        self._before, self._sum = self._sum, self._sum + own
         self._count += 1
         if isinstance(own, torch.Tensor):
             return loss * own.to(loss)
         return self._parallel.zero_loss() if is_void and self._parallel.joins_with_zeros else loss * own
+
+    def take_back(self) -> None:
+        """Forget the last loss."""
+        self._sum = self._before
+        self._count -= 1
 
     def close(self) -> Any:
         """Return the window's weight, as the mean over all processes, and begin another window."""

@@ -23,6 +23,8 @@ class Parallel:
     store: Any = None
     #: whether a process without a batch can join an update by a `zero_loss`; otherwise it needs a real step.
     joins_with_zeros = True
+    #: whether a process may leave a batch out while others train on theirs.
+    lets_skip = True
     #: whether `check_gradients` looks at anything.
     checks_gradients = False
 
@@ -61,8 +63,17 @@ class Parallel:
         """
         return contextlib.nullcontext(parameters)
 
-    def exchange(self, parameters: Callable[[], Iterable[torch.Tensor]]) -> None:
-        """Average the gradients of some parameters over all processes, where the backward pass does not do so."""
+    def exchange(self, parameters: Callable[[], Iterable[torch.Tensor]], own: float, expected: float) -> Any:
+        """Average the gradients of some parameters over all processes, where the backward pass has not done so.
+
+        Return the mean of all processes' weights: a number, or one on the device, which is then larger than 0.
+
+        Args:
+            parameters: returns those whose gradients are meant.
+            own: weight that this process has put into its gradients.
+            expected: mean of all processes' weights as it is when none of them has left out a batch.
+        """
+        return expected
 
     def zero_loss(self) -> torch.Tensor:
         """Return a loss that teaches nothing: of a batch without weight, or of a process without a batch."""

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vision3d_engine.core.errors import ConfigError, RegistrationError, ResultError
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel
-from vision3d_engine.distributed.parallel.gradient_means import GradientMeans, unused_message
+from vision3d_engine.distributed.parallel.gradient_means import GradientMeans, unused_message, whole_mean
 from vision3d_engine.distributed.parallel.wrapping import (
     Step,
     StepHolder,
@@ -76,10 +76,13 @@ class DataParallel(Parallel):
             self._holder = self._new_holder(model, trained, outside) if trained else None
         return step if self._holder is None else running_in(self._holder, step)
 
-    def exchange(self, parameters: Callable[[], Iterable[torch.Tensor]]) -> None:
-        """Average the gradients of some parameters, where no backward pass does so."""
+    def exchange(self, parameters: Callable[[], Iterable[torch.Tensor]], own: float, expected: float) -> Any:
+        """Average the gradients of some parameters, where no backward pass does so; see `Parallel.exchange`."""
         if self._means is not None:
-            self._means.exchange(parameters())
+            mean = self._means.exchange(parameters(), own, expected)
+        else:
+            mean = expected if self._holder is None else self._holder.take_weight(own, expected)
+        return mean if self.lets_skip else expected
 
     def _checked(self, outside: Mapping[str, torch.Tensor]) -> list[Any]:
         """Return what is trained outside the model.
@@ -104,16 +107,25 @@ class DataParallel(Parallel):
         broadcast(outside, self.world)
         options = {name: getattr(self._trainer, name) for name in DDP_ONLY}
         may_be_unused = self._trainer.find_unused_parameters and not self._trainer.static_graph
-        anchor = nn.Parameter(torch.zeros(1, device=self.world.device)) if may_be_unused else None
+        needs_anchor = may_be_unused or self.lets_skip
+        anchor = nn.Parameter(torch.zeros(1, device=self.world.device)) if needs_anchor else None
         holder = _GradientExchange(StepHolder(model, outside, anchor), trained, self.world, **options)
         _compress_gradients(holder, self._trainer.gradient_compression)
         self._has_synced = not self._trainer.static_graph
+        if not self._trainer.static_graph:
+            holder.settle()
         return holder
 
     @property
     def joins_with_zeros(self) -> bool:
         """Whether zeros are enough; a static graph and synchronised batch norms need a real step."""
         return not (self._trainer.static_graph or self._trainer.sync_batchnorm)
+
+    @property
+    def lets_skip(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the weight of an update travels with its gradients; in 16 bits it would not arrive as it is."""
+        trainer = self._trainer
+        return self.joins_with_zeros and trainer.max_skipped > 0 and trainer.gradient_compression == "none"
 
     def zero_loss(self) -> torch.Tensor:
         """Return a loss with gradients of zeros, without running the user's step.
@@ -174,9 +186,30 @@ class _GradientExchange(DistributedDataParallel):
         return own.keys() == trained.keys() and all(own[name] is parameter for name, parameter in trained.items())
 
     def zero_loss(self) -> torch.Tensor:
-        """Return zeros as the result of a step: of all parameters, or of the anchor alone where there is one."""
+        """Return zeros as the result of a step: of all parameters, or of the anchor alone where some may be unused."""
+        takes_part = [self.module.anchor] if self.find_unused_parameters else self._parameters_by_name.values()
+        return self(lambda: zeros_of(takes_part))
+
+    def settle(self) -> None:
+        """Let torch arrange gradients in its messages now, by a backward pass of zeros.
+
+        It arranges them anew after the first backward pass, in the order in which they have come. With three processes
+        and more the order of a sum depends on the place in a message, so that the first step after a resume would round
+        otherwise than the same step of a run that went through.
+        """
+        parameters = list(self.parameters())
+        before = [parameter.grad for parameter in parameters]
+        torch.autograd.backward(self.zero_loss())
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+
+    def take_weight(self, own: float, expected: float) -> Any:
+        """Return the mean weight that was exchanged with the gradients, and begin anew; see `Parallel.exchange`."""
         anchor: nn.Parameter | None = self.module.anchor
-        return self(lambda: zeros_of(self._parameters_by_name.values() if anchor is None else [anchor]))
+        if anchor is None or anchor.grad is None:
+            return expected
+        gradient, anchor.grad = anchor.grad, None
+        return whole_mean(gradient, self._world.size, is_read=own == 0)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Return the loss of a step."""

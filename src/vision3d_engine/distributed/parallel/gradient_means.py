@@ -66,8 +66,11 @@ class GradientMeans:
         """Return a loss with gradients of zeros for all that is trained."""
         return zeros_of(self._trained)
 
-    def exchange(self, parameters: Iterable[torch.Tensor]) -> None:
+    def exchange(self, parameters: Iterable[torch.Tensor], own: float, expected: float) -> Any:
         """Average the gradients of parameters; to be called by all processes, with the same ones.
+
+        The weight that this process has put into them travels with them; the mean of all is returned, see
+        `Parallel.exchange`.
 
         Raises:
             ResultError: when one has no gradient, unless ``trainer.find_unused_parameters`` is set. Then zeros stand
@@ -76,12 +79,16 @@ class GradientMeans:
         self._are_buffers_due = True
         gradients = self._complete([parameter for parameter in parameters if parameter.requires_grad])
         gradients = [torch.view_as_real(each) if each.is_complex() else each for each in gradients]
+        weight: torch.Tensor | None = None
         for bucket in buckets(gradients):
-            whole = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            further = [] if weight is not None else [bucket[0].new_full((1,), own)]
+            whole = torch.cat([gradient.reshape(-1) for gradient in bucket] + further)
             mean = self._world.mean(whole if self._dtype is None else whole.to(self._dtype))
-            parts = mean.split([gradient.numel() for gradient in bucket])
-            for gradient, part in zip(bucket, parts, strict=True):
+            parts = mean.split([each.numel() for each in (*bucket, *further)])
+            for gradient, part in zip(bucket, parts, strict=False):
                 gradient.copy_(part.view(gradient.shape))
+            weight = parts[-1] if further else weight
+        return expected if weight is None else whole_mean(weight, self._world.size, is_read=own == 0)
 
     def _complete(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the gradients that take part, the same on all processes."""
@@ -95,6 +102,16 @@ class GradientMeans:
                 if is_used and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def whole_mean(mean: torch.Tensor, size: int, is_read: bool) -> Any:
+    """Return a mean of whole numbers over processes without what rounding has made of it.
+
+    It is a number where reading costs nothing or must be, else on the device. Only who has put nothing into a mean has
+    to read it, to see whether it is zero.
+    """
+    total = (mean.sum().double() * size).round()
+    return (float(total) if is_read or mean.device.type == "cpu" else total) / size
 
 
 def unused_message(names: Sequence[str]) -> str:

@@ -24,7 +24,8 @@ class StepHolder(nn.Module):
         outside: parameters that are trained beside it.
 
     Attributes:
-        anchor: a parameter of nothing, through which a loss takes part in an exchange without any other.
+        anchor: a parameter of nothing, through which a loss takes part in an exchange without any other. Its gradient
+            is the number of losses that were walked back with a weight, so that it is averaged with the gradients.
     """
 
     def __init__(
@@ -36,8 +37,22 @@ class StepHolder(nn.Module):
         self.outside = nn.ParameterList(outside)
 
     def forward(self, call: Callable[[], Any]) -> Any:
-        """Return what the call returns."""
-        return call()
+        """Return what the call returns: a loss."""
+        return call() if self.anchor is None else _Counted.apply(call(), self.anchor)
+
+
+class _Counted(torch.autograd.Function):
+    """A loss that counts itself in the gradient of an anchor, unless its own gradient is zero; nothing is read."""
+
+    @staticmethod
+    def forward(_ctx: Any, loss: torch.Tensor, _anchor: torch.Tensor) -> torch.Tensor:
+        """Return the loss as it is."""
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradients of loss and anchor."""
+        return gradient, (gradient != 0).float().reshape(1)
 
 
 def running_in(module: nn.Module, step: Step) -> Step:

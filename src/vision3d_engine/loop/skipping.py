@@ -1,0 +1,253 @@
+"""Batches that a pass leaves out: which, why, how many, and when there are too many."""
+
+import gc
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from vision3d_engine.core.errors import ConfigError, ResultError, SkipBatch, listed, shortened
+from vision3d_engine.data.resumable_loader import Place, ResumableLoader
+from vision3d_engine.loop.context import PassContext
+from vision3d_engine.metrics.running_means import SKIPPED, RunningMeans
+from vision3d_engine.optim.named_optimizers import optimizers_of
+
+# So many are said one by one in a pass of a process.
+_SAID = 10
+# A pass that has left out all of so many batches would leave out the rest too.
+_HOPELESS = 10
+_MAX_SAMPLES = 16
+_TITLES = {"train": "training", "val": "validation", "test": "test"}
+# So many updates are looked at in a log line; of more between two lines the last ones.
+_MAX_UPDATES = 1024
+_NO_BATCH = "the loader yielded None in place of a batch"
+_FORBIDDEN = (
+    "a batch is to be left out ({}; {}), which does not go with {} on several processes: the others wait for what its "
+    "step exchanges. Give it no weight instead: return 0 from loss_weight"
+)
+
+
+class SkippedBatches:
+    """Counts, on each process, the batches of a pass that are left out, and says which.
+
+    Args:
+        context: settings, processes, counters, log.
+        loader: whose batches they are.
+        meters: the running means of the pass, which keep the number through a resume and add it up over processes.
+        phase: ``"train"``, ``"val"`` or ``"test"``.
+        forbidden_by: why none can be left out; None if it can.
+    """
+
+    def __init__(
+        self,
+        context: PassContext,
+        loader: ResumableLoader,
+        meters: RunningMeans,
+        phase: str,
+        forbidden_by: str | None = None,
+    ) -> None:
+        self._context, self._loader, self._meters, self._phase = context, loader, meters, phase
+        self._forbidden_by = forbidden_by
+        self._said = 0
+
+    def note(self, iteration: int, place: Place, error: BaseException) -> None:
+        """Count one, and say which; only the first ones of a pass are said.
+
+        Raises:
+            ResultError: when none can be left out.
+        """
+        if self._forbidden_by is not None:
+            raise ResultError(_FORBIDDEN.format(error, self.where(iteration, place), self._forbidden_by)) from error
+        self._meters.count(SKIPPED)
+        self._said += 1
+        if self._said <= _SAID:
+            more = ". More of this pass are only counted" if self._said == _SAID else ""
+            reason = str(error) or type(error).__name__
+            self._context.logger.warn(f"skipped: {reason} ({self.where(iteration, place)}){more}")
+
+    def where(self, iteration: int, place: Place) -> str:
+        """Return which batch it is: epoch, iteration and, where its order is a function of the position, samples."""
+        samples = self._loader.samples_at(place)
+        named = f", samples {shortened(samples, _MAX_SAMPLES)}" if samples else ""
+        of = f"epoch {epoch}, " if (epoch := self._context.progress.epoch) else ""
+        return f"{_TITLES[self._phase]} {of}iteration {iteration}{named}"
+
+
+class SkipLimit:
+    """Ends a training that leaves out more than ``trainer.max_skipped``; the same on all processes.
+
+    Args:
+        context: settings and counters.
+        lengths: batches of the epoch of each process; None where it is not known.
+    """
+
+    def __init__(self, context: PassContext, lengths: Sequence[int | None]) -> None:
+        self._share, self._progress = context.settings.max_skipped, context.progress
+        self._size = len(lengths)
+        self._total = None if None in lengths else sum(filter(None, lengths))
+
+    def add(self, skipped: float) -> None:
+        """Take in how many batches all processes have left out since the last call.
+
+        Raises:
+            ResultError: when there are too many.
+        """
+        if not skipped:
+            return
+        progress = self._progress
+        progress.skipped += int(skipped)
+        seen = progress.iteration * self._size
+        is_hopeless = progress.skipped >= max(seen, _HOPELESS)
+        if is_hopeless or (self._total is not None and progress.skipped > self._share * self._total):
+            raise ResultError(self._text(self._total or seen))
+
+    def close(self) -> None:
+        """Judge an epoch whose length was not known before its end.
+
+        Raises:
+            ResultError: when too many were left out.
+        """
+        seen = self._progress.iteration * self._size
+        if self._total is None and self._progress.skipped > self._share * seen:
+            raise ResultError(self._text(seen))
+
+    def _text(self, total: int) -> str:
+        return (
+            f"{self._progress.skipped} of {total} training batches of epoch {self._progress.epoch} were skipped, up to "
+            f"iteration {self._progress.iteration}; trainer.max_skipped allows {self._share:.0%}. The reasons stand in "
+            "the log above (of other processes in logs/rankN.log). If train_step returns nothing, add its return; "
+            "clean the data; or raise trainer.max_skipped"
+        )
+
+
+class SkippedUpdates:
+    """Updates that were skipped since the last log line, since their gradients were not finite; read only there.
+
+    Args:
+        batches: says which batch an update was made with.
+        limit: judges how many there are.
+        weight: batches of one update of all processes.
+    """
+
+    def __init__(self, batches: SkippedBatches, limit: SkipLimit, weight: int) -> None:
+        self._batches, self._limit, self._weight = batches, limit, weight
+        self._made: deque[tuple[int, Place]] = deque(maxlen=_MAX_UPDATES)
+        self._are_finite: deque[torch.Tensor] = deque(maxlen=_MAX_UPDATES)
+
+    def note(self, iteration: int, place: Place, are_finite: Iterable[torch.Tensor]) -> None:
+        """Note an update, and on the device whether the gradients of its optimizers are finite."""
+        self._made.append((iteration, place))
+        self._are_finite.append(torch.stack(list(are_finite)).all())
+
+    def probe(self) -> list[torch.Tensor]:
+        """Return how many were skipped, and the number of the first of them, from 0, to be read with a log line."""
+        if not self._made:
+            return []
+        are_bad = torch.stack(list(self._are_finite)).logical_not()
+        return [are_bad.sum(), are_bad.int().argmax()]
+
+    def tell(self, probed: Sequence[float]) -> str | None:
+        """Count what `probe` returned, read; return what to say of it, and begin anew.
+
+        Raises:
+            ResultError: when too many were skipped.
+        """
+        count, first = map(int, probed or (0, 0))
+        made, _ = list(self._made), self._made.clear()
+        self._are_finite.clear()
+        if not count:
+            return None
+        self._limit.add(count * self._weight)
+        where = self._batches.where(*made[first])
+        return f"{count} of {len(made)} updates were skipped: gradients were not finite, the first time in {where}"
+
+
+class TrainSkips:
+    """All about what a training pass leaves out.
+
+    Args:
+        trainer: whose optimizers count.
+        context: settings, processes, counters, log.
+        loader: the training data.
+        meters: the running means of the pass.
+        lengths: batches of the epoch of each process; None where it is not known.
+
+    Attributes:
+        errors: what a step may raise to be left out.
+        batches: those that were left out.
+        updates: those that were skipped.
+        limit: judges how many there are of both.
+
+    Raises:
+        ConfigError: when ``trainer.on_oom`` asks for what cannot be.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        context: PassContext,
+        loader: ResumableLoader,
+        meters: RunningMeans,
+        lengths: Sequence[int | None],
+    ) -> None:
+        settings = context.settings
+        self.errors = (SkipBatch,) if settings.on_oom == "raise" else (SkipBatch, RuntimeError)
+        self.batches = SkippedBatches(context, loader, meters, "train", _what_forbids(context, trainer))
+        self.limit = SkipLimit(context, lengths)
+        self.updates = SkippedUpdates(self.batches, self.limit, settings.grad_acc_steps * context.world.size)
+
+
+def refuse_none(data_dict: Any) -> None:
+    """Raise `SkipBatch` for a batch that is None."""
+    if data_dict is None:
+        raise SkipBatch(_NO_BATCH)
+
+
+def with_skipped(means: dict[str, float], meters: RunningMeans) -> dict[str, float]:
+    """Return means with the number of batches that were left out, if any was; a name of the user's stays theirs."""
+    counted = meters.counted.get(SKIPPED)
+    return means if counted is None else {"skipped": counted} | means
+
+
+def _what_forbids(context: PassContext, trainer: Any) -> str | None:
+    """Return why a training batch cannot be left out, if it cannot: other processes wait for what its step exchanges.
+
+    Raises:
+        ConfigError: when ``trainer.on_oom`` asks for it all the same.
+    """
+    settings, takes_turns = context.settings, len(optimizers_of(trainer.optimizer)) > 1
+    reasons = {
+        "several optimizers": takes_turns,
+        f"trainer.parallel: {settings.parallel}": settings.parallel == "fsdp2",
+        "trainer.static_graph": settings.static_graph,
+        "trainer.sync_batchnorm": settings.sync_batchnorm,
+        f"trainer.gradient_compression: {settings.gradient_compression}": settings.gradient_compression != "none",
+        "trainer.max_skipped: 0": settings.max_skipped == 0,
+    }
+    why = listed(name for name, holds in reasons.items() if holds) if context.world.size > 1 else None
+    if settings.on_oom == "skip" and (takes_turns or why not in {None, "none"}):
+        message = f"trainer.on_oom is 'skip', which does not go with {why or 'several optimizers'}; set it to 'raise'"
+        raise ConfigError(message)
+    return None if why == "none" else why
+
+
+def let_go_of(error: Exception, device: torch.device) -> None:
+    """Free what a step held that had no memory; raise an error that is another one.
+
+    A traceback keeps all tensors of the frames that it went through.
+    """
+    if isinstance(error, SkipBatch):
+        return
+    if not _is_out_of_memory(error):
+        raise error
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an allocator had no memory; torch has a class of its own for some devices alone."""
+    is_named = isinstance(error, torch.OutOfMemoryError)
+    return is_named or any(part in str(error) for part in ("out of memory", "can't allocate memory"))
