@@ -38,7 +38,7 @@ def test_a_run_leaves_the_files_of_the_description(tmp_path):
     assert names(tmp_path) == ["best_mae.pth", "checkpoint.prev.pth", "checkpoint.pth", "epoch-1.pth", "epoch-2.pth"]
     state = torch.load(tmp_path / "checkpoints" / "epoch-2.pth", weights_only=True)
     assert state.keys() == {"metadata", "model"}
-    assert state["metadata"] == {"epoch": 2, "total_steps": 6}
+    assert state["metadata"] == {"epoch": 2, "total_steps": 6, "updates": 6, "samples": 12}
     assert state["model"].keys() == {"weight", "bias"}
     full = torch.load(tmp_path / "checkpoints" / "checkpoint.pth", weights_only=True)
     named = {"metadata", "model", "optimizer", "scheduler", "ckpt_manager"}

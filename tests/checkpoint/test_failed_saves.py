@@ -95,7 +95,7 @@ def test_a_best_model_that_could_not_be_written_is_replaced_by_the_next_good_one
     assert "Training goes on" in Path(log_file).read_text()
     assert load(tmp_path / "checkpoints" / "best_score.pth")["metadata"]["epoch"] == 3
     state = load(tmp_path / "checkpoints" / "checkpoint.pth")["ckpt_manager"]
-    assert state["best_scores"]["score"] == {"score": 0.8, "largest": True}
+    assert state["best_scores"]["score"] == {"score": 0.8, "largest": True, "epoch": 3}
     assert state["scores"]["score"] == dict(enumerate(toy.scores, start=1))
 
 

@@ -60,7 +60,10 @@ def test_every_validation_is_reported_with_the_checkpoint_that_was_saved_after_i
         (2, 6, 4),
     ]
     assert all(isinstance(found["mae"], float) for found, _ in ray.reports)
-    saved = [{"epoch": 1, "total_steps": 3}, {"epoch": 2, "total_steps": 6}]
+    saved = [
+        {"epoch": 1, "total_steps": 3, "updates": 3, "samples": 6},
+        {"epoch": 2, "total_steps": 6, "updates": 6, "samples": 12},
+    ]
     assert [files for _, files in ray.reports] == [{"checkpoint.pth": metadata} for metadata in saved]
 
 

@@ -64,7 +64,7 @@ def test_the_checkpoint_before_it_is_used_whatever_is_wrong_with_the_newest(spoi
     newest = [
         torch.load(tmp_path / name / "checkpoints/checkpoint.pth", weights_only=True) for name in ("whole", "run")
     ]
-    assert newest[0]["metadata"] == newest[1]["metadata"] == {"epoch": 3, "total_steps": 9}
+    assert newest[0]["metadata"] == newest[1]["metadata"] == {"epoch": 3, "total_steps": 9, "updates": 9, "samples": 18}
     assert all(torch.equal(newest[0]["model"][key], newest[1]["model"][key]) for key in newest[0]["model"])
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.toys import ToyEpochTrainer, ToyIterTrainer, linear_model, settings
+from tests.toys import ToyEpochTrainer, ToyIterTrainer, linear_model, rows_loader, settings
 
 KEPT = {
     "a number": (lambda: 0, lambda value: value + 1),
@@ -184,3 +184,19 @@ def test_what_a_second_optimizer_trains_and_what_a_step_first_makes_is_named(tmp
     assert "self.temperature" in line
     assert "self.made" in line
     assert len(lines_of(log_file, "self._average has a state that is not saved")) == 1
+
+
+def test_a_validation_loader_with_a_state_of_its_own_is_no_state_that_is_lost(tmp_path):
+    class Stateful(list):
+        def state_dict(self):
+            return {"at": 3}
+
+        def load_state_dict(self, state):
+            pass
+
+    trainer = ToyEpochTrainer(settings(tmp_path))
+    trainer.hard = Stateful(rows_loader())
+    trainer.register_loader(rows_loader(), {"easy": rows_loader(), "hard": trainer.hard})
+    log_file = trainer.log_file
+    trainer.run()
+    assert lines_of(log_file, "has a state that is not saved") == []

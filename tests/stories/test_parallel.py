@@ -272,7 +272,7 @@ def test_what_the_main_process_could_not_write_counts_on_no_process(worlds, tmp_
     assert all("error" not in result for result in found), found
     assert [name for name in names(tmp_path) if name.startswith("best")] == ["best_mae.pth", "best_mae@18.dcp"]
     state = read_checkpoint(tmp_path / "checkpoints" / "checkpoint.pth")
-    assert state["ckpt_manager"]["best_scores"]["mae"] == {"score": 0.3, "largest": False}
+    assert state["ckpt_manager"]["best_scores"]["mae"] == {"score": 0.3, "largest": False, "epoch": 1}
 
 
 def test_a_file_that_the_main_process_could_not_write_is_an_error_on_all(worlds, tmp_path):
@@ -313,7 +313,8 @@ def test_a_file_a_folder_of_shards_and_a_run_can_be_consolidated(saved, tmp_path
     for number, source in enumerate([folder / "checkpoints" / "epoch-1.pth", shards]):
         main(["consolidate", str(source), str(tmp_path / f"{number}.pth")])
     one, two = (read_checkpoint(tmp_path / f"{number}.pth") for number in (0, 1))
-    assert one["metadata"] == two["metadata"] == {"epoch": 1, "total_steps": 6}
+    moment = {"epoch": 1, "total_steps": 6, "updates": 6, "samples": 24}
+    assert one["metadata"] == two["metadata"] == moment
     assert all(torch.equal(one["model"][key], two["model"][key]) for key in one["model"])
     with pytest.raises(SystemExit, match=r"error: .*nothing to consolidate"):
         main(["consolidate", str(tmp_path), str(tmp_path / "x.pth")])

@@ -56,7 +56,7 @@ def test_a_run_under_ray_whose_worker_dies_ends_as_one_that_was_left_alone(tmp_p
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "has died").exists()
     kept = torch.load(tmp_path / "kept.pth", weights_only=True)
-    assert kept["metadata"] == {"epoch": 3, "total_steps": 12}
+    assert kept["metadata"] == {"epoch": 3, "total_steps": 12, "updates": 12, "samples": 48}
     for name, value in alone.model.state_dict().items():
         assert (kept["model"][name] - value).abs().max() <= 1e-12
     metrics = json.loads((tmp_path / "metrics.json").read_text())

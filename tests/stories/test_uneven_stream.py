@@ -76,6 +76,23 @@ def test_a_stream_that_was_broken_off_goes_on_with_the_same_bits(world, tmp_path
             assert end["weights"] == whole["weights"]
 
 
+@pytest.mark.parametrize("kind", ["iter", "epoch"])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_two_processes_overfit_on_the_first_batches_of_each_also_after_a_resume(world, tmp_path, loader, kind):
+    """Against a loop by hand over these batches, which takes two of them a step; 1e-12 in float64."""
+    trainer = {"max_epoch": 3, "overfit": 2, "save_every": "1 iterations"}
+    case = {"kind": kind, "loader": loader, "count": COUNT}
+    straight = finished(world.run(**case, folder=str(tmp_path / "straight"), trainer=trainer))
+    assert stream_of(straight) == BATCHES[:4] * 3
+    _, weights = by_hand([BATCHES[:2], BATCHES[2:4]] * 3, lambda window: [1] * len(window))
+    broken = world.run(**case, break_after=3, folder=str(tmp_path / "broken"), trainer=trainer)
+    resumed = finished(world.run(**case, folder=str(tmp_path / "broken"), trainer=trainer | {"resume": True}))
+    for whole, begin, end in zip(straight, broken, resumed, strict=True):
+        assert (flat(whole["weights"]) - weights).abs().max() <= 1e-12
+        assert begin["seen"] + end["seen"] == whole["seen"]
+        assert end["weights"] == whole["weights"]
+
+
 LENGTHS = [14, 22, 8]
 
 

@@ -196,3 +196,11 @@ def test_a_verification_that_is_stopped_leaves_no_process_and_no_folder(number, 
     assert process.wait(120) == 128 + number
     assert not is_running(int((tmp_path / "pid").read_text()))
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_is_killed_in_any_of_its_validation_sets(tmp_path):
+    script = Path(__file__).with_name("sets_script.py")
+    done = verify(tmp_path, "--steps", 6, "--kills", 2, "--seed", 0, script, "x")
+    assert done.returncode == 0, done.stderr
+    assert f"  same bits  {GROUP} in val_step, epoch 2, iteration 2 of 'hard'" in done.stdout

@@ -173,3 +173,29 @@ def test_a_test_runs_in_the_precision_of_the_training_and_is_evaluated_in_full(t
     save_weights(tmp_path)
     Tester(settings(tmp_path, precision="bf16")).run()
     assert set(seen) == {(torch.bfloat16, torch.float32)}
+
+
+def test_a_test_ends_with_its_summary_its_cases_the_checkpoint_and_its_time(tmp_path):
+    save_weights(tmp_path)
+    toy = ToyBatchTester(settings(tmp_path))
+    log_file = toy.log_file
+    toy.run()
+    head, *lines = Path(log_file).read_text().rpartition(" | SUCCESS | ")[2].splitlines()
+    assert head == "test ended: 5 cases"
+    found = dict(line.split() for line in lines if "folder" not in line)
+    assert found.keys() == {"mae", "checkpoint", "time"}
+    assert float(found["mae"]) == pytest.approx(toy.summary["mae"], abs=1e-3)
+    assert found["checkpoint"] == str(tmp_path / "checkpoints" / "weights.pth")
+
+
+def test_a_loop_of_a_scripts_own_ends_without_the_engines_summary(tmp_path):
+    save_weights(tmp_path)
+
+    class Own(ToyBatchTester):
+        def test_epoch(self):
+            self.log("mine")
+
+    toy = Own(settings(tmp_path))
+    log_file = toy.log_file
+    toy.run()
+    assert "test ended" not in Path(log_file).read_text()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.toys import Rows, ToyEpochTrainer, settings
+from tests.toys import Rows, ToyEpochTrainer, rows_loader, settings
 from vision3d_engine.verification.notes import parts_of
 
 
@@ -81,3 +81,9 @@ def test_an_attribute_that_holds_itself_or_is_very_deep_is_noted_too(trainer):
     for _ in range(3000):
         trainer.deep = [trainer.deep]
     assert attributes(trainer)["self.tree"] == "[1, ...]"
+
+
+def test_what_counts_in_the_data_of_a_validation_set_is_noted_by_the_name_of_the_set(trainer):
+    trainer.register_loader(rows_loader(), {"easy": rows_loader(), "hard": rows_loader()})
+    trainer.val_loader["hard"].dataset.shift = 2.0
+    assert attributes(trainer)["self.val_loader['hard'].dataset.shift"] == "2.0"

@@ -50,3 +50,10 @@ def test_a_kill_says_what_it_is_between():
         (who, " in ", "after_train_epoch, epoch 2 (between training and validation)")
         for who in ("SIGTERM to the process group", "SIGKILL")
     ]
+
+
+def test_a_batch_of_each_validation_set_is_a_place_of_its_own_and_names_its_set():
+    sets = [Place("before_val_step", 2, 1, val_set) for val_set in ("easy", "hard")]
+    kills = choose([*run_of(3), *(Note(place, {"step": 0}) for place in sets), *run_of(1)], 200, seed=0)
+    ends = {str(kill).partition(" in ")[2] for kill in kills if kill.place.moment == "val_step" and kill.place.val_set}
+    assert ends == {"val_step, epoch 2, iteration 1 of 'easy'", "val_step, epoch 2, iteration 1 of 'hard'"}

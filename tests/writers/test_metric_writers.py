@@ -593,7 +593,7 @@ def test_a_writer_of_the_user_has_all_numbers_and_takes_part_in_a_resume(tmp_pat
     toy.run()
     assert [(phase, step) for phase, step, *_ in kept.told] == [("setup", 0), ("train", 3), ("val", 1)]
     assert kept.told[1][2].keys() == {"loss", "mae"}
-    assert kept.told[1][3].keys() == {"epoch", "iteration", "updates", "lr"}
+    assert kept.told[1][3].keys() == {"epoch", "iteration", "total_steps", "updates", "samples", "lr"}
     toy = ToyEpochTrainer(settings(tmp_path, resume=True, max_epoch=2, log_steps=3))
     again, other = toy.add_writer(Kept()), toy.add_writer(Kept())
     toy.run()

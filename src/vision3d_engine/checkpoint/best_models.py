@@ -18,6 +18,7 @@ class BestModels:
     def __init__(self) -> None:
         self._largest: dict[str, bool] = {}
         self._written: dict[str, float] = {}
+        self._epochs: dict[str, int | None] = {}
         self._in_flight: list[tuple[str, float]] = []
         self._epoch_scores: dict[str, dict[int, float]] = {}
 
@@ -25,6 +26,11 @@ class BestModels:
     def largest(self) -> dict[str, bool]:
         """By metric, whether more is better."""
         return dict(self._largest)
+
+    @property
+    def best(self) -> dict[str, tuple[float | None, int | None]]:
+        """By metric, the score of the file that is written and its epoch; None where there is none, or not known."""
+        return {metric: (self._written.get(metric), self._epochs.get(metric)) for metric in self._largest}
 
     def add(self, metric: str, largest: bool) -> None:
         """Select by one more metric.
@@ -76,19 +82,24 @@ class BestModels:
         """Let a score count whose file is on its way."""
         self._in_flight.append((metric, score))
 
-    def report(self, metric: str, score: float, is_written: bool) -> None:
+    def report(self, metric: str, score: float, epoch: int, is_written: bool) -> None:
         """Let a score count for good when its file is on the disk, and no longer when it could not be written."""
         if is_written:
-            self._written[metric] = score
+            self._written[metric], self._epochs[metric] = score, epoch
         self._in_flight.remove((metric, score))
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the scores of the files that are written."""
-        return {name: {"score": self._written.get(name), "largest": more} for name, more in self._largest.items()}
+        """Return the scores of the files that are written, each with its epoch."""
+        best = self.best
+        return {
+            name: {"score": best[name][0], "largest": more, "epoch": best[name][1]}
+            for name, more in self._largest.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], epoch_scores: Mapping[str, Any]) -> None:
         """Take scores over; those of a metric that is not registered are left out."""
         for metric, best in state.items():
             if metric in self._largest and best["score"] is not None:
                 self._written[metric] = float(best["score"])
+                self._epochs[metric] = best.get("epoch")  # an older file does not tell
         self._epoch_scores = {metric: dict(scores) for metric, scores in epoch_scores.items()}

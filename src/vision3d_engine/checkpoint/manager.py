@@ -75,6 +75,11 @@ class CheckpointManager:
         """Names of the metrics that select best models."""
         return list(self._best.largest)
 
+    @property
+    def best(self) -> dict[str, tuple[float | None, int | None]]:
+        """By metric, the best score and its epoch; None where there is no file, or the epoch is not known."""
+        return self._best.best
+
     def state_dict(self, scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the epoch files and the best scores, as far as they are on the disk, and the scores of all epochs."""
         scores = self._best.epoch_scores() if scores is None else scores
@@ -251,7 +256,8 @@ class CheckpointManager:
 
     def _save_best(self, metric: str, score: float, metadata: Mapping[str, Any], model: nn.Module) -> bool:
         """Save the model as the best on a metric; return whether that may have succeeded."""
-        name, report = best_name(metric), partial(self._best.report, metric, score)
+        name, epoch = best_name(metric), int(metadata.get("epoch", 0))
+        report = partial(self._best.report, metric, score, epoch)
         try:
             write = self._prepare(name, metadata, model, {}) if self._files.writes_here else None
             self._best.submitted(metric, score)
@@ -266,6 +272,7 @@ class CheckpointManager:
 
 
 def metadata_of(state: Mapping[str, Any]) -> dict[str, int]:
-    """Return epoch and total steps, from the places where this engine and older ones keep them."""
+    """Return epoch and total steps, from where this engine and older ones keep them, and what else is told."""
     found = state.get("metadata") or {"epoch": state.get("epoch", 0), "total_steps": state.get("iteration", 0)}
-    return {"epoch": int(found.get("epoch", 0)), "total_steps": int(found.get("total_steps", 0))}
+    others = {name: int(found[name]) for name in ("updates", "samples") if name in found}
+    return {"epoch": int(found.get("epoch", 0)), "total_steps": int(found.get("total_steps", 0)), **others}

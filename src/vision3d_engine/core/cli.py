@@ -185,6 +185,22 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, truth != (option_string or "").startswith("--no-"))
 
 
+class _CountSwitch(_Switch):
+    """``--name``, which is 1, and ``--name N``."""
+
+    expected = "a number"
+
+    def takes(self, word: str, has_positionals: bool) -> bool:
+        return word.isdigit() or super().takes(word, has_positionals)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if str(values).isdigit():
+            setattr(namespace, self.dest, int(values))
+        else:
+            super().__call__(parser, namespace, values, option_string)
+            setattr(namespace, self.dest, int(getattr(namespace, self.dest)))
+
+
 class _ResumeSwitch(_Switch):
     """``--resume``, which also takes the path of the checkpoint, or of the run folder, to go on from."""
 
@@ -206,6 +222,9 @@ def add_engine_flags(parser: Flags) -> None:
     add("--resume", action=_ResumeSwitch, metavar="PATH", help="go on from the latest checkpoint, or from another")
     add("--overwrite", action=_Switch, help="remove the checkpoints of an earlier run in the folder")
     add("--allow_changed_data", action=_Switch, help="resume although data or batch size changed")
+    add("--overfit", type=int, metavar="N", help="train and validate on the same N batches over and over")
+    few = "a few steps of everything, and a save and a load, in a scratch folder (default: 1)"
+    add("--fast_dev_run", action=_CountSwitch, metavar="N", help=few)
     add("--log_steps", type=int, metavar="N", help="iterations from one log line to the next")
     add("--debug", action=_Switch, help="anomaly detection and a check of every gradient")
     add("--save_latest_n_models", type=int, metavar="N", help="how many epoch-N.pth files to keep (-1 = all)")

@@ -48,6 +48,10 @@ class TrainerSettings(Section):
     """Iterations that IterBasedTrainer calls an epoch (default: the length of the training loader)."""
     limit_batches: AtLeastOne | None = None
     """At most so many batches in each epoch of EpochBasedTrainer and each validation or test, to try a script out."""
+    overfit: int = Field(default=0, ge=0)
+    """Train on the first so many batches of each process in every epoch, and validate on them (0 = off)."""
+    fast_dev_run: int = Field(default=0, ge=0)
+    """Try a script out: so many steps of training, validation or test, and a save and a load, in a scratch folder."""
     grad_acc_steps: AtLeastOne = 1
     """Batches whose gradients make one update (1 = no accumulation)."""
     uneven: Literal["join", "repeat", "drop", "cycle"] = "join"
@@ -84,6 +88,10 @@ class TrainerSettings(Section):
     """Average buffers too (running means of norms); otherwise those of the training are taken as they are."""
     log_steps: AtLeastOne = 10
     """Iterations from one log line to the next."""
+    curve_axis: Literal["batches", "updates", "samples"] | None = None
+    """What all curves lie over (default: those of training over batches, those of validation over epochs)."""
+    progress_bar: bool = True
+    """Show how far a pass is, on a terminal or in a notebook."""
     save_latest_n_models: int = -1
     """How many epoch-N.pth files to keep (-1 = all); best models and the newest epoch are always kept."""
     save_best_n_models: int = Field(default=0, ge=0)

@@ -132,3 +132,19 @@ _DIVIDE = (
 _DIVIDE_STREAM = (
     "If it does not divide the data by rank, let the data set yield its share: get_rank(), get_world_size()"
 )
+
+
+def resume_note(name: str, sampler: Any, is_stateful: bool) -> str | None:
+    """Return one line on what a resume in mid-epoch can promise, or None when it is exact without a condition."""
+    if sampler is None:
+        return (_STATEFUL if is_stateful else _SKIPPED).format(name)
+    own = getattr(sampler, "sampler", None)
+    return None if own is None or hasattr(own, "__len__") else _UNSIZED.format(type(own).__name__)
+
+
+_STATEFUL = "resume of {}: by its own state_dict(); as exact as that is"
+_SKIPPED = (
+    "resume of {}: by reading and skipping; exact if it yields the same batches in each run and draws only from the "
+    "global generators of torch, numpy and python, with the same number of workers. build_dataloader needs no such ifs"
+)
+_UNSIZED = "resume with the sampler {}: it has no length, so it is read as it goes; exact if it draws from no generator"

@@ -11,7 +11,7 @@ from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.dataloader import adopted, copied, sampler_of
 from vision3d_engine.data.endless_stream import EndlessStream, Place, StreamPosition
 from vision3d_engine.data.exact_length import ExactLength, placed
-from vision3d_engine.data.loader_hints import sharing_hint
+from vision3d_engine.data.loader_hints import resume_note, sharing_hint
 from vision3d_engine.data.sample_seeds import SeededDataset, announce_epoch
 from vision3d_engine.data.workers import opened
 
@@ -51,6 +51,7 @@ class ResumableLoader:
 
     Attributes:
         loader: the loader that is read: what was registered, or the one that was adopted in its place.
+        knows_sizes: whether it is known of each batch how many samples were drawn for it.
     """
 
     def __init__(  # noqa: PLR0913  who reads it, and whom to tell
@@ -72,11 +73,13 @@ class ResumableLoader:
         self._device = device
         self._rank, self._size = rank, size
         self._sampler = sampler_of(self.loader)
+        self.knows_sizes: bool = self._sampler is not None and self._sampler.knows_sizes
         self._state: Any = None
         self._announced: int | None = None
         self._stream: EndlessStream | None = None
         self._openings = 0
         self._position: Position = (0, 0, 0, 0)
+        self._most: int | None = None
         self._exact, self._say = ExactLength(self.name, rank, say), say
 
     @property
@@ -114,7 +117,7 @@ class ResumableLoader:
     @property
     def note(self) -> str | None:
         """One line on what a resume in mid-epoch can promise, or None when it is exact without a condition."""
-        return _note(type(self.registered).__name__, self._sampler, self.is_stateful)
+        return resume_note(type(self.registered).__name__, self._sampler, self.is_stateful)
 
     def tell_who_reads_what(self) -> None:
         """Say it when several processes read the data in another way than `build_dataloader` lets them."""
@@ -123,11 +126,7 @@ class ResumableLoader:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must not change between a run and its resume: samples, global batch, order."""
-        batch_size = getattr(self.loader, "batch_size", None)
-        samples = length_of(getattr(self.loader, "dataset", None))
-        batches = self.length if samples is None else None
-        found = {"samples": samples, "batches": batches, "global_batch": batch_size and batch_size * self._size}
-        return found if self._sampler is None else found | self._sampler.fingerprint()
+        return _fingerprint(self.loader, self._sampler, self._size, self.length)
 
     # ------------------------------------------------------------------------------------------- an epoch
 
@@ -195,7 +194,7 @@ class ResumableLoader:
             self.loader.collate_fn = self.registered.collate_fn  # it may have been exchanged
         if self._sampler is None:
             return self._read_in_order(seed, start)
-        self._sampler.start_at(seed, epoch, start, shift)
+        self._sampler.start_at(seed, epoch, start, shift, self._most)
         return opened(self.loader)
 
     @property
@@ -281,6 +280,13 @@ class ResumableLoader:
         self._stream = None
 
 
+def _fingerprint(loader: Any, sampler: Any, size: int, length: int | None) -> dict[str, Any]:
+    batch_size, samples = getattr(loader, "batch_size", None), length_of(getattr(loader, "dataset", None))
+    batches = length if samples is None else None
+    found = {"samples": samples, "batches": batches, "global_batch": batch_size and batch_size * size}
+    return found if sampler is None else found | sampler.fingerprint()
+
+
 def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[Any]:
     """Seed before each batch is fetched; ``number`` batches are behind the stream."""
     while True:
@@ -293,24 +299,11 @@ def _seeded(stream: Iterator[Any], seeds: StepSeeds, number: int) -> Iterator[An
         yield batch
 
 
-def _note(name: str, sampler: Any, is_stateful: bool) -> str | None:
-    if sampler is None:
-        return (_STATEFUL if is_stateful else _SKIPPED).format(name)
-    own = getattr(sampler, "sampler", None)
-    return None if own is None or hasattr(own, "__len__") else _UNSIZED.format(type(own).__name__)
-
-
 _NO_BATCH = "the training loader yields no batch; check the data set, and drop_last with few samples"
 _USED_UP = (
     "the {} is an iterator, such as a generator, and used up after one pass. Register something whose __iter__ starts "
     "anew each time: a DataLoader, a list, or an object whose __iter__ is the generator function"
 )
-_STATEFUL = "resume of {}: by its own state_dict(); as exact as that is"
-_SKIPPED = (
-    "resume of {}: by reading and skipping; exact if it yields the same batches in each run and draws only from the "
-    "global generators of torch, numpy and python, with the same number of workers. build_dataloader needs no such ifs"
-)
-_UNSIZED = "resume with the sampler {}: it has no length, so it is read as it goes; exact if it draws from no generator"
 
 
 def describe_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

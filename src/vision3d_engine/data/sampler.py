@@ -16,6 +16,7 @@ from vision3d_engine.distributed.processes import get_rank, get_world_size
 
 _CHUNK = 1024
 _ENDLESS = 2**62
+_Start = tuple[int, int, int, int, int | None]
 
 
 class _Positioned(Sampler):
@@ -31,10 +32,15 @@ class _Positioned(Sampler):
     def __init__(self) -> None:
         self._epoch = 0
         self._passes = 0
-        self._start: tuple[int, int, int, int] | None = None
+        self._start: _Start | None = None
         self.orders = DrawnOrders()
 
-    def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
+    @property
+    def knows_sizes(self) -> bool:
+        """Whether `sizes` knows how many samples each batch holds."""
+        return True
+
+    def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0, most: int | None = None) -> None:
         """Let the next pass be that of an epoch, from its batch number ``start`` (counted from 0) on this process.
 
         Args:
@@ -43,14 +49,15 @@ class _Positioned(Sampler):
             start: batches to leave out, without loading them.
             shift: let batch k go to process ``(k + shift) % size``, for an endless stream whose rounds do not end at
                 the last process.
+            most: batches after which the pass ends, so that workers load no others; None for all.
         """
-        self._start = (base, epoch, start, shift)
+        self._start = (base, epoch, start, shift, most)
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass; for loops without a trainer."""
         self._epoch = epoch
 
-    def _take_start(self) -> tuple[int, int, int, int]:
+    def _take_start(self) -> _Start:
         """Return what `start_at` was told of this pass.
 
         By default it is random, as torch's samplers are; with several processes, which must agree, it is a function of
@@ -62,7 +69,7 @@ class _Positioned(Sampler):
         self._passes += 1
         is_alone = get_world_size() == 1
         seed = int(torch.empty((), dtype=torch.int64).random_()) if is_alone else self._passes
-        return derived_seed(seed, self._epoch), self._epoch, 0, 0
+        return derived_seed(seed, self._epoch), self._epoch, 0, 0, None
 
 
 class PositionSampler(_Positioned):
@@ -121,6 +128,11 @@ class PositionSampler(_Positioned):
         """Batches of an epoch of all processes together; None when each process has a share of its own."""
         return None if self.is_presharded else _batches(self._count, self._batch_size, self._drop_last)
 
+    @property
+    def knows_sizes(self) -> bool:
+        """Whether the user's sampler, if there is one, says how many samples it yields."""
+        return self.sampler is None or hasattr(self.sampler, "__len__")
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what the order of an epoch is a function of, beside the data."""
         if self.sampler is not None:
@@ -155,13 +167,14 @@ class PositionSampler(_Positioned):
         return len(self._dataset) if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[SampleIndex]:
-        base, epoch, start, shift = self._take_start()
+        base, epoch, start, shift, most = self._take_start()
         announce_to(self.sampler, epoch)
         if self.is_presharded:
-            yield from self._presharded(base, epoch, start * self._batch_size)
+            samples = self._presharded(base, epoch, start * self._batch_size)
         else:
             permutation = self._permutation(derived_seed(base, "order"))
-            yield from self._shared(permutation, base, epoch, self._shares(len(permutation), start, shift))
+            samples = self._shared(permutation, base, epoch, self._shares(len(permutation), start, shift))
+        yield from islice(samples, None if most is None else most * self._batch_size)
 
     def _permutation(self, seed: int) -> Any:
         """Return which sample stands at which position of the epoch."""
@@ -264,9 +277,9 @@ class PositionBatchSampler(_Positioned):
         """Return what the order of an epoch is a function of, beside the data."""
         return fingerprint_of(self.sampler)
 
-    def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0) -> None:
+    def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0, most: int | None = None) -> None:
         """Let the next pass begin somewhere; see `_Positioned.start_at`."""
-        super().start_at(base, epoch, start, shift)
+        super().start_at(base, epoch, start, shift, most)
         self._drawn.clear()
 
     def sizes(self, _start: int, _shift: int = 0) -> Iterator[int]:
@@ -275,13 +288,13 @@ class PositionBatchSampler(_Positioned):
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         """Yield the batches, and note how many samples each holds."""
-        for batch in self._batches():
+        base, epoch, start, shift, most = self._take_start()
+        announce_to(self.sampler, epoch)
+        for batch in islice(self._batches(base, epoch, start, shift), most):
             self._drawn.append(len(batch))
             yield batch
 
-    def _batches(self) -> Iterator[list[SampleIndex]]:
-        base, epoch, start, shift = self._take_start()
-        announce_to(self.sampler, epoch)
+    def _batches(self, base: int, epoch: int, start: int, shift: int) -> Iterator[list[SampleIndex]]:
         rank, size = get_rank(), get_world_size()
         if self.is_presharded:
             batches = self.orders.draw(self.sampler, derived_seed(base, "order", rank))

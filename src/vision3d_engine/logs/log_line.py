@@ -50,7 +50,7 @@ def throughput_text(rate: float, steps_left: int | None, samples_per_step: int |
     if samples_per_step is not None:
         parts.append(f"{_number(rate * samples_per_step)} samples/s")
     if steps_left is not None:
-        parts.append(f"eta {_clock(steps_left / rate)}")
+        parts.append(f"eta {clock_text(steps_left / rate)}")
     if device.type == "cuda":
         parts.append(f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GB")
     return ", ".join(parts)
@@ -61,7 +61,7 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value < _LARGE else f"{value:,.0f}"
 
 
-def _clock(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
     """Return ``1:02:03``, or ``2 d 1:02:03``."""
     days, rest = divmod(round(seconds), 86400)
     hours, rest = divmod(rest, 3600)

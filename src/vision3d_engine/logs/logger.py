@@ -104,6 +104,9 @@ class Logger:
         event_dir: folder for `write_event`; None writes no events.
         is_main: processes other than the main one speak only of errors, and write no other files than the next.
         error_file: text file for warnings and errors, made with the first of them.
+
+    Attributes:
+        warnings: how many warnings and errors there were.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Logger:
         error_file: str | Path | None = None,
     ) -> None:
         self.is_main = is_main
+        self.warnings = 0
         self.log_file = str(absolute_path(log_file)) if log_file is not None and is_main else None
         self.event_dir = str(absolute_path(event_dir)) if event_dir is not None and is_main else None
         self._places: list[_Console | _LogFile] = [_Console("INFO" if is_main else "ERROR")]
@@ -132,6 +136,7 @@ class Logger:
         if level not in _LEVELS:
             self.warn(f"unknown log level '{level}'; written as INFO (levels: {', '.join(_LEVELS)})")
             level = "INFO"
+        self.warnings += _LEVELS[level] >= _LEVELS["WARNING"]
         self._listener.flush()
         _write(self._places, [_Record(str(message), level)])
 

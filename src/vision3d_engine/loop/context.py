@@ -12,8 +12,10 @@ from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import World
+from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import Progress
+from vision3d_engine.loop.progress_bar import ProgressBar
 from vision3d_engine.update.precision import Precision
 
 
@@ -31,12 +33,28 @@ def counter(name: str, doc: str) -> Any:
     return property(lambda owner: getattr(owner._context.progress, name), put, doc=doc)  # noqa: SLF001
 
 
+class Reading:
+    """Shows a number of the run as an attribute of a trainer or tester; a script's own attribute of this name hides it.
+
+    Args:
+        get: returns the number, given the trainer or tester.
+        doc: what it is.
+    """
+
+    def __init__(self, get: Callable[[Any], Any], doc: str) -> None:
+        self._get, self.__doc__ = get, doc
+
+    def __get__(self, owner: Any, _kind: type) -> Any:
+        return self if owner is None else self._get(owner)
+
+
 @dataclass(frozen=True)
 class PassContext:
     """Settings, processes, counters and outlets that passes share.
 
     Attributes:
-        settings: the settings ``trainer.*``.
+        settings: the settings ``trainer.*`` in force.
+        planned: those of the run as it is meant to be, where a try-out cuts it short.
         seed: the seed of the run.
         world: the processes and the device.
         parallel: how the processes share the model.
@@ -45,7 +63,7 @@ class PassContext:
         writers: where numbers go.
         logger: where messages go.
         progress: the counters.
-        sum_up: adds up named sums over all processes (``World.named_sums``).
+        counters: says how far the run is, over all processes; adds up their named sums.
         main_numbers: returns the main process's numbers on all.
         replicas: compares what the processes train.
         hints: says one hint on slow loading a run.
@@ -54,6 +72,7 @@ class PassContext:
     """
 
     settings: Any
+    planned: Any
     seed: int
     world: World
     parallel: Parallel
@@ -62,7 +81,7 @@ class PassContext:
     writers: Any
     logger: Any
     progress: Progress
-    sum_up: Callable[[Any], Any]
+    counters: Counters
     main_numbers: MainNumbers
     replicas: ReplicaCheck
     hints: LoaderHints
@@ -84,6 +103,10 @@ class PassContext:
         is_once = moment in {"before_train", "after_train"}
         seed_everything(derived_seed(self.seed, moment, 0 if is_once else self.progress.epoch, self.world.rank))
         self.hooks.fire(moment, *args)
+
+    def progress_bar(self, title: str) -> ProgressBar:
+        """Return a bar for a pass, which the main process alone shows."""
+        return ProgressBar(title, self.world.is_main and self.settings.progress_bar)
 
     def data_seed(self, phase: str, *epoch: int) -> int:
         """Return the seed of order and samples of a pass; the same on all processes."""

@@ -9,6 +9,7 @@ import torch
 from vision3d_engine.core.errors import SkipBatch
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.exact_length import at_most
+from vision3d_engine.data.loader_sets import title_of
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.logs.log_line import get_log_string
@@ -28,13 +29,19 @@ class EvalPass:
         context: what all passes share.
         loader: the data.
         after_iteration: called after each batch with its number.
+        name: of several sets, for messages.
     """
 
     phase = "val"
     step_name = "val_step"
 
     def __init__(
-        self, owner: Any, context: PassContext, loader: ResumableLoader, after_iteration: Callable[[int], None]
+        self,
+        owner: Any,
+        context: PassContext,
+        loader: ResumableLoader,
+        after_iteration: Callable[[int], None],
+        name: str | None = None,
     ) -> None:
         world = context.world
         self._owner, self._context, self._loader = owner, context, loader
@@ -42,41 +49,24 @@ class EvalPass:
         self._seeds: StepSeeds | None = None
         self._weighs_all_alike = context.hooks.is_default("metric_weight")
         loader.counts_samples = context.progress.counts_samples
-        self.meters = RunningMeans(context.sum_up)
-        self._skipping = SkippedBatches(context, loader, self.meters, self.phase)
+        self.meters = RunningMeans(context.counters.sum_up)
+        self._skipping = SkippedBatches(context, loader, self.meters, self.phase, name=name)
+        title = self.phase if name is None else f"{self.phase} '{name}'"
         self.runner = Runner(
-            self.phase,
+            title,
             self._iterate,
             after_iteration,
             prefetcher=Prefetcher(world.device, host_tensors=context.host_tensors),
-            progress_bar=world.is_main,
+            bar=context.progress_bar(title),
             may_be_empty=world.size > 1,
+            loader=None if name is None else title_of("validation", name),
         )
 
-    def validate(self) -> dict[str, Any]:
-        """Validate from the first hook to the log line; return the summary with what `after_val_epoch` added to it."""
-        context, owner, epoch = self._context, self._owner, self._context.progress.epoch
-        owner.set_eval_mode()
-        context.fire("before_val_epoch", epoch)
-        seeds = context.seed_pass("val")
+    def validate(self, phase: str, epoch: int) -> dict[str, Any]:
+        """Walk with randomness of its own, which a name of the phase seeds; return the means over all processes."""
+        seeds = self._context.seed_pass(phase)
         self._seeds = seeds if self._loader.is_positioned else None  # else they are set before a batch is read
-        summary_dict = self.walk(context.data_seed("val", epoch), epoch)
-        context.fire("after_val_epoch", epoch, summary_dict)
-        numbers, times = self._follow_main(summary_dict, "after_val_epoch"), self.runner.clock.means()
-        text = get_log_string(numbers, epoch=epoch, max_epoch=owner.max_epoch, time_dict=times)
-        owner.log(f"[Val] {text}", level="SUCCESS")
-        context.writers.scalars("val", numbers, epoch, epoch=epoch, total_steps=context.progress.total_steps)
-        owner.set_train_mode()
-        return summary_dict
-
-    def _follow_main(self, summary_dict: dict[str, Any], source: str) -> dict[str, float]:
-        """Let the numbers of a summary be the main process's, to which a hook may have added some; return them."""
-        own = as_numbers(summary_dict)
-        numbers = self._context.main_numbers(own, source)
-        for key in own.keys() - numbers.keys():
-            del summary_dict[key]
-        summary_dict.update({key: value for key, value in numbers.items() if value != own.get(key)})
-        return numbers
+        return self.walk(self._context.data_seed(phase, epoch), epoch)
 
     def walk(self, seed: int, epoch: int) -> dict[str, Any]:
         """Walk the batches and return the means over all processes.
@@ -122,6 +112,16 @@ class EvalPass:
         return ((result_dict, self._weights(self.runner.place[2], data_dict, output_dict, result_dict)),)
 
 
+def follow_main(context: PassContext, summary_dict: dict[str, Any], source: str) -> dict[str, float]:
+    """Let the numbers of a summary be the main process's, to which a hook may have added some; return them."""
+    own = as_numbers(summary_dict)
+    numbers = context.main_numbers(own, source)
+    for key in own.keys() - numbers.keys():
+        del summary_dict[key]
+    summary_dict.update({key: value for key, value in numbers.items() if value != own.get(key)})
+    return numbers
+
+
 class TestPass(EvalPass):
     """Walks a test loader once; each batch is taken apart into cases, and each case is evaluated by itself.
 
@@ -130,6 +130,7 @@ class TestPass(EvalPass):
 
     Attributes:
         last_case: number, data, output and results of the latest case, for the log line.
+        numbers: what came out, once the test has ended.
     """
 
     __test__ = False  # not a test, whatever a runner of tests thinks of its name
@@ -147,6 +148,7 @@ class TestPass(EvalPass):
         super().__init__(owner, context, loader, after_iteration)
         self._cases_of, self._cases = cases_of, 0
         self.last_case: tuple[int, Any, Any, Any] = (0, None, None, None)
+        self.numbers: dict[str, float] = {}
 
     def test(self) -> dict[str, Any]:
         """Test from the first hook to the log line; return the summary with what `after_test_epoch` added to it."""
@@ -154,8 +156,8 @@ class TestPass(EvalPass):
         context.fire("before_test_epoch")
         summary_dict = self.walk(context.data_seed("test"), epoch=1)
         context.fire("after_test_epoch", summary_dict)
-        numbers = self._follow_main(summary_dict, "after_test_epoch")
-        text = get_log_string(numbers, time_dict=self.runner.clock.means())
+        self.numbers = follow_main(context, summary_dict, "after_test_epoch")
+        text = get_log_string(self.numbers, time_dict=self.runner.clock.means())
         self._owner.log(f"[Test] {text}", level="SUCCESS")
         return summary_dict
 

@@ -73,6 +73,11 @@ class Hooks:
         self._adopt(hook, self.added)
         self.bind()
 
+    def add_last(self, hook: Hook) -> None:
+        """Add a hook of the engine's own, which acts after all of the script's."""
+        self._adopt(hook, self._probes)
+        self.bind()
+
     def _adopt(self, hook: Any, others: list[Any]) -> None:
         if isinstance(hook, Hook):
             hook.owner = self._owner

@@ -24,6 +24,9 @@ class Progress:
         place: epoch of the data, batch in it and what it weighs, of the last training batch of this process.
         stream_epoch: epoch of the data with which an endless stream started.
         stream_start: training batches that were behind us then.
+        samples: training samples of all processes, as of the last sum over them; None when that is not known.
+        own_samples: those that this process counts: of its own batches, and the main one those before a resume.
+        knows_samples: whether the number of samples of every batch was known.
         counts_samples: whether means are over samples, where their number is known, or over batches.
         weight_scale: power of two by which ``loss_weight`` is multiplied; a tensor while weights are on the device.
     """
@@ -39,6 +42,9 @@ class Progress:
     place: Place = (1, 0, 1)
     stream_epoch: int = 1
     stream_start: int = 0
+    samples: int | None = 0
+    own_samples: int = 0
+    knows_samples: bool = True
     counts_samples: bool = True
     weight_scale: Any = 1.0
 
@@ -58,10 +64,6 @@ class Progress:
     def stream_position(self) -> StreamPosition:
         """Return where the endless stream stands."""
         return StreamPosition(self.stream_epoch, self.total_steps - self.stream_start, self.place)
-
-    def metadata(self) -> dict[str, int]:
-        """Return what every checkpoint says about its moment."""
-        return {"epoch": self.epoch, "total_steps": self.total_steps}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all counters."""

@@ -13,11 +13,11 @@ from vision3d_engine.core.tree import describe
 _RETURN_LOSS = "Return {'loss': tensor, ...}"
 
 
-def check_batch(data_dict: Any, phase: str) -> None:
+def check_batch(data_dict: Any, loader: str) -> None:
     """Refuse a batch that is neither a dict nor None, which is left out."""
     if data_dict is not None and not isinstance(data_dict, Mapping):
         message = (
-            f"the {phase} loader yielded {describe(data_dict)}; batches must be dicts such as "
+            f"the {loader} yielded {describe(data_dict)}; batches must be dicts such as "
             "{'points': ..., 'label': ...}. Return a dict from the data set's __getitem__ or from collate_fn, or None "
             "from collate_fn to leave a batch out"
         )

@@ -4,26 +4,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.data.endless_stream import Place
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.endpoints.context_manager import get_context_manager
+from vision3d_engine.loop.progress_bar import ProgressBar
 from vision3d_engine.loop.result_checks import check_batch
 from vision3d_engine.metrics.step_clock import StepClock
 
 
 class Runner:
-    """One walk over batches.
+    """One walk over batches, with a bar.
 
     Args:
         phase: ``"train"``, ``"val"`` or ``"test"``, for messages.
         iterate: what to do with a batch.
         after_iteration: called when the time of the batch has been taken; writes the log line when one is due.
         prefetcher: brings batches to the device.
-        progress_bar: show a bar if the console is a terminal or notebook.
+        bar: shows on a terminal or in a notebook how far the walk is.
         may_be_empty: no batch is no error, since other processes may have them all.
+        loader: what the loader is called in messages; None for that of the phase.
 
     Attributes:
         clock: how long the steps take.
@@ -39,8 +39,9 @@ class Runner:
         after_iteration: Callable[[int], None],
         *,
         prefetcher: Prefetcher,
-        progress_bar: bool = False,
+        bar: ProgressBar,
         may_be_empty: bool = False,
+        loader: str | None = None,
     ) -> None:
         self.phase = phase
         self.clock = StepClock(prefetcher.device)
@@ -51,8 +52,9 @@ class Runner:
         self._iterate = iterate
         self._after_iteration = after_iteration
         self._prefetcher = prefetcher
-        self._progress_bar = progress_bar
+        self.bar = bar
         self._may_be_empty = may_be_empty
+        self._loader = loader or f"{phase} loader"
 
     def run(self, batches: Iterable[tuple[Place, Any]], max_iteration: int | None, done: int = 0) -> None:
         """Walk the batches, each with its place in the data.
@@ -66,15 +68,24 @@ class Runner:
             DataError: when there is no batch, or one is not a dict.
         """
         self.max_iteration = max_iteration
+        try:
+            iteration = self._walk(self.bar.over(self._prefetched(batches), max_iteration, done), max_iteration, done)
+        finally:
+            self.bar.close()
+        if iteration == 0 and not self._may_be_empty:
+            message = f"the {self._loader} is empty: it yields no batch. Check the data set, batch_size and drop_last"
+            raise DataError(message)
+
+    def _walk(self, arriving: Iterable[Any], max_iteration: int | None, done: int) -> int:
+        """Walk the batches that arrive on the device; return the number of the last one."""
         clock, endpoints = self.clock, get_context_manager()
         iteration, waiting_since = done, time.perf_counter()
-        arriving = self._with_bar(self._prefetched(batches))
         for iteration, (self.place, data_dict) in enumerate(arriving, start=done + 1):
             self.is_last = iteration == max_iteration or self._has_ended
             if endpoints.is_used:
                 endpoints.clear()
             if type(data_dict) is not dict:
-                check_batch(data_dict, self.phase)
+                check_batch(data_dict, self._loader)
             started, mark = time.perf_counter(), clock.start()
             self._iterate(iteration, data_dict)
             if mark is not None:
@@ -82,11 +93,7 @@ class Runner:
             clock.count(started - waiting_since, time.perf_counter() - started)
             self._after_iteration(iteration)
             waiting_since = time.perf_counter()
-        if iteration == 0 and not self._may_be_empty:
-            message = (
-                f"the {self.phase} loader is empty: it yields no batch. Check the data set, batch_size and drop_last"
-            )
-            raise DataError(message)
+        return iteration
 
     def _prefetched(self, batches: Iterable[Any]) -> Iterable[Any]:
         """Return the batches on the device; without a known number of them it looks one ahead for the last one."""
@@ -100,12 +107,6 @@ class Runner:
             batch, upcoming = upcoming, next(arriving, _END)
             self._has_ended = upcoming is _END
             yield batch
-
-    def _with_bar(self, batches: Iterable[Any]) -> Iterable[Any]:
-        """Show a bar on a terminal or in a notebook (``disable=None`` is silent elsewhere)."""
-        if not self._progress_bar:
-            return batches
-        return tqdm(batches, total=self.max_iteration, desc=self.phase, disable=None, leave=False)
 
 
 _END = object()

@@ -37,6 +37,7 @@ class SkippedBatches:
         meters: the running means of the pass, which keep the number through a resume and add it up over processes.
         phase: ``"train"``, ``"val"`` or ``"test"``.
         forbidden_by: why none can be left out; None if it can.
+        name: of the set, where a validation has several.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class SkippedBatches:
         meters: RunningMeans,
         phase: str,
         forbidden_by: str | None = None,
+        name: str | None = None,
     ) -> None:
-        self._context, self._loader, self._meters, self._phase = context, loader, meters, phase
+        self._context, self._loader, self._meters = context, loader, meters
+        self._title = _TITLES[phase] if name is None else f"{_TITLES[phase]} '{name}'"
         self._forbidden_by = forbidden_by
         self._said = 0
 
@@ -71,7 +74,7 @@ class SkippedBatches:
         samples = self._loader.samples_at(place)
         named = f", samples {shortened(samples, _MAX_SAMPLES)}" if samples else ""
         of = f"epoch {epoch}, " if (epoch := self._context.progress.epoch) else ""
-        return f"{_TITLES[self._phase]} {of}iteration {iteration}{named}"
+        return f"{self._title} {of}iteration {iteration}{named}"
 
 
 class SkipLimit:

@@ -74,8 +74,9 @@ class TrainLog:
         loss = 0.0 if "loss" in self._meters.weightless else means.get("loss", 0.0)
         self._finite.check(loss, probed, progress.epoch, first, iteration)
         interval, position = self._runner.clock.interval(), self._position()
-        context.writers.scalars("train", means, progress.total_steps, **position)
+        context.writers.scalars("train", means, context.counters.step_of("train"), **position)
         self._say(self._line(means, interval, position))
+        self._runner.bar.show(means)
         if interval.steady_data_s > SLOW_S:
             context.hints.tell(loading_hint(self._loader.loader, interval.steady_data_s, interval.model_s))
         for act in self._after_log:
@@ -115,7 +116,8 @@ class TrainLog:
         """
         progress, (means, _) = self._context.progress, self._read(0)
         if progress.iteration % self.every:
-            self._context.writers.scalars("train", means, progress.total_steps, **self._position())
+            step = self._context.counters.step_of("train")
+            self._context.writers.scalars("train", means, step, **self._position())
 
     def close(self) -> dict[str, Any]:
         """Write the line and the row of the epoch, and return its means over all processes."""
@@ -125,13 +127,14 @@ class TrainLog:
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
         text = get_log_string(summary_dict, progress.epoch, self._max_epoch, time_dict=clock.means())
         self._trainer.log(f"[Train] {text}")
-        context.writers.row("train_epoch", summary_dict, step=progress.total_steps, epoch=progress.epoch)
+        context.writers.row(
+            "train_epoch", summary_dict, step=context.counters.step_of("train"), **context.counters.row()
+        )
         return summary_dict
 
     def _where(self) -> str:
         return f"epoch {self._context.progress.epoch}, iteration {self._context.progress.iteration}"
 
     def _position(self) -> dict[str, Any]:
-        progress = self._context.progress
-        counters = {"epoch": progress.epoch, "iteration": progress.iteration, "updates": progress.updates}
+        counters = {"iteration": self._context.progress.iteration, **self._context.counters.row()}
         return counters | {name: float(rate) for name, rate in self._rates.items()}

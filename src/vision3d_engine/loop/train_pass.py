@@ -25,6 +25,8 @@ from vision3d_engine.update.window_weight import WindowWeight
 
 Batches = Iterable[tuple[Place, Any]]
 
+_MOMENTS = ("before_train_step", "after_backward", "after_train_step")
+
 
 class TrainPass:
     """Trains once over the batches of an epoch, or over what is left of them.
@@ -59,6 +61,7 @@ class TrainPass:
         self._trainer, self._context, self._progress = trainer, context, context.progress
         self._epoch = context.progress.epoch
         loader.counts_samples = context.progress.counts_samples
+        context.counters.follow(loader)
         self._read, self._seeds, self._seeds_steps = read, seeds, loader.is_positioned
         takes_turns = len(optimizers_of(trainer.optimizer)) > 1
         self._uneven = UnevenRanks(lengths, context.world.rank, _way_to_join(context, takes_turns))
@@ -69,20 +72,19 @@ class TrainPass:
         in_parts = takes_turns or context.settings.on_oom == "skip"  # behind a backward pass that has not failed
         self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=in_parts)
         self._update = self._new_update(average)
-        self._before_step = context.hooks.of("before_train_step")
-        self._after_backward = context.hooks.of("after_backward")
-        self._after_step = context.hooks.of("after_train_step")
+        self._before_step, self._after_backward, self._after_step = map(context.hooks.of, _MOMENTS)
         self._weights: Any = None
         self._add_own_listeners()
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
         self._schedule_steps, self._step_schedule = schedule_steps, schedule_steps.get("update")
         self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
-        self.meters = RunningMeans(context.sum_up)
+        self.meters = RunningMeans(context.counters.sum_up)
         self._skips = TrainSkips(trainer, context, loader, self.meters, lengths)
-        self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher)
+        bar = context.progress_bar(f"epoch {self._epoch}/{trainer.max_epoch}")
+        self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher, bar=bar)
         self._log = TrainLog(trainer, context, loader, self.runner, self.meters, self._skips)
-        self._steps_at_update = context.progress.total_steps
+        self._seen_at_update = (context.progress.total_steps, context.progress.own_samples)
 
     def _new_update(self, average: NoAverage) -> Update:
         trainer, settings, parallel = self._trainer, self._context.settings, self._context.parallel
@@ -152,6 +154,7 @@ class TrainPass:
             self._seeds.seed(iteration)
         if iteration > self._uneven.even_until and self._joins(iteration, data_dict):
             return
+        progress.own_samples += self.runner.place[2]
         try:
             with update.micro_batch(self.runner.is_last):
                 if data_dict is None:
@@ -196,7 +199,7 @@ class TrainPass:
         """Count an update; a resume goes on with the batch after this one."""
         self._progress.updates += 1
         self._progress.trained, self._progress.place = iteration, self.runner.place
-        self._steps_at_update = self._progress.total_steps
+        self._seen_at_update = (self._progress.total_steps, self._progress.own_samples)
 
     def _train_step(self, iteration: int, data_dict: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Return the loss of the user's step, and the two dicts that it returned."""
@@ -264,7 +267,7 @@ class TrainPass:
 
     def _roll_back(self) -> None:
         """Let the counters and the schedule stand at the last update, from which another `run` goes on."""
-        self._progress.total_steps = self._steps_at_update
+        self._progress.total_steps, self._progress.own_samples = self._seen_at_update
         if self._step_schedule is not None and self._scheduled_at < self._progress.trained:
             self._step_schedule()
 

@@ -11,7 +11,7 @@ from vision3d_engine.optim.scheduler import schedule_name
 if TYPE_CHECKING:
     from vision3d_engine.core.settings import TrainerSettings
 
-_CLASSES = ("optimizer", "schedule", "num_iters_per_epoch", "precision")
+_CLASSES = ("optimizer", "schedule", "num_iters_per_epoch", "precision", "curve_axis")
 _RATES = ("lr", "weight_decay")
 
 
@@ -44,9 +44,9 @@ class AskedValues:
         has_length = hasattr(type(trainer), "num_iters_per_epoch")
         length = self._settings.num_iters_per_epoch if has_length else None
         schedule = None if trainer.scheduler is None else schedule_name(trainer.scheduler)
-        return dict(
-            zip(_CLASSES, (class_name(trainer.optimizer), schedule, length, self._settings.precision), strict=True)
-        )
+        settings = self._settings
+        values = (class_name(trainer.optimizer), schedule, length, settings.precision, settings.curve_axis)
+        return dict(zip(_CLASSES, values, strict=True))
 
     def check(self, state: Mapping[str, Any], source: str) -> None:
         """Refuse a checkpoint whose numbers cannot be continued.

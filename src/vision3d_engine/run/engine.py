@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from vision3d_engine.core.errors import RegistrationError, listed
 from vision3d_engine.core.tree import describe
+from vision3d_engine.data.fixed_batches import readers_of
 from vision3d_engine.data.loader_cache import LoaderCache
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
@@ -17,6 +18,7 @@ from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.run.named_models import NamedModels
 from vision3d_engine.run.outlets import Outlets
 from vision3d_engine.run.session import Session
+from vision3d_engine.run.tryout import TryOut
 
 
 class Engine(Outlets):
@@ -30,8 +32,11 @@ class Engine(Outlets):
         self._session = session
         self._hooks = Hooks(self, base, hooks)
         super().__init__(session.pass_context(parallel, self._hooks))
+        if session.settings.trainer.fast_dev_run:
+            self._hooks.add_last(TryOut(session.folders, session.logger.log))
         self._progress = self._context.progress
-        self._loaders = LoaderCache(session.world.device, session.world.rank, session.world.size, session.logger.log)
+        world, readers = session.world, readers_of(session.settings.trainer.overfit, self._context.data_seed)
+        self._loaders = LoaderCache(world.device, world.rank, world.size, session.logger.log, readers)
         self.model: Any = None
         self.cfg = cfg
         self.device = session.world.device

@@ -67,10 +67,16 @@ class Outlets:
         """
         self._records.add(records, self._pass.runner.place[1])
 
-    def gather_records(self) -> list[Any]:
+    def gather_records(self, name: str | None = None) -> list[Any]:
         """Return the records of all processes on the main one, in the order of the data set; elsewhere an empty list.
 
         To be called by all processes, in ``after_val_epoch`` or ``after_test_epoch``; a loader that does not shuffle
         has the data set's order.
+
+        Args:
+            name: of a validation set, where several are registered; None for the records of all, set after set.
+
+        Raises:
+            RegistrationError: for a name that no set has.
         """
-        return self._records.gather()
+        return self._records.gather(name)

@@ -15,8 +15,10 @@ from vision3d_engine.core.tree import describe
 from vision3d_engine.data.dataloader import orders_of
 from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.progress import Progress
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.run.asked_values import AskedValues
+from vision3d_engine.run.closing import RunClock
 from vision3d_engine.run.trained_state import TrainedState
 from vision3d_engine.run.unsaved import Unsaved, digest
 
@@ -34,17 +36,20 @@ class ResumeState:
         trained: parameters outside the model, and what is frozen.
         registered: the user's objects by name.
         unsaved: what is in no checkpoint.
+        clock: how long the run has taken.
         open_meters: running means of the training pass that is open, or None.
     """
 
     def __init__(self, trainer: Any, context: PassContext, train_data: Callable[[], ResumableLoader]) -> None:
         settings = context.settings
-        self.asked, self.trained = AskedValues(trainer, settings), TrainedState(trainer, settings)
+        self.asked, self.trained = AskedValues(trainer, context.planned), TrainedState(trainer, settings)
         self.registered: dict[str, Any] = {}
         self.unsaved = Unsaved(trainer, self.registered)
         self.open_meters: RunningMeans | None = None
+        self.clock = RunClock()
         self._is_compared = False
         self._context, self._progress, self._world = context, context.progress, context.world
+        self._counters = context.counters
         self._train_data = train_data
         self._kept_meters: list[Mapping[str, Any]] = []
 
@@ -75,9 +80,11 @@ class ResumeState:
         loader, meters, gather = self._train_data(), self.open_meters, self._world.gather
         states = {name: part.state_dict() for name, part in self.registered.items()}
         self._tell_differing(states)
+        places, samples = zip(*gather((list(self._progress.place), self._counters.own_samples)), strict=True)
+        self._counters.take(samples)
         return {
             "progress": self._progress.state_dict(),
-            "places": gather(list(self._progress.place)),
+            "places": list(places),
             "moments": None if meters is None else gather(meters.state_dict()),
             "orders": gather(None if (orders := orders_of(loader.loader)) is None else orders.state_dict()),
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
@@ -105,12 +112,15 @@ class ResumeState:
 
     def _fingerprint(self, loader: ResumableLoader) -> dict[str, Any]:
         """Return what a resumed run must have in common with the run that it continues."""
-        own = {"seed": self._context.seed, "grad_acc_steps": self._context.settings.grad_acc_steps}
+        settings = self._context.settings
+        own = {"seed": self._context.seed, "grad_acc_steps": settings.grad_acc_steps, "overfit": settings.overfit}
         return own | loader.fingerprint()
 
     def _about(self) -> dict[str, Any]:
         now = dt.datetime.now(tz=dt.UTC).astimezone().isoformat(timespec="seconds")
-        return {"date": now, "torch": torch.__version__, "processes": self._world.size}
+        about = {"date": now, "torch": torch.__version__, "processes": self._world.size}
+        run_s = self.clock.run_s
+        return about if run_s is None else about | {"run_s": round(run_s, 1)}
 
     def try_out(self, **parts: Any) -> None:
         """Refuse what a checkpoint could not hold, before the first step; no tensor is copied.
@@ -149,6 +159,7 @@ class ResumeState:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state; one of an older engine holds less, which goes on with the next epoch."""
         rank, size = self._world.rank, self._world.size
+        self.clock.resume((state.get("about") or {}).get("run_s"))
         self._progress.load_state_dict(state.get("progress") or {})
         if "optimizer" in state:  # else it has weights alone, and no means
             self._keep_means(state.get("progress") or {})
@@ -210,6 +221,11 @@ class ResumeState:
     def close_epoch(self) -> None:
         """Forget the means of the epoch."""
         self._kept_meters = []
+
+    def begin_anew(self) -> None:
+        """Let the counters stand at zero and forget the means, whatever was loaded; all else stays as it is."""
+        self._progress.load_state_dict(Progress(counts_samples=self._progress.counts_samples).state_dict())
+        self.close_epoch()
 
 
 def _load(part: Any, state: Any, name: str) -> None:

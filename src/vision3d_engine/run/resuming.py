@@ -186,6 +186,8 @@ class Resuming:
         progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0, 1), **metadata})
         if has_data:
             self._state.restore(state)
+        saved = metadata | (state.get("progress") or {})
+        self._context.counters.restore(saved.get("samples"), self._context.world.is_main)
         where = f"epoch {progress.epoch}, total_steps {progress.total_steps}"
         trainer.log(f"loaded {filename}: {where}" + (", in mid-epoch" if progress.is_open else ""))
         changed = self._state.asked.follow(state, str(path))

@@ -22,14 +22,30 @@ _MAX_NAMES = 5
 _OVERWRITTEN = "overwritten"
 
 
-class Folders:
-    """The folders of a run; by default inside ``exp.output_dir``, made when missing."""
+def checkpoints_of(exp: Any) -> Path:
+    """Return where checkpoints of a run lie, by its settings."""
+    return absolute_path(exp.checkpoint_dir or exp.output_dir / "checkpoints")
 
-    def __init__(self, exp: Any) -> None:
+
+class Folders:
+    """The folders of a run; by default inside ``exp.output_dir``, made when missing.
+
+    Args:
+        exp: the settings ``exp.*`` in force.
+        planned: those of the run itself, whose checkpoints a try-out may load.
+    """
+
+    def __init__(self, exp: Any, planned: Any) -> None:
         self.output = make_folder(exp.output_dir)
-        self.checkpoints = make_folder(exp.checkpoint_dir or self.output / "checkpoints")
+        self.checkpoints = make_folder(checkpoints_of(exp))
+        self._planned = checkpoints_of(planned)
         self.logs = make_folder(exp.log_dir or self.output / "logs")
         self.events = absolute_path(exp.event_dir or self.output / "events")
+
+    def source_of(self, name: str) -> Path:
+        """Return the folder in which a checkpoint is looked for: the run's own; in a try-out else what that wrote."""
+        is_only_here = (self.checkpoints / name).exists() and not (self._planned / name).exists()
+        return self.checkpoints if is_only_here else self._planned
 
 
 class RunFolder:

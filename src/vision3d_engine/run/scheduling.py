@@ -159,10 +159,10 @@ class Scheduling:
 
     def _steps_of_run(self, moment: str) -> int | None:
         """Return how many steps a run of all epochs makes of a schedule; None where the data has no length."""
-        settings = self._context.settings
+        settings = self._context.planned
         if moment != "update":
             return settings.max_epoch
-        lengths = self._trainer._lengths()  # noqa: SLF001  the engine's own
+        lengths = self._trainer._lengths(settings)  # noqa: SLF001  the engine's own
         batches = UnevenRanks(lengths, self._context.world.rank, settings.uneven).length
         return None if batches is None else settings.max_epoch * math.ceil(batches / settings.grad_acc_steps)
 

@@ -21,9 +21,11 @@ from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import join_world
 from vision3d_engine.logs.logger import Logger, set_logger
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.run.run_folder import Folders
+from vision3d_engine.run.tryout import tried_out
 from vision3d_engine.update.precision import choose_precision
 from vision3d_engine.writers.metric_writers import MetricWriters
 
@@ -36,6 +38,10 @@ class Session:
         role: ``"train"`` or ``"test"``, the first word of the log file's name.
         given: settings that a constructor was called with; they win over the config, and the command line over them.
 
+    Attributes:
+        planned: the settings as they are given.
+        settings: those in force, which differ from them in a try-out.
+
     Raises:
         ConfigError: for wrong settings or flags.
         FolderError: when a folder cannot be made or written.
@@ -46,10 +52,11 @@ class Session:
         self.arguments = Arguments()
         overrides = {key: value for key, value in (given or {}).items() if value is not None}
         overrides |= self.arguments.engine_values() | forced("trainer")
-        self.settings, warnings = read_settings(cfg, overrides, forced("exp"))
+        self.planned, warnings = read_settings(cfg, overrides, forced("exp"))
+        self.world = join_world(self.planned.trainer.device, self.planned.trainer.collective_timeout_s)
+        self.settings = tried_out(self.planned, self.world)
         self.arguments.fill(self.settings.trainer.model_dump())
-        self.world = join_world(self.settings.trainer.device, self.settings.trainer.collective_timeout_s)
-        self.folders = Folders(self.settings.exp)
+        self.folders = Folders(self.settings.exp, self.planned.exp)
         self.logger = self._open_log(role)
         is_main = self.world.is_main
         self.writers = MetricWriters(
@@ -78,21 +85,22 @@ class Session:
 
     def pass_context(self, parallel: Parallel, hooks: Hooks) -> PassContext:
         """Return what the passes of a trainer or tester share."""
+        trainer = self.settings.trainer
+        progress = Progress(counts_samples=trainer.means == "samples")
         return PassContext(
-            settings=self.settings.trainer,
+            settings=trainer,
+            planned=self.planned.trainer,
             seed=self.settings.exp.seed,
             world=self.world,
             parallel=parallel,
             hooks=hooks,
-            precision=choose_precision(
-                self.settings.trainer.precision, self.world.device, self.settings.trainer.nonfinite == "skip"
-            ),
+            precision=choose_precision(trainer.precision, self.world.device, trainer.nonfinite == "skip"),
             writers=self.writers,
             logger=self.logger,
-            progress=Progress(counts_samples=self.settings.trainer.means == "samples"),
-            sum_up=self.world.named_sums(),
+            progress=progress,
+            counters=Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis),
             main_numbers=MainNumbers(self.world.gather, self.logger.warn),
-            replicas=ReplicaCheck(self.world, self.settings.trainer.replica_check, self.logger.warn),
+            replicas=ReplicaCheck(self.world, trainer.replica_check, self.logger.warn),
             hints=LoaderHints(self.logger.warn),
             host_tensors=HostTensors(self.logger.warn),
             debug_folder=self.folders.output / "debug",
@@ -124,6 +132,7 @@ class Session:
     def _log_failure(self, error: Exception) -> None:
         """Say what has stopped the run; the traceback goes into the file only, since python prints it."""
         self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")
+        self.logger.log(f"what it has said and its traceback are in '{self.folders.logs}'", "INFO")
         level = "DEBUG" if self.world.is_main else "WARNING"
         self.logger.log("".join(traceback.format_exception(error)), level)
 

@@ -10,7 +10,6 @@ from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.durations import parse_duration
 from vision3d_engine.core.errors import (
     CheckpointError,
-    DataError,
     NonFiniteError,
     ResultError,
     WorkerError,
@@ -18,7 +17,7 @@ from vision3d_engine.core.errors import (
     listed,
 )
 from vision3d_engine.data.loader_cache import LoaderCache
-from vision3d_engine.data.loader_hints import length_hint
+from vision3d_engine.data.loader_sets import check_sets, sets_of
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.result_checks import as_numbers
@@ -26,6 +25,8 @@ from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.optim.optimizer import choose_kernels, refuse_foreign
 from vision3d_engine.run.autosave import Autosave
+from vision3d_engine.run.closing import Closing
+from vision3d_engine.run.data_checks import check_data
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.resuming import Resuming
 from vision3d_engine.run.run_folder import RunFolder
@@ -78,10 +79,10 @@ class TrainingRun:
         max_time_s = parse_duration(settings.max_time) if settings.max_time else None
         self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
         self.scheduling = Scheduling(trainer, context)
+        self._closing = Closing(trainer, context, folders, self.checkpoints, self.resume_state.clock)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
-        self._only_validates = False
-        self._starts_anew = False
+        self._only_validates = self._starts_anew = False
         self._summary: dict[str, Any] | None = None
         self._said_nan: set[str] = set()
 
@@ -91,9 +92,15 @@ class TrainingRun:
         """Return the training data as the engine reads it; a loader that was exchanged during the run is noticed."""
         return self._loaders.get("training", self._trainer.train_loader)
 
-    def val_data(self) -> ResumableLoader:
-        """Return the validation data as the engine reads it."""
-        return self._loaders.get("validation", self._trainer.val_loader)
+    def val_data(self) -> dict[str | None, ResumableLoader]:
+        """Return the validation data as the engine reads it, by the names of its sets; a single loader under None.
+
+        With ``trainer.overfit`` all of it is what is trained on.
+        """
+        check_sets(self._trainer.val_loader)  # it may have been exchanged
+        if self._context.settings.overfit:
+            return dict.fromkeys(sets_of(self._trainer.val_loader), self.train_data())
+        return self._loaders.get_sets("validation", self._trainer.val_loader)
 
     # ------------------------------------------------------------------------------------------- the run
 
@@ -116,6 +123,7 @@ class TrainingRun:
         """Hold the folder, save, and notice signals, requests and failures of other processes."""
         with contextlib.ExitStack() as stack:
             if not self._only_validates:
+                stack.enter_context(self._closing.telling())
                 stack.enter_context(self._folder.locked())
                 stack.enter_context(self.autosave.running())
                 stack.enter_context(self.autosave.agreement.listening(self._context.logger.warn))
@@ -144,7 +152,7 @@ class TrainingRun:
     def _prepare(self) -> None:
         """Check what can be checked before the first step, and load what the command line asks for."""
         trainer = self._trainer
-        self._check_loaders()
+        check_data(self.train_data(), self.val_data(), self._context.world, partial(trainer.log, level="WARNING"))
         refuse_foreign(optimizers_of(trainer.optimizer), trainer.model)
         self.scheduling.tell_lengths()
         for note in filter(None, (self.train_data().note, *self.resume_state.unsaved.with_state())):
@@ -155,20 +163,11 @@ class TrainingRun:
             trainer.log(message, level=level)
         self._scale_rates()
         self._resuming.start()
+        self._context.counters.check(self.train_data())
         self.scheduling.say_what_does_not_fit()
         self._context.hooks.bind()
         trainer.set_train_mode()
         self.resume_state.unsaved.note()
-
-    def _check_loaders(self) -> None:
-        """Refuse loaders that are empty on all processes; say where their lengths differ."""
-        for name, loader in (("training", self.train_data()), ("validation", self.val_data())):
-            lengths, totals = zip(*self._context.world.gather((loader.length, loader.total_length)), strict=True)
-            if set(lengths) == {0}:
-                message = f"the {name} loader is empty: len(loader) is 0. Check the data set, batch_size and drop_last"
-                raise DataError(message)
-            if (hint := length_hint(loader.name, lengths, totals)) is not None:
-                self._trainer.log(hint, level="WARNING")
 
     def _scale_rates(self) -> None:
         trainer = self._trainer
@@ -263,8 +262,7 @@ class TrainingRun:
 
     def _nan_text(self, metric: str) -> str:
         """Say that a metric that selects best models is NaN, and where that began."""
-        meters = getattr(self._trainer._pass, "meters", None)  # noqa: SLF001  the engine's own
-        first = None if meters is None else meters.first_not_finite(metric)
+        first = self._trainer._pass.first_not_finite(metric)  # noqa: SLF001  the engine's own
         where = f", from batch {first} of this process on" if first is not None else ""
         return (
             f"the metric '{metric}', which selects best models, is NaN in epoch {self._progress.epoch}{where}; NaN is "

@@ -13,6 +13,7 @@ from vision3d_engine.core.compare import as_bytes
 from vision3d_engine.core.errors import shortened
 from vision3d_engine.core.portable import GeneratorState, has_state, with_state
 from vision3d_engine.core.tree import entries
+from vision3d_engine.data.loader_sets import sets_of
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.optim.named_schedules import schedules_of
 
@@ -45,7 +46,8 @@ class Unsaved:
     def with_state(self) -> Iterator[str]:
         """Say which attributes of the trainer have a state that no checkpoint would hold."""
         trainer = self._trainer
-        known = [trainer.train_loader, trainer.val_loader, *schedules_of(trainer.scheduler).values()]
+        known = [trainer.train_loader, *sets_of(trainer.val_loader).values()]
+        known += schedules_of(trainer.scheduler).values()
         known += optimizers_of(trainer.optimizer).values()
         known += [trainer.model, *trainer.model.modules(), *trainer._hooks.added, *self._registered.values()]  # noqa: SLF001  the engine's own
         for name, part in vars(trainer).items():

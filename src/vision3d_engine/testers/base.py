@@ -9,7 +9,8 @@ from vision3d_engine.checkpoint.loading import load_weights
 from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel
-from vision3d_engine.logs.log_line import get_log_string
+from vision3d_engine.logs.closing_block import closing_block, first_of
+from vision3d_engine.logs.log_line import clock_text, get_format_strings, get_log_string
 from vision3d_engine.loop.eval_pass import TestPass
 from vision3d_engine.loop.hooks import TEST_HOOKS
 from vision3d_engine.metrics.running_means import read_numbers
@@ -34,6 +35,7 @@ class BaseTester(Engine, abc.ABC):
         session = Session(cfg, "test", {"checkpoint": checkpoint})
         super().__init__(session, cfg, TEST_HOOKS, BaseTester, Parallel(session.world))
         self.test_loader: Any = None
+        self._loaded_from: Any = None
 
     def register_loader(self, test_loader: Iterable[Any]) -> None:
         """Register the loader; it yields dicts."""
@@ -61,16 +63,20 @@ class BaseTester(Engine, abc.ABC):
         Raises:
             CheckpointError: when there is none, it is damaged or unsafe, or belongs to another model.
         """
-        path, metadata, _ = load_weights(self.model, filename, self._session.folders.checkpoints, key=key)
+        folder = self._session.folders.source_of(filename)
+        path, metadata, _ = load_weights(self.model, filename, folder, key=key)
+        self._loaded_from = path
         self.log(f"loaded {path}" + "".join(f", {key}: {value}" for key, value in metadata.items()))
 
     def _checkpoint_name(self) -> str:
         """Return the checkpoint to test; a flag that was given wins over the constructor and the config."""
-        trainer, folder = self._context.settings, self._session.folders.checkpoints
+        trainer, folders = self._context.settings, self._session.folders
         given = self._session.arguments.engine_values()
         if trainer.test_epoch is not None and "checkpoint" not in given:
-            return str((folder / f"epoch-{trainer.test_epoch}.pth").absolute())
+            name = f"epoch-{trainer.test_epoch}.pth"
+            return str(folders.source_of(name) / name)
         if trainer.checkpoint is None:
+            folder = folders.source_of("")
             message = (
                 f"no checkpoint is given. Use --checkpoint PATH or --test_epoch N; in '{folder}' there are: "
                 f"{listed(available(folder))}"
@@ -123,6 +129,7 @@ class BaseTester(Engine, abc.ABC):
                 self.model.eval()
                 self._hooks.bind()
                 self.test_epoch()
+                self._tell_end()
         finally:
             self._let_go()
 
@@ -137,6 +144,18 @@ class BaseTester(Engine, abc.ABC):
         self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases)
         self._pass.test()
 
+    def _tell_end(self) -> None:
+        """Say once more what came out, over how many cases and of which weights; a script's own loop is its own."""
+        ended = self._pass
+        if ended is None:
+            return
+        cases = sum(self._context.world.gather(ended.last_case[0]))
+        numbers = (text.partition(": ") for text in get_format_strings(ended.numbers))
+        lines = first_of({name: number for name, _, number in numbers})
+        lines |= {"checkpoint": str(self._loaded_from)} if self._loaded_from is not None else {}
+        lines |= {"run folder": str(self._session.folders.output), "time": clock_text(ended.runner.clock.elapsed_s())}
+        self.log(closing_block(f"test ended: {cases:,} cases", lines), level="SUCCESS")
+
     @abc.abstractmethod
     def _cases(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[tuple[Any, Any]]:
         """Return data and output of each case of a batch."""
@@ -148,6 +167,7 @@ class BaseTester(Engine, abc.ABC):
             return
         message = self.get_log_string(number, data_dict, output_dict, read_numbers(result_dict))
         runner = self._pass.runner
+        runner.bar.say(message)
         times = get_log_string({}, time_dict=runner.clock.interval().times())
         of = f"/{runner.max_iteration}" if runner.max_iteration else ""
         self.log(f"iter: {iteration}{of}, {message}, {times}")

@@ -10,9 +10,9 @@ import torch
 from vision3d_engine.checkpoint.loading import WeightNames, load_weights
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.data.resumable_loader import ResumableLoader
-from vision3d_engine.loop.context import counter, setting
-from vision3d_engine.loop.eval_pass import EvalPass
+from vision3d_engine.loop.context import Reading, counter, setting
 from vision3d_engine.loop.train_pass import Batches, TrainPass
+from vision3d_engine.loop.validation import Validation
 from vision3d_engine.optim.named_optimizers import NamedOptimizers
 from vision3d_engine.run.engine import refuse_hidden_methods
 from vision3d_engine.trainers.hooks import TrainHooks
@@ -31,8 +31,8 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     and, if wanted, `register_scheduler` and `save_best_model_on_metric`. Implement `train_step` and `val_step`;
     override any other hook. Then call `run`.
 
-    Validation pipeline: before_val_epoch; for each iteration before_val_step, val_step, after_val_step; then
-    after_val_epoch, log line and events, best models.
+    Validation pipeline: before_val_epoch; for each iteration, of several sets one after the other, before_val_step,
+    val_step, after_val_step; then after_val_epoch, log line and events, best models.
 
     Files: after each training epoch ``epoch-N.pth`` (metadata and weights), after each validation ``checkpoint.pth``
     (optimizer, schedule and selection too) and ``best_METRIC.pth`` for each metric that improved.
@@ -53,13 +53,19 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
 
     epoch = counter("epoch", "The epoch that is running, from 1; 0 before the first.")
     total_steps = counter("total_steps", "Training batches since the start of the run.")
+    updates = Reading(lambda own: own._progress.updates, "Updates since the start of the run.")  # noqa: SLF001
+    samples = Reading(
+        lambda own: own._context.counters.samples,  # noqa: SLF001
+        "Training samples of all processes since the start of the run, of several processes as of the latest log line, "
+        "end of an epoch or ``checkpoint.pth``; None where it is not known how many samples batches hold.",
+    )
     max_epoch = setting("max_epoch", "Epochs to train.")
     grad_acc_steps = setting("grad_acc_steps", "Batches whose gradients make one update.")
 
     @property
     def metadata(self) -> dict[str, int]:
-        """What every checkpoint says about its moment: epoch and total_steps."""
-        return self._progress.metadata()
+        """What every checkpoint says about its moment: epoch, total_steps, updates and, where known, samples."""
+        return self._context.counters.metadata()
 
     # ------------------------------------------------------------------------------------------- to override
 
@@ -202,8 +208,12 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
         return "the preparations" if now is None else f"{now.phase} epoch {self.epoch}, iteration {self.iteration}"
 
     @abc.abstractmethod
-    def _lengths(self) -> list[int | None]:
-        """Return all processes' numbers of batches of an epoch, as far as they know; to be called by all of them."""
+    def _lengths(self, settings: Any) -> list[int | None]:
+        """Return all processes' numbers of batches of an epoch, as far as they know; to be called by all of them.
+
+        Args:
+            settings: those in force, or those of the run that is tried out.
+        """
 
     @abc.abstractmethod
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
@@ -239,6 +249,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     def val_epoch(self) -> None:
         """Validate and keep best models."""
         self._records.clear()
-        self._pass = EvalPass(self, self._context, self._run.val_data(), self._run.after_val_iteration)
+        after_iteration = self._run.after_val_iteration
+        self._pass = Validation(self, self._context, self._run.val_data, after_iteration, self._records)
         with self._run.average.in_model():
             self._run.judge(self._pass.validate())

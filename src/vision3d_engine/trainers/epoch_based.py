@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from vision3d_engine.data.exact_length import at_most
 from vision3d_engine.data.resumable_loader import ResumableLoader
@@ -19,13 +20,13 @@ class EpochBasedTrainer(BaseTrainer):
 
     _schedule_follows = "epoch"
 
-    def _lengths(self) -> list[int | None]:
-        length = at_most(self._run.train_data().length, self._context.settings.limit_batches)
+    def _lengths(self, settings: Any) -> list[int | None]:
+        length = at_most(self._run.train_data().length, settings.limit_batches)
         return self._context.world.gather(length)
 
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
         loader.announce(self.epoch)
-        return self._lengths(), partial(self._read, loader)
+        return self._lengths(self._context.settings), partial(self._read, loader)
 
     def _read(self, loader: ResumableLoader, done: int) -> Batches:
         """Return what is left of the epoch when so many batches are done."""

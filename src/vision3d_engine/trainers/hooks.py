@@ -10,7 +10,7 @@ class TrainHooks:
     def before_load(self, metadata: dict[str, int]) -> None:
         """Act before a checkpoint is loaded: rebuild what it needs, such as parameter groups that an epoch has added.
 
-        ``metadata`` says its moment: ``epoch`` and ``total_steps``.
+        ``metadata`` says its moment: ``epoch``, ``total_steps`` and, of newer files, ``updates`` and ``samples``.
         """
 
     def before_train(self) -> None:
@@ -70,20 +70,26 @@ class TrainHooks:
         """Act after a training epoch; ``summary_dict`` holds the means over the epoch."""
 
     def before_val_epoch(self, epoch: int) -> None:
-        """Act before a validation epoch."""
+        """Act before a validation epoch, once around all its sets; ``self.val_loader`` may still be exchanged."""
 
     def before_val_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Act before a validation step; the batch is on the device."""
 
     @abc.abstractmethod
     def val_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
-        """Return ``output_dict, result_dict`` for a batch; must be implemented. Every result is one number."""
+        """Return ``output_dict, result_dict`` for a batch; must be implemented. Every result is one number.
+
+        Of several validation sets ``self.val_name`` says which one it is of, and ``iteration`` counts from 1 in each.
+        """
 
     def after_val_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Act after a validation step; numbers added to ``result_dict`` are logged."""
 
     def after_val_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
-        """Act after a validation epoch; numbers added to ``summary_dict`` are logged and can select best models."""
+        """Act after a validation epoch; numbers added to ``summary_dict`` are logged and can select best models.
+
+        Of several validation sets it holds all numbers, as ``easy/loss`` and so on.
+        """
 
     def after_train(self) -> None:
         """Act once after the last epoch."""

@@ -33,14 +33,17 @@ class IterBasedTrainer(BaseTrainer):
         Raises:
             ConfigError: when neither is known.
         """
-        number = self._context.settings.num_iters_per_epoch or self._run.train_data().longest_length
+        return self._iterations(self._context.settings)
+
+    def _iterations(self, settings: Any) -> int:
+        number = settings.num_iters_per_epoch or self._run.train_data().longest_length
         if number is None:
             message = "cfg.trainer.num_iters_per_epoch is missing, and the training loader does not know its length"
             raise ConfigError(message)
         return number
 
-    def _lengths(self) -> list[int | None]:
-        numbers = self._context.world.gather(self.num_iters_per_epoch)
+    def _lengths(self, settings: Any) -> list[int | None]:
+        numbers = self._context.world.gather(self._iterations(settings))
         return [max(numbers)] * len(numbers)
 
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
@@ -48,7 +51,7 @@ class IterBasedTrainer(BaseTrainer):
             self._progress.restart_stream()
         self._streamed = loader.registered
         loader.announce_after(self._progress.place)
-        lengths = self._lengths()
+        lengths = self._lengths(self._context.settings)
         return lengths, partial(self._stream, loader, lengths[0])
 
     def _stream(self, loader: ResumableLoader, number: Any, done: int) -> Batches:

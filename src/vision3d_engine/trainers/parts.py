@@ -1,12 +1,11 @@
 """What a user registers with a trainer: optimizers, schedules, loaders, states, hooks, metrics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.portable import has_state
-from vision3d_engine.core.tree import describe
-from vision3d_engine.data.loader_cache import refuse_shared_iterator
+from vision3d_engine.data.loader_sets import check_loaders
 from vision3d_engine.distributed.parallel.choose import choose_parallel
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
 from vision3d_engine.optim.named_groups import groups_table
@@ -35,6 +34,8 @@ class TrainerParts(Engine):
         self.scheduler: Any = None
         self.train_loader: Any = None
         self.val_loader: Any = None
+        #: Name of the validation set at hand, where several are registered; None outside of validations.
+        self.val_name: str | None = None
         self._run = TrainingRun(self, session, self._context, self._loaders)
 
     def register_optimizer(
@@ -90,13 +91,21 @@ class TrainerParts(Engine):
         """
         self._run.scheduling.register(scheduler, name, Timing(interval, metric))
 
-    def register_loader(self, train_loader: Iterable[Any], val_loader: Iterable[Any]) -> None:
-        """Register the loaders; each yields dicts."""
-        for name, loader in (("training", train_loader), ("validation", val_loader)):
-            if not hasattr(loader, "__iter__"):
-                message = f"register_loader got {describe(loader)} as {name} loader; it must be an iterable of dicts"
-                raise RegistrationError(message)
-        refuse_shared_iterator(train_loader, val_loader)
+    def register_loader(
+        self, train_loader: Iterable[Any], val_loader: Iterable[Any] | Mapping[str, Iterable[Any]]
+    ) -> None:
+        """Register the loaders; each yields dicts.
+
+        Args:
+            train_loader: what is trained on.
+            val_loader: what is validated on; or several by name, ``{"easy": a, "hard": b}``, whose numbers are called
+                ``easy/loss`` and so on, and whose steps find the name in ``self.val_name``.
+
+        Raises:
+            RegistrationError: for what is no iterable, for an iterator that two of them would move, and for a name
+                that is no text, or has a "/".
+        """
+        check_loaders(train_loader, val_loader)
         self.train_loader = train_loader
         self.val_loader = val_loader
 

@@ -15,6 +15,7 @@ from vision3d_engine.core.compare import as_bytes
 from vision3d_engine.core.portable import with_state
 from vision3d_engine.core.seeding import host_states
 from vision3d_engine.core.tree import is_container, leaves
+from vision3d_engine.data.loader_sets import sets_of
 from vision3d_engine.data.sample_seeds import SeededDataset
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.run.resume_state import has_state
@@ -94,12 +95,17 @@ def _holders(owner: Any) -> Iterator[tuple[str, Any]]:
         yield f"state '{name}'", part
     for name, module in owner.model.named_modules():
         yield f"self.model.{name}".rstrip("."), module
-    for name in ("train_loader", "val_loader"):
-        loader = getattr(owner, name)
+    for path, loader in _loaders(owner):
         if not isinstance(loader, DataLoader):
-            yield f"self.{name}", loader
+            yield path, loader
         dataset = getattr(loader, "dataset", None)
-        yield f"self.{name}.dataset", dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+        yield f"{path}.dataset", dataset.dataset if isinstance(dataset, SeededDataset) else dataset
+
+
+def _loaders(owner: Any) -> Iterator[tuple[str, Any]]:
+    yield "self.train_loader", owner.train_loader
+    for name, loader in sets_of(owner.val_loader).items():
+        yield "self.val_loader" + ("" if name is None else f"[{name!r}]"), loader
 
 
 def _state_text(value: Any, above: tuple[Any, ...] = ()) -> str | None:

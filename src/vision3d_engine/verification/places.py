@@ -4,7 +4,7 @@ import random
 import signal
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # In so many epochs a run is cut, so that there is one with epochs before and behind it.
@@ -37,15 +37,21 @@ _BEHIND = {
 
 @dataclass(frozen=True)
 class Place:
-    """A moment of a run: a hook or a step by name, its epoch and iteration, 0 where it has none."""
+    """A moment of a run: a hook or a step by name, its epoch and iteration, 0 where it has none.
+
+    Attributes:
+        val_set: the validation set, where several are registered.
+    """
 
     moment: str
     epoch: int = 0
     iteration: int = 0
+    val_set: str | None = None
 
     def __str__(self) -> str:
         epoch = f", epoch {self.epoch}" if self.epoch else ""
-        return self.moment + epoch + (f", iteration {self.iteration}" if self.iteration else "")
+        of = f" of '{self.val_set}'" if self.val_set else ""
+        return self.moment + epoch + (f", iteration {self.iteration}{of}" if self.iteration else "")
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def _by_moment(notes: Sequence[Note]) -> dict[str, list[Place]]:
     for place in (note.place for note in notes):
         found[place.moment].append(place)
         if place.moment in STEPS:
-            found[STEPS[place.moment]].append(Place(STEPS[place.moment], place.epoch, place.iteration))
+            found[STEPS[place.moment]].append(replace(place, moment=STEPS[place.moment]))
     last = max(place.epoch for place in found["before_train_step"])
     chosen = {
         moment: _between(1, places, last) or _between(-1, places, last) or places for moment, places in found.items()

@@ -5,7 +5,7 @@ import os
 import runpy
 import signal
 import sys
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,14 @@ class Probe(Hook):
                 setattr(self, moment, partial(self._act, moment))
 
     def _act(self, moment: str, *args: Any) -> None:
-        place = Place(moment, *(arg for arg in args if isinstance(arg, int)))
+        numbers = (arg for arg in args if isinstance(arg, int))
+        val_set = getattr(self.owner._pass, "set_name", None)  # noqa: SLF001  the engine's own
+        place = Place(moment, *numbers, val_set=val_set)
         with Path(self._plan.trace).open("a", encoding="utf-8") as file:
             file.write(json.dumps([astuple(place), parts_of(self.owner, moment, args)]) + "\n")
         self._end_if_planned(place)
         if moment in STEPS:
-            self._plan_end_within(Place(STEPS[moment], place.epoch, place.iteration))
+            self._plan_end_within(replace(place, moment=STEPS[moment]))
         if moment == "before_train_epoch" and self._is_over():
             os._exit(0)
 

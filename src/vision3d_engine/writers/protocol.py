@@ -9,7 +9,7 @@ class MetricWriter:
 
     On the main process only. Methods are called one at a time; `scalars` in a thread, many calls in a row, so it may
     take its time. An exception is said once and costs what the call was about, not the run. A `step` counts training
-    batches, epochs in validation, or what the user has chosen.
+    batches, epochs in validation, or what the user has chosen (``trainer.curve_axis``, `write_event`).
     """
 
     def scalars(
@@ -21,8 +21,9 @@ class MetricWriter:
             phase: ``"train"``, ``"val"``, or what the user has called `write_event` with.
             values: numbers by name.
             step: place on the axis.
-            position: more about the moment, such as ``epoch``, ``iteration`` and ``lr``; of several parameter groups
-                also the learning rate of each, as ``lr/NAME``.
+            position: more about the moment: the counters ``epoch``, ``total_steps`` (training batches), ``updates``
+                and, where known, ``samples``; of the training also ``iteration`` and ``lr``, and of several parameter
+                groups the learning rate of each, as ``lr/NAME``.
             time: when they were handed in, in seconds since 1970.
         """
 

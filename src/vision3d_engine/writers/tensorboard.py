@@ -23,6 +23,7 @@ _SUFFIX = ".engine"
 _POINT_MATERIAL = {"material": {"cls": "PointsMaterial", "size": 0.03}}
 _MAX_POINTS = 20_000
 _SPARE_BYTES = 1 << 14
+_BATCHES = "total_steps"
 
 
 class TensorBoardWriter(MetricWriter):
@@ -46,11 +47,14 @@ class TensorBoardWriter(MetricWriter):
     ) -> None:
         """Write numbers, and learning rates of the position, as ``phase/key``, all in one event.
 
-        An event each would cost eight times as much.
+        An event each would cost eight times as much. Where the axis of the training is another than batches, their
+        number is written too (``train/total_steps``), by which `cut_back` finds the place of a checkpoint.
         """
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         rates = {key: value for key, value in position.items() if key.partition("/")[0] == "lr"}
+        if phase == "train" and position.get(_BATCHES, step) != step:
+            rates[_BATCHES] = position[_BATCHES]
         tags = {f"{phase}/{key}": value for key, value in {**rates, **values}.items()}
         packed = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
         self._events.append((packed, step, time))
@@ -155,8 +159,7 @@ class TensorBoardWriter(MetricWriter):
         self.close()
         files = self._files()
         if position is None or (position and not any(path.name in position for path in files)):
-            self._purge_step = step + 1
-            position = _positions_at(files, step)
+            position, self._purge_step = _cut_at(files, step)
         for path in files:
             if path.name not in position:
                 path.unlink()
@@ -170,34 +173,46 @@ class TensorBoardWriter(MetricWriter):
             writer.close()
 
 
-def _positions_at(files: list[Path], step: int) -> dict[str, int]:
-    """Return the bytes of each file until the first training row that is later than a step; of later files nothing."""
+def _cut_at(files: list[Path], batches: int) -> tuple[dict[str, int], int]:
+    """Return the bytes of each file before the first training row with more batches, and from which step on to forget.
+
+    Of later files nothing is left.
+    """
     ends: dict[str, int] = {}
     for path in files:
-        ends[path.name] = _end_of(path, step)
+        ends[path.name], forget_from = _end_of(path, batches)
         if ends[path.name] < _size(path):
-            break
-    return ends
+            return ends, forget_from
+    return ends, batches + 1
 
 
-def _end_of(path: Path, step: int) -> int:
-    """Return the bytes of the whole records before the first training row that is later than a step.
+def _end_of(path: Path, batches: int) -> tuple[int, int]:
+    """Return the bytes of the whole records before the first training row with more batches, and that row's step.
+
+    If the training row before it has the same step, the one after that.
 
     A record is eight bytes of length, a checksum of four, the event, and its checksum of four.
     """
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
-    end = 0
+    end, begin = 0, 0
     with path.open("rb") as file:
         while head := file.read(12):
             packed = file.read(int.from_bytes(head[:8], "little"))
             if len(file.read(4)) < 4:  # noqa: PLR2004  the writer was killed within a record
                 break
             event = Event.FromString(packed)
-            if event.step > step and any(value.tag.startswith("train/") for value in event.summary.value):
-                break
+            if (trained := _batches_of(event)) > batches:
+                return end, max(event.step, begin)
+            begin = event.step + 1 if trained else begin
             end = file.tell()
-    return end
+    return end, batches + 1
+
+
+def _batches_of(event: Any) -> int:
+    """Return how many batches were trained at a row of the training; 0 for any other event."""
+    numbers = {value.tag: value.simple_value for value in event.summary.value if value.tag.startswith("train/")}
+    return int(numbers.get(f"train/{_BATCHES}", event.step)) if numbers else 0
 
 
 def _size(path: Path | None) -> int:
