@@ -20,7 +20,7 @@ SHOWN = 3
 class SegmentationTester(BatchTester):
     """Segments batches of packed rooms, each evaluated by itself."""
 
-    def __init__(self, cfg: Config, checkpoint: str = "best_miou.pth") -> None:
+    def __init__(self, cfg: Config, checkpoint: str = "best_crowded_miou.pth") -> None:
         super().__init__(cfg, checkpoint)
         test_set = RoomDataset(cfg.data.num_test, cfg.exp.seed + 99)
         self.register_loader(build_dataloader(test_set, cfg.data.batch_size, num_workers=0, collate_fn=pack))

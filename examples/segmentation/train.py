@@ -22,15 +22,16 @@ class SegmentationTrainer(EpochBasedTrainer):
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         data, seed = cfg.data, cfg.exp.seed
-        train_set, val_set = RoomDataset(data.num_train, seed, augment=True), RoomDataset(data.num_val, seed + 1)
         options = {"batch_size": data.batch_size, "num_workers": data.num_workers, "collate_fn": pack}
-        train_loader = build_dataloader(train_set, shuffle=True, **options)
-        self.register_loader(train_loader, build_dataloader(val_set, **options))
+        train_set = RoomDataset(data.num_train, seed, augment=True)
+        val_sets = {name: RoomDataset(data.num_val, seed + 1, filled) for name, filled in data.val_sets.items()}
+        val_loaders = {name: build_dataloader(val_set, **options) for name, val_set in val_sets.items()}
+        self.register_loader(build_dataloader(train_set, shuffle=True, **options), val_loaders)
         model = self.register_model(SegmentationModel(len(CLASSES)))
         optimizer = build_optimizer(model, cfg)
         self.register_optimizer(optimizer)
         self.register_scheduler(build_scheduler(optimizer, cfg))
-        self.save_best_model_on_metric("miou")
+        self.save_best_model_on_metric("crowded/miou")
 
     def train_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
         """Return the mean loss over the points of all rooms of the batch."""
@@ -50,9 +51,10 @@ class SegmentationTrainer(EpochBasedTrainer):
         return output_dict, result_dict
 
     def after_val_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
-        """Add the mean IoU over all points of all processes; records come together on the main one."""
-        if confusions := self.gather_records():
-            summary_dict["miou"] = class_iou(confusions).nanmean().item()
+        """Add the mean IoU over all points of each set; the records of all processes come together on the main one."""
+        for name in self.val_loader:
+            if confusions := self.gather_records(name):
+                summary_dict[f"{name}/miou"] = class_iou(confusions).nanmean().item()
 
 
 def main(argv: Sequence[str]) -> None:

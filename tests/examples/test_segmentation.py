@@ -57,8 +57,9 @@ def straight(tmp_path_factory):
 def test_it_trains_and_finds_its_best_model_by_the_mean_iou(straight):
     losses = [row["loss"] for row in rows(straight, "train")]
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
-    assert [0 < row["miou"] < 1 for row in rows(straight, "val")] == [True, True]
-    assert (straight / "checkpoints" / "best_miou.pth").exists()
+    for name in ("spacious", "crowded"):
+        assert [0 < row[f"{name}/miou"] < 1 for row in rows(straight, "val")] == [True, True]
+    assert (straight / "checkpoints" / "best_crowded_miou.pth").exists()
 
 
 def test_the_head_has_a_rate_of_its_own_with_the_curve_of_all(straight):
@@ -92,13 +93,14 @@ def test_two_processes_train_and_validate_all_rooms_together(tmp_path):
     words = [*SHORT, "--exp.output_dir", tmp_path / "run", "--trainer.max_epoch", 1]
     ended_well(*start_ranks(EXAMPLE / "train.py", *words))
     (row,) = rows(tmp_path / "run", "val")
-    assert 0 < row["miou"] < 1
+    assert 0 < row["spacious/miou"] < 1
+    assert 0 < row["crowded/miou"] < 1
 
 
 @pytest.mark.slow
 def test_at_its_full_length_it_segments(tmp_path):
     ended_well(start(EXAMPLE / "train.py", "--exp.output_dir", tmp_path / "run"))
-    assert rows(tmp_path / "run", "val")[-1]["miou"] > 0.75
+    assert rows(tmp_path / "run", "val")[-1]["spacious/miou"] > 0.75
 
 
 def test_points_lie_on_the_faces_of_their_box():
