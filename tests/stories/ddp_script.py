@@ -22,8 +22,8 @@ class Rows(Dataset):
 
 
 class Trainer(EpochBasedTrainer):
-    def __init__(self, folder, count, steps):
-        trainer = {"max_epoch": 2, "grad_acc_steps": steps, "log_steps": 1}
+    def __init__(self, folder, count, steps, further):
+        trainer = {"max_epoch": 2, "grad_acc_steps": steps, "log_steps": 1, **further}
         super().__init__({"exp": {"output_dir": folder}, "trainer": trainer})
         world = self._session.world
         train = build_dataloader(Rows(24), batch_size=4 // world.size, num_workers=0)
@@ -55,7 +55,7 @@ class Trainer(EpochBasedTrainer):
         self.summary = dict(summary_dict)
 
 
-trainer = Trainer(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+trainer = Trainer(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))
 rank = trainer._session.world.rank
 trainer.run()
 keys = [key for key, _ in trainer.model.named_parameters()]

@@ -12,10 +12,10 @@ import torch
 SCRIPT = Path(__file__).parent / "ddp_script.py"
 
 
-def run(folder, processes, count, steps):
+def run(folder, processes, count, steps, **settings):
     """Run the script and return each rank's result, in rank order."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(count), str(steps)]
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(count), str(steps), json.dumps(settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -35,6 +35,12 @@ def test_hooks_that_a_resume_calls_again_to_open_its_epoch_are_not_compared():
     assert first_difference(straight, [*opening, straight[-1]]) is None
 
 
+def test_of_several_validations_within_an_epoch_those_at_the_same_step_are_compared():
+    validations = [note("val_step", 1, 1, step, results={"mae": f"{step}.0"}) for step in (2, 4, 6)]
+    assert first_difference(validations, validations[1:]) is None
+    assert first_difference(validations, validations[2:]) is None
+
+
 def test_causes_are_named_before_effects():
     difference = first_difference(run("1.0", "2.0"), run("1.0", "2.5"))
     assert difference is not None
@@ -67,3 +73,5 @@ def test_what_is_lost_is_what_differs_at_the_end_but_not_what_differs_without_a_
     assert lost_attributes(straight, resumed) == {"calls": "calls (was 2, is 7)"}
     assert lost_attributes(straight, resumed, until=Place("after_train_step", 1, 1)) == {"calls": "calls (was 1, is 6)"}
     assert lost_attributes(straight, resumed, ignored={"calls": ""}) == {}
+    several = [note("val_step", 1, 1, step, attributes={"calls": str(step)}) for step in (2, 4)]
+    assert lost_attributes(several, several[:1]) == {}

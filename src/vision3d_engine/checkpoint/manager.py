@@ -241,17 +241,18 @@ class CheckpointManager:
         self._best.add(metric, bool(largest))
 
     def update_best_model(
-        self, metric_dict: Mapping[str, float], metadata: Mapping[str, Any], model: nn.Module
+        self, metric_dict: Mapping[str, float], metadata: Mapping[str, Any], model: nn.Module, is_of_epoch: bool = True
     ) -> dict[str, float]:
         """Save the model as best on every metric that improved, and return those metrics with their new scores.
 
         A metric that is not in the dict is passed over; nan is never best. A score whose file cannot be written does
         not count, so that the next good model is saved; a full disk is told by ``warn``, weights that are not finite as
-        by `save_checkpoint`.
+        by `save_checkpoint`. Scores of an epoch, not of a validation within one, say which ``epoch-N.pth`` stay.
         """
         scores = self._best.known(metric_dict)
         scores, improved = self._parallel.from_main((scores, self._best.improved(scores, self._writer.wait)))
-        self._best.record(scores, int(metadata.get("epoch", 0)))
+        if is_of_epoch:
+            self._best.record(scores, int(metadata.get("epoch", 0)))
         return {name: score for name, score in improved.items() if self._save_best(name, score, metadata, model)}
 
     def _save_best(self, metric: str, score: float, metadata: Mapping[str, Any], model: nn.Module) -> bool:

@@ -47,6 +47,21 @@ def parse_cadence(text: str) -> Cadence:
     raise ValueError(message)
 
 
+def parse_val_cadence(text: str) -> Cadence | None:
+    """Return how often a run is validated, counted in epochs or iterations; None for never.
+
+    Raises:
+        ValueError: when the text says neither; no clock is asked, since a run could not be repeated by it.
+    """
+    if text.strip().lower() == "never":
+        return None
+    count, unit = _number_and_unit(text)
+    if unit not in _COUNTED or count < 1 or count != int(count):
+        message = "it must be counted in epochs or iterations, such as '1 epoch' or '500 iterations', or be 'never'"
+        raise ValueError(message)
+    return Cadence(int(count), _COUNTED[unit])
+
+
 def _number_and_unit(text: str) -> tuple[float, str]:
     """Split ``"500 iterations"`` into 500 and ``"iteration"``; 0 and no unit when it is of another form."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)?\s*([A-Za-z]+)\s*", text)

@@ -7,10 +7,13 @@ random numbers to save, and a resumed run draws what the uninterrupted one would
 import _random
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+_CPU = torch.device("cpu")
 _MASK = 2**64 - 1
 # numpy's and python's global generators; the bound methods save a microsecond a sample over random.seed().
 _PYTHON = random._inst  # type: ignore[attr-defined]  # noqa: SLF001
@@ -56,6 +59,21 @@ def host_states() -> dict[str, bytes]:
         "numpy": repr((numbers["state"]["key"].tobytes(), numbers["state"]["pos"])).encode(),  # type: ignore[index]
         "python": repr(random.getstate()).encode(),
     }
+
+
+@contextmanager
+def kept_generators(device: torch.device = _CPU) -> Iterator[None]:
+    """Let the generators of the host, and of a device, stand behind a block where they stood before it."""
+    generators = [each for each in (torch.default_generator, _device_generator(device)) if each is not None]
+    states = [generator.get_state() for generator in generators]
+    of_host = np.random.get_state(), random.getstate()  # noqa: NPY002  the global generator
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        np.random.set_state(of_host[0])  # noqa: NPY002
+        random.setstate(of_host[1])
 
 
 class StepSeeds:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vision3d_engine.core.durations import parse_cadence, parse_duration
+from vision3d_engine.core.durations import parse_cadence, parse_duration, parse_val_cadence
 from vision3d_engine.core.files import absolute_path
 from vision3d_engine.core.optim_settings import OptimizerSettings, SchedulerSettings
 from vision3d_engine.core.section import AtLeastOne, Section, checked
@@ -19,6 +19,7 @@ def _from_here(name: str) -> str:
 
 CheckpointName = Annotated[str, AfterValidator(_from_here)]
 CadenceText = Annotated[str, checked(parse_cadence)]
+ValCadenceText = Annotated[str, checked(parse_val_cadence)]
 DurationText = Annotated[str, checked(parse_duration)]
 
 
@@ -48,6 +49,10 @@ class TrainerSettings(Section):
     """Iterations that IterBasedTrainer calls an epoch (default: the length of the training loader)."""
     limit_batches: AtLeastOne | None = None
     """At most so many batches in each epoch of EpochBasedTrainer and each validation or test, to try a script out."""
+    val_every: ValCadenceText = "1 epoch"
+    """How often it is validated: "1 epoch", "500 iterations" (training batches) or "never"; at the end in any case."""
+    val_first: bool = False
+    """Validate once more, before the first epoch."""
     overfit: int = Field(default=0, ge=0)
     """Train on the first so many batches of each process in every epoch, and validate on them (0 = off)."""
     fast_dev_run: int = Field(default=0, ge=0)
@@ -160,6 +165,14 @@ class TrainerSettings(Section):
     """Seconds without a sign of life after which a process counts as dead."""
     device: str | None = None
     """Device to run on, such as cpu, cuda, cuda:1 or mps (default: the accelerator if there is one)."""
+
+    @model_validator(mode="after")
+    def _refuse_first_of_none(self) -> "TrainerSettings":
+        if self.val_first and parse_val_cadence(self.val_every) is None:
+            raise ValueError(
+                "val_first is true and val_every is 'never': set val_first to false, or val_every to '1 epoch'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_two_casts(self) -> "TrainerSettings":

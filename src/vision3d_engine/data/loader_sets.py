@@ -10,7 +10,9 @@ from vision3d_engine.data.resumable_loader import ResumableLoader
 
 
 def sets_of(val_loader: Any) -> dict[str | None, Any]:
-    """Return the validation loaders by the names of their sets; a single one under None."""
+    """Return the validation loaders by the names of their sets; a single one under None; of none, nothing."""
+    if val_loader is None:
+        return {}
     return dict(val_loader) if isinstance(val_loader, Mapping) else {None: val_loader}
 
 
@@ -41,7 +43,7 @@ def check_sets(val_loader: Any) -> None:
         RegistrationError: saying which name or loader cannot be one.
     """
     sets = sets_of(val_loader)
-    if not sets:
+    if not sets and val_loader is not None:
         message = "register_loader got an empty dict of validation loaders; it needs one at least: {'easy': loader}"
         raise RegistrationError(message)
     for name, loader in sets.items():

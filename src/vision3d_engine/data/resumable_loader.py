@@ -271,8 +271,10 @@ class ResumableLoader:
     # ------------------------------------------------------------------------------------------- its own state
 
     def state_dict(self) -> Any:
-        """Return the state of a loader that saves its own, else None."""
-        return self.loader.state_dict() if self.is_stateful else None
+        """Return the state of a loader that saves its own, else None; until it is read from, what was loaded."""
+        if not self.is_stateful:
+            return None
+        return self.loader.state_dict() if self._state is None else self._state
 
     def load_state_dict(self, state: Any) -> None:
         """Let the next epoch start where the state says."""

@@ -12,7 +12,7 @@ import torch
 
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.portable import GeneratorState
-from vision3d_engine.core.seeding import derived_seed, seed_host
+from vision3d_engine.core.seeding import derived_seed, kept_generators, seed_host
 
 _MARKS = ("num_replicas", "world_size", "rank")
 _KEPT = 2
@@ -85,8 +85,8 @@ class DrawnOrders:
         return order
 
     def state_dict(self) -> dict[int, str]:
-        """Return digests of the last orders, by seed."""
-        return dict(self._digests)
+        """Return digests of the last orders, by seed; also of those that are expected."""
+        return self._expected | self._digests
 
     def load_state_dict(self, state: Mapping[int, str]) -> None:
         """Expect these orders, when they are drawn again."""
@@ -150,11 +150,6 @@ def _put_back(generators: list[Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Run with the host's generators seeded, and put them back afterwards."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002  the user's draws
-    seed_host(seed)
-    try:
+    with kept_generators():
+        seed_host(seed)
         yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])

@@ -69,6 +69,7 @@ class PassContext:
         hints: says one hint on slow loading a run.
         host_tensors: says once a run what stays on the host of a batch.
         debug_folder: where a batch is kept whose gradient is not finite.
+        by_steps: a pass draws by, and its numbers lie at, total steps and not the epoch: that of a validation.
     """
 
     settings: Any
@@ -87,10 +88,15 @@ class PassContext:
     hints: LoaderHints
     host_tensors: HostTensors
     debug_folder: Path
+    by_steps: bool = False
+
+    def position(self) -> tuple[object, ...]:
+        """Return what a pass and the hooks around it draw by, beside their names."""
+        return ("step", self.progress.total_steps) if self.by_steps else (self.progress.epoch,)
 
     def seed_pass(self, phase: str) -> StepSeeds:
         """Start a pass with randomness of its own, so that neither a resume nor another pass changes what it draws."""
-        seed = derived_seed(self.seed, phase, self.progress.epoch, self.world.rank)
+        seed = derived_seed(self.seed, phase, *self.position(), self.world.rank)
         seed_everything(seed)
         return StepSeeds(seed, self.world.device)
 
@@ -100,14 +106,14 @@ class PassContext:
         So a resume draws the same: before an epoch that it goes on with, after one whose validation was killed. The
         moments around the whole training draw the same in every epoch in which it starts.
         """
-        is_once = moment in {"before_train", "after_train"}
-        seed_everything(derived_seed(self.seed, moment, 0 if is_once else self.progress.epoch, self.world.rank))
+        position = (0,) if moment in {"before_train", "after_train"} else self.position()
+        seed_everything(derived_seed(self.seed, moment, *position, self.world.rank))
         self.hooks.fire(moment, *args)
 
     def progress_bar(self, title: str) -> ProgressBar:
         """Return a bar for a pass, which the main process alone shows."""
         return ProgressBar(title, self.world.is_main and self.settings.progress_bar)
 
-    def data_seed(self, phase: str, *epoch: int) -> int:
+    def data_seed(self, phase: str, *position: object) -> int:
         """Return the seed of order and samples of a pass; the same on all processes."""
-        return derived_seed(self.seed, "data", phase, *epoch)
+        return derived_seed(self.seed, "data", phase, *position)

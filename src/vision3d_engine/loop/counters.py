@@ -83,10 +83,15 @@ class Counters:
         found = {"epoch": progress.epoch, "total_steps": progress.total_steps, "updates": progress.updates}
         return found if samples is None else found | {"samples": samples}
 
-    def step_of(self, phase: str) -> int:
-        """Return where a point of a phase lies on the axis of its curve."""
+    def step_of(self, phase: str, by_steps: bool = False) -> int:
+        """Return where a point of a phase lies on the axis of its curve.
+
+        Args:
+            phase: ``"train"`` or ``"val"``.
+            by_steps: validations are counted in steps, and not in epochs.
+        """
         if self._axis is None:
-            return self._progress.epoch if phase == "val" else self._progress.total_steps
+            return self._progress.epoch if phase == "val" and not by_steps else self._progress.total_steps
         return self.row()[_TOTALS[self._axis]]
 
     def metadata(self) -> dict[str, int]:

@@ -66,7 +66,7 @@ class EvalPass:
         """Walk with randomness of its own, which a name of the phase seeds; return the means over all processes."""
         seeds = self._context.seed_pass(phase)
         self._seeds = seeds if self._loader.is_positioned else None  # else they are set before a batch is read
-        return self.walk(self._context.data_seed(phase, epoch), epoch)
+        return self.walk(self._context.data_seed(phase, *self._context.position()), epoch)
 
     def walk(self, seed: int, epoch: int) -> dict[str, Any]:
         """Walk the batches and return the means over all processes.

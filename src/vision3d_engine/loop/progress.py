@@ -19,6 +19,7 @@ class Progress:
             weights were zero.
         is_open: the epoch has started and its validation has not ended.
         trained: training batches of the open epoch that are behind us.
+        validated: total steps at the latest validation that has ended; -1 before the first.
         is_trained: all of them are, and the schedule has followed; the validation is still to come.
         skipped: training batches of the epoch that all processes have left out, up to the last log line.
         place: epoch of the data, batch in it and what it weighs, of the last training batch of this process.
@@ -39,6 +40,7 @@ class Progress:
     trained: int = 0
     is_trained: bool = False
     skipped: int = 0
+    validated: int = -1
     place: Place = (1, 0, 1)
     stream_epoch: int = 1
     stream_start: int = 0

@@ -1,6 +1,7 @@
 """Records of single samples, gathered from all processes in the order of the data set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vision3d_engine.core.errors import RegistrationError, did_you_mean, listed
@@ -28,6 +29,14 @@ class SampleRecords:
     def open(self, name: str | None) -> None:
         """Let what comes be of a set; all processes open the same ones in the same order."""
         self._open = self._sets.setdefault(name, {})
+
+    @contextmanager
+    def put_aside(self) -> Iterator[None]:
+        """Keep what there is apart from the records of a block."""
+        kept = self._sets, self._open
+        self.clear()
+        yield
+        self._sets, self._open = kept
 
     def add(self, records: Iterable[Any], batch: int) -> None:
         """Keep the records of a batch of this process, counted from 1: batch k of all is with process k mod n."""

@@ -40,6 +40,7 @@ class TrainPass:
         seeds: seeds what each step draws.
         average: follows the updates (`update.ema`).
         autosave: says when to save, and acts on requests to save or stop (`run.autosave.Autosave`).
+        validations: says at which update a validation is due, and makes it (`run.validations.Validations`).
         schedule_steps: what moves schedules on after each ``"update"``, and at the end of the ``"epoch"``, if anything.
     """
 
@@ -56,6 +57,7 @@ class TrainPass:
         seeds: StepSeeds,
         average: NoAverage,
         autosave: Any,
+        validations: Any,
         schedule_steps: Mapping[str, Callable[[], object]],
     ) -> None:
         self._trainer, self._context, self._progress = trainer, context, context.progress
@@ -76,6 +78,7 @@ class TrainPass:
         self._weights: Any = None
         self._add_own_listeners()
         self._autosave, self._sync_point = autosave, autosave.agreement.sync_point
+        self._validations, self._validate_at = validations, validations.due_at()
         self._schedule_steps, self._step_schedule = schedule_steps, schedule_steps.get("update")
         self._scheduled_at = context.progress.trained
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
@@ -117,10 +120,12 @@ class TrainPass:
 
     def run(self) -> None:
         """Walk the batches; when a step fails, the counters stand at the last update that was made."""
-        done = self._progress.trained
+        done, self.runner.max_iteration = self._progress.trained, self._uneven.length
         clear_gradients(self._trainer.optimizer)
         self._context.precision.begin()
         try:
+            if self._progress.total_steps >= self._validate_at and not self._progress.is_trained:
+                self._validate()
             self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
             if not self._progress.is_trained:
                 self._finish()
@@ -226,9 +231,17 @@ class TrainPass:
             self._follow_schedule(iteration)
         if self.runner.is_last:
             return
+        if self._progress.total_steps >= self._validate_at:
+            self._validate()
         request = self._sync_point()
         if request is not None or self._progress.total_steps >= self._autosave.due_at:
             self._autosave.act(request)
+
+    def _validate(self) -> None:
+        """Validate between two updates; a resume begins with the validation in which its run was killed."""
+        with self.runner.clock.paused():
+            self._validations.between_updates()
+        self._validate_at = self._validations.due_at()
 
     # ------------------------------------------------------------------------------------------- joining others
 

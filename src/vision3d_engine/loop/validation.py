@@ -22,6 +22,7 @@ class Validation:
         sets: returns the loaders by name, a single one under None; asked when ``before_val_epoch`` has acted.
         after_iteration: called after each batch with its number in its set.
         records: what steps keep of single samples.
+        within: the iteration of the training epoch in whose midst it is, and how many there are; twice None elsewhere.
 
     Attributes:
         set_name: the set at hand, where there are several.
@@ -35,9 +36,11 @@ class Validation:
         sets: Callable[[], Mapping[str | None, ResumableLoader]],
         after_iteration: Callable[[int], None],
         records: SampleRecords,
+        within: tuple[int | None, int | None] = (None, None),
     ) -> None:
         self._owner, self._context, self._sets = owner, context, sets
         self._after_iteration, self._records = after_iteration, records
+        self._within = dict(zip(("iteration", "max_iteration"), within, strict=True))
         self._passes: dict[str | None, EvalPass] = {}
         self.set_name: str | None = None
         self.runner: Runner | None = None
@@ -60,7 +63,8 @@ class Validation:
         numbers = follow_main(context, summary_dict, "after_val_epoch")
         for line in self._lines(numbers, epoch):
             owner.log(f"[Val] {line}", level="SUCCESS")
-        context.writers.scalars("val", numbers, context.counters.step_of("val"), **context.counters.row())
+        step = context.counters.step_of("val", by_steps=context.by_steps)
+        context.writers.scalars("val", numbers, step, **context.counters.row())
         owner.set_train_mode()
         return summary_dict
 
@@ -79,7 +83,7 @@ class Validation:
 
     def _lines(self, numbers: Mapping[str, float], epoch: int) -> Iterator[str]:
         """Yield a line for each set with its times, and one for what hooks have added beside them."""
-        place: dict[str, Any] = {"epoch": epoch, "max_epoch": self._owner.max_epoch}
+        place: dict[str, Any] = {"epoch": epoch, "max_epoch": self._owner.max_epoch, **self._within}
         beside = dict(numbers)
         for name, one in self._passes.items():
             own = {key: beside.pop(key) for key in numbers if key.startswith(_prefix(name))}

@@ -1,6 +1,8 @@
 """How long the steps of a pass take, without waiting for the device."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +48,15 @@ class StepClock:
         self.steps += 1
         self.data_s += data_s
         self.model_s += model_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a block, which stands between two steps, out of all that is told."""
+        began = time.perf_counter()
+        yield
+        away = time.perf_counter() - began
+        self._started += away
+        self._last = (*self._last[:3], self._last[3] + away)
 
     def interval(self) -> "LogInterval":
         """Return what has been measured since the last call; called where the device has just been read."""

@@ -82,8 +82,8 @@ class Autosave:
         if self.agreement.pending is None:
             self.agreement.request(_SAVE)
 
-    def after_training(self) -> None:
-        """Save when the training of an epoch is done, so that a validation that fails costs no training."""
+    def save_or_stop(self) -> None:
+        """Save before a validation, so that one that fails costs no training; stop there if that was asked for."""
         self.act(self.agreement.sync_point() or _SAVE)
 
     def after_epoch(self) -> None:
@@ -161,9 +161,12 @@ class Autosave:
             remove_overwritten(self._folder)
 
     def save_best(self, scores: Mapping[str, float]) -> None:
-        """Keep the model under the name of each metric that it is best on, and say so."""
-        trainer = self._trainer
-        improved = self._checkpoints.update_best_model(scores, trainer.metadata, trainer.model)
+        """Keep the model under the name of each metric that it is best on, and say so.
+
+        The scores of a validation behind a trained epoch are those of the epoch.
+        """
+        trainer, is_of_epoch = self._trainer, self._context.progress.is_trained
+        improved = self._checkpoints.update_best_model(scores, trainer.metadata, trainer.model, is_of_epoch)
         for metric, score in improved.items():
             trainer.log(f"new best {metric}: {score:.4f}", level="SUCCESS")
 

@@ -183,7 +183,8 @@ class Resuming:
         self._state.asked.note()
         self._state.asked.check(state, str(path))
         of_average = self._restore(str(path), state)
-        progress.load_state_dict({"is_open": False, "place": (metadata["epoch"] + 1, 0, 1), **metadata})
+        known = {"is_open": False, "place": (metadata["epoch"] + 1, 0, 1), "validated": metadata["total_steps"]}
+        progress.load_state_dict({**known, **metadata})
         if has_data:
             self._state.restore(state)
         saved = metadata | (state.get("progress") or {})

@@ -136,6 +136,12 @@ class Scheduling:
             else:
                 scheduler.step(value)
 
+    @property
+    def metrics(self) -> list[str]:
+        """Keys of the validation summary that schedules follow."""
+        timings = [self._timing(scheduler) for _, scheduler, moment in self._entries() if moment == _VALIDATION]
+        return [str(timing.metric) for timing in timings]
+
     # ------------------------------------------------------------------------------------------- lengths
 
     def tell_lengths(self) -> None:

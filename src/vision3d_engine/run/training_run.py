@@ -1,26 +1,17 @@
 """The sequence of a training run: check the folder, load, take it over, train and validate epoch by epoch, end."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from vision3d_engine.checkpoint.manager import CheckpointManager
 from vision3d_engine.core.durations import parse_duration
-from vision3d_engine.core.errors import (
-    CheckpointError,
-    NonFiniteError,
-    ResultError,
-    WorkerError,
-    did_you_mean,
-    listed,
-)
+from vision3d_engine.core.errors import CheckpointError, NonFiniteError, WorkerError
 from vision3d_engine.data.loader_cache import LoaderCache
 from vision3d_engine.data.loader_sets import check_sets, sets_of
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
-from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.optim.optimizer import choose_kernels, refuse_foreign
@@ -32,8 +23,10 @@ from vision3d_engine.run.resuming import Resuming
 from vision3d_engine.run.run_folder import RunFolder
 from vision3d_engine.run.run_record import write_record
 from vision3d_engine.run.scheduling import Scheduling
+from vision3d_engine.run.selecting_metrics import SelectingMetrics
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.stopping import StopRequests
+from vision3d_engine.run.validations import Validations
 from vision3d_engine.update.ema import choose_average
 
 
@@ -52,6 +45,7 @@ class TrainingRun:
         resume_state: what a resume restores beside model, optimizer and schedule.
         autosave: when files are written.
         scheduling: when schedules step, and how long they are.
+        validations: when it is validated.
         is_training: whether an epoch is trained, from its first hook to its last step.
     """
 
@@ -80,11 +74,11 @@ class TrainingRun:
         self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
         self.scheduling = Scheduling(trainer, context)
         self._closing = Closing(trainer, context, folders, self.checkpoints, self.resume_state.clock)
+        self._metrics = SelectingMetrics(trainer, self.checkpoints, self._progress)
+        self.validations = Validations(trainer, context, self.average, self.autosave, self._metrics.check)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = False
         self._only_validates = self._starts_anew = False
-        self._summary: dict[str, Any] | None = None
-        self._said_nan: set[str] = set()
 
     # ------------------------------------------------------------------------------------------- data
 
@@ -107,6 +101,7 @@ class TrainingRun:
     def run(self, only_validation: bool) -> None:
         """Train and validate until ``max_epoch``; or validate once and save nothing."""
         self._only_validates = only_validation
+        self.validations.check_parts(only_validation, self.checkpoints.metrics, self.scheduling.metrics)
         with self._session.running(), self._surroundings():
             self._session.check_arguments()
             if not only_validation:
@@ -152,7 +147,8 @@ class TrainingRun:
     def _prepare(self) -> None:
         """Check what can be checked before the first step, and load what the command line asks for."""
         trainer = self._trainer
-        check_data(self.train_data(), self.val_data(), self._context.world, partial(trainer.log, level="WARNING"))
+        sets = self.val_data() if self._only_validates or not self.validations.is_off else {}
+        check_data(self.train_data(), sets, self._context.world, partial(trainer.log, level="WARNING"))
         refuse_foreign(optimizers_of(trainer.optimizer), trainer.model)
         self.scheduling.tell_lengths()
         for note in filter(None, (self.train_data().note, *self.resume_state.unsaved.with_state())):
@@ -202,19 +198,20 @@ class TrainingRun:
     def _train(self) -> None:
         """Train and validate epoch by epoch; either may be a loop of the user's own."""
         trainer, progress = self._trainer, self._progress
+        self.validations.before_training()
         while progress.is_open or progress.epoch < trainer.max_epoch:
             progress.open_epoch()
             if not progress.is_trained or progress.trained > 0:  # else a loop of the user's own has trained already
                 trainer.train_epoch()
             self.close_training()
             trainer.save(f"epoch-{progress.epoch}.pth")
-            with self.average.in_model():  # also of a loop of the user's own
-                trainer.val_epoch()
+            if self.validations.is_due_after_epoch():
+                self.validations.make()
             progress.is_open = False
             self.resume_state.close_epoch()
             self.autosave.after_epoch()
             self._context.writers.flush()
-            self._check_metrics()
+            self._metrics.check()
             self.autosave.stop_if_asked()
 
     def open_training(self) -> None:
@@ -232,17 +229,17 @@ class TrainingRun:
             self.is_training = False
 
     def close_training(self) -> None:
-        """Save when an epoch's training is done, so that a validation that fails costs none; once an epoch."""
+        """Save when an epoch's training is done, before it is validated; once an epoch."""
         if not self._progress.is_trained:
             self._progress.is_trained = True
-            self.autosave.after_training()
+            self.autosave.save_or_stop()
 
     # ------------------------------------------------------------------------------------------- validation
 
     def _validate_once(self) -> None:
         with self.average.in_model():
             self._trainer.val_epoch()
-        self._check_metrics()
+        self._metrics.check()
 
     def after_val_iteration(self, iteration: int) -> None:
         """Stop if asked to; one process of several goes on to the end, where the others wait for it."""
@@ -251,34 +248,7 @@ class TrainingRun:
 
     def judge(self, summary_dict: dict[str, Any]) -> None:
         """Keep the model where a validation was the best so far, unless the run only validates."""
-        self._summary, numbers = summary_dict, as_numbers(summary_dict)
-        for metric in self.checkpoints.metrics:
-            if math.isnan(numbers.get(metric, 0.0)) and metric not in self._said_nan:
-                self._said_nan.add(metric)
-                self._trainer.log(self._nan_text(metric), level="WARNING")
+        numbers = self._metrics.look(summary_dict)
         if not self._only_validates:
             self.scheduling.follow_validation(numbers)
             self.autosave.save_best(numbers)
-
-    def _nan_text(self, metric: str) -> str:
-        """Say that a metric that selects best models is NaN, and where that began."""
-        first = self._trainer._pass.first_not_finite(metric)  # noqa: SLF001  the engine's own
-        where = f", from batch {first} of this process on" if first is not None else ""
-        return (
-            f"the metric '{metric}', which selects best models, is NaN in epoch {self._progress.epoch}{where}; NaN is "
-            "never best. Where a batch has nothing to measure, give it no weight (metric_weight). This is said once"
-        )
-
-    def _check_metrics(self) -> None:
-        """Refuse to go on when a metric that selects best models is never there."""
-        summary_dict = self._summary
-        if summary_dict is None:  # the user validates by a loop of their own
-            return
-        for metric in self.checkpoints.metrics:
-            if metric not in as_numbers(summary_dict):
-                hint = did_you_mean(metric, summary_dict)
-                message = (
-                    f"save_best_model_on_metric('{metric}'): the validation summary has no number '{metric}'{hint} "
-                    f"(it has: {listed(summary_dict)}). Return it from val_step or add it in after_val_epoch"
-                )
-                raise ResultError(message)

@@ -34,8 +34,10 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     Validation pipeline: before_val_epoch; for each iteration, of several sets one after the other, before_val_step,
     val_step, after_val_step; then after_val_epoch, log line and events, best models.
 
-    Files: after each training epoch ``epoch-N.pth`` (metadata and weights), after each validation ``checkpoint.pth``
-    (optimizer, schedule and selection too) and ``best_METRIC.pth`` for each metric that improved.
+    When it is validated is said by ``trainer.val_every``: after each epoch, or each so many iterations, or never.
+
+    Files: after each training epoch ``epoch-N.pth`` (metadata and weights), before and after each validation
+    ``checkpoint.pth`` (optimizer, schedule and selection too), ``best_METRIC.pth`` for each metric that improved.
 
     Args:
         cfg: settings of any kind (dict, EasyDict, OmegaConf, dataclass, Namespace, pydantic, None for defaults); only
@@ -194,8 +196,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
         Raises:
             EngineError: for a missing part, an empty loader, a wrong result dict, a checkpoint that does not fit, ...
         """
-        self._require(train_loader=self.train_loader, val_loader=self.val_loader, model=self.model)
-        self._require(optimizer=self.optimizer)
+        self._require(train_loader=self.train_loader, model=self.model, optimizer=self.optimizer)
         refuse_hidden_methods(self, _CALLED)
         try:
             self._run.run(only_validation)
@@ -240,6 +241,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
             seeds=seeds,
             average=self._run.average,
             autosave=self._run.autosave,
+            validations=self._run.validations,
             schedule_steps=self._run.scheduling.steps(),
         )
         with self._run.resume_state.open_pass(self._pass.meters):
@@ -249,7 +251,9 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
     def val_epoch(self) -> None:
         """Validate and keep best models."""
         self._records.clear()
-        after_iteration = self._run.after_val_iteration
-        self._pass = Validation(self, self._context, self._run.val_data, after_iteration, self._records)
+        run, due = self._run, self._run.validations
+        self._pass = Validation(
+            self, due.context(), run.val_data, run.after_val_iteration, self._records, due.place_in_epoch()
+        )
         with self._run.average.in_model():
             self._run.judge(self._pass.validate())

@@ -3,6 +3,8 @@
 import abc
 from typing import Any
 
+from vision3d_engine.core.errors import RegistrationError
+
 
 class TrainHooks:
     """Two steps to implement, and moments to act at; what is not overridden costs nothing."""
@@ -75,12 +77,13 @@ class TrainHooks:
     def before_val_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Act before a validation step; the batch is on the device."""
 
-    @abc.abstractmethod
     def val_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
-        """Return ``output_dict, result_dict`` for a batch; must be implemented. Every result is one number.
+        """Return ``output_dict, result_dict`` for a batch; every result is one number.
 
-        Of several validation sets ``self.val_name`` says which one it is of, and ``iteration`` counts from 1 in each.
+        Must be implemented, unless ``trainer.val_every`` is ``never``. Of several validation sets ``self.val_name``
+        says which one it is of, and ``iteration`` counts from 1 in each.
         """
+        raise RegistrationError(f"{type(self).__name__} has no val_step, which its val_epoch calls; write one")
 
     def after_val_step(self, epoch: int, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Act after a validation step; numbers added to ``result_dict`` are logged."""

@@ -92,14 +92,15 @@ class TrainerParts(Engine):
         self._run.scheduling.register(scheduler, name, Timing(interval, metric))
 
     def register_loader(
-        self, train_loader: Iterable[Any], val_loader: Iterable[Any] | Mapping[str, Iterable[Any]]
+        self, train_loader: Iterable[Any], val_loader: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None
     ) -> None:
         """Register the loaders; each yields dicts.
 
         Args:
             train_loader: what is trained on.
             val_loader: what is validated on; or several by name, ``{"easy": a, "hard": b}``, whose numbers are called
-                ``easy/loss`` and so on, and whose steps find the name in ``self.val_name``.
+                ``easy/loss`` and so on, and whose steps find the name in ``self.val_name``. None where
+                ``trainer.val_every`` is ``never``.
 
         Raises:
             RegistrationError: for what is no iterable, for an iterator that two of them would move, and for a name

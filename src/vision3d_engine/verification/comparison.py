@@ -58,12 +58,12 @@ def lost_attributes(
     ignored: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Return the attributes that differ at a place, or at the end, each with what it is in both runs."""
-    notes = {note.place: note.parts["attributes"] for note in expected}
-    compared = [note for note in found if note.place in notes and (until is None or note.place == until)]
+    notes = {_moment(note): note.parts["attributes"] for note in expected}
+    compared = [note for note in found if _moment(note) in notes and (until is None or note.place == until)]
     if not compared:
         return {}
-    place, there = compared[-1].place, compared[-1].parts["attributes"]
-    pairs = {name: (value, there.get(name)) for name, value in notes[place].items() if name not in (ignored or {})}
+    here, there = notes[_moment(compared[-1])], compared[-1].parts["attributes"]
+    pairs = {name: (value, there.get(name)) for name, value in here.items() if name not in (ignored or {})}
     return {name: _values(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -72,8 +72,15 @@ def _paired(expected: Sequence[Note], found: Sequence[Note]) -> list[tuple[Note 
     steps = {note.place: note.parts["step"] for note in expected}
     while found and found[0].place.moment in _OPENINGS and steps.get(found[0].place) != found[0].parts["step"]:
         found = found[1:]
-    start = next((i for i, note in enumerate(expected) if found and note.place == found[0].place), 0)
+    same = [i for i, note in enumerate(expected) if found and note.place == found[0].place]
+    exact = [i for i in same if _moment(expected[i]) == _moment(found[0])]
+    start = next(iter(exact + same), 0)
     return list(zip_longest(expected[start:], found))
+
+
+def _moment(note: Note) -> tuple[Place, int]:
+    """Return the place and the training steps until then: an epoch may hold several validations."""
+    return note.place, note.parts["step"]
 
 
 def _said(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
