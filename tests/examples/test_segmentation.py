@@ -62,6 +62,12 @@ def test_it_trains_and_finds_its_best_model_by_the_mean_iou(straight):
     assert (straight / "checkpoints" / "best_crowded_miou.pth").exists()
 
 
+def test_it_ends_early_when_the_mean_iou_no_longer_improves(tmp_path):
+    patience = ["--trainer.early_stopping_min_delta", 1, "--trainer.early_stopping_patience", 1]
+    ended_well(started("train.py", tmp_path / "run", "--trainer.max_epoch", 5, *patience))
+    assert len(rows(tmp_path / "run", "val")) == 2
+
+
 def test_the_head_has_a_rate_of_its_own_with_the_curve_of_all(straight):
     for row in rows(straight, "train"):
         assert row["lr/head"] == pytest.approx(2 * row["lr"], rel=1e-3)
