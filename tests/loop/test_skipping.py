@@ -445,3 +445,31 @@ def test_testers_leave_out_a_case_or_a_batch(tmp_path, kind, batch_size, way):
     assert tester.cases == left
     assert summary["error"] == pytest.approx(float(errors.mean()), rel=1e-15)
     assert summary["skipped"] == (1 if batch_size == 1 else 2)
+
+
+def test_a_real_allocator_without_memory_costs_its_batch_alone(tmp_path):
+    class Huge(SkippingTrainer):
+        def train_step(self, epoch, iteration, data_dict):
+            if iteration == 2:
+                torch.empty(2**60)
+            return super().train_step(epoch, iteration, data_dict)
+
+    trainer = Huge(settings(tmp_path, on_oom="skip", fused_optimizer=False), bad=())
+    trainer.run()
+    expected, _ = by_hand(1, epochs=1, bad=(2,))
+    assert torch.equal(weights_of(trainer), expected)
+    assert trainer.losses[0]["skipped"] == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, whose allocator runs out of memory")
+@pytest.mark.gpu
+def test_a_device_without_memory_costs_its_batch_alone(tmp_path):
+    class Huge(SkippingTrainer):
+        def train_step(self, epoch, iteration, data_dict):
+            if iteration == 2:
+                return {}, {"loss": torch.ones(2**50, device=self.device).mean()}
+            return super().train_step(epoch, iteration, data_dict)
+
+    trainer = Huge(settings(tmp_path, on_oom="skip"), bad=())
+    trainer.run()
+    assert trainer.losses[0]["skipped"] == 1

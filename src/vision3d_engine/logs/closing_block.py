@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 # Numbers and files of one kind that are listed; more of them are counted.
-_MOST = 5
+_MOST = 12
 
 
 def closing_block(title: str, lines: Mapping[str, str]) -> str:

@@ -72,7 +72,8 @@ class Closing:
         counters, last = self._context.counters.row(), self._trainer.max_epoch
         epoch, batches = counters.pop("epoch"), counters.pop("total_steps")
         numbers = {"batches": batches, **counters}
-        return ", ".join([f"epoch {epoch}/{last}", *(f"{number:,} {name}" for name, number in numbers.items())])
+        of = "" if last is None else f"/{last}"
+        return ", ".join([f"epoch {epoch}{of}", *(f"{number:,} {name}" for name, number in numbers.items())])
 
     def _lines(self) -> dict[str, str]:
         logger, best = self._context.logger, self._checkpoints.best
