@@ -272,7 +272,7 @@ def test_what_the_main_process_could_not_write_counts_on_no_process(worlds, tmp_
     assert all("error" not in result for result in found), found
     assert [name for name in names(tmp_path) if name.startswith("best")] == ["best_mae.pth", "best_mae@18.dcp"]
     state = read_checkpoint(tmp_path / "checkpoints" / "checkpoint.pth")
-    assert state["ckpt_manager"]["best_scores"]["mae"] == {"score": 0.3, "largest": False, "epoch": 1}
+    assert state["ckpt_manager"]["best_scores"]["mae"] == {"score": 0.3, "largest": False, "epoch": 3}
 
 
 def test_a_file_that_the_main_process_could_not_write_is_an_error_on_all(worlds, tmp_path):

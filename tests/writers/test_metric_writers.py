@@ -119,12 +119,12 @@ def test_the_speed_in_a_line_is_that_of_the_loader_of_its_step(slow_thread, tmp_
     class Exchanges(ToyQuiet):
         def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):
             super().after_train_step(epoch, iteration, data_dict, output_dict, result_dict)
-            self.before = self._loaders._loaders["training"]
+            self.before = self._loaders._loaders["training", None]
 
         def after_train_epoch(self, epoch, summary_dict):
             self.register_loader(rows_loader(8, batch_size=4), self.val_loader)
             self._session.writers.flush()
-            self.same = self._loaders._loaders["training"] is self.before
+            self.same = self._loaders._loaders["training", None] is self.before
 
     toy = Exchanges.ran(settings(tmp_path, log_steps=3))
     assert toy.same
