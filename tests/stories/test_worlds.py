@@ -48,7 +48,7 @@ class World:
         self.listener.close()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def world(request):
     world = World(request.param)
     yield world
