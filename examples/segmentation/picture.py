@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from numpy import ndarray
 
 _INK = "#1f2933"
-_COLORS = ("#c9ced6", "#8fa3b8", "#e08a2b", "#2f6fb0", "#7b4fa3", "#2e9e6b")
+_COLORS = ("#c9ced6", "#8fa3b8", "#e08a2b", "#2f6fb0", "#7b4fa3", "#2e9e6b", "#c0392b", "#d4b72e", "#4fb3bf", "#7a5230")
 
 Room = tuple[ndarray, ndarray, ndarray]
 
@@ -29,14 +29,19 @@ def draw_rooms(path: Path, rooms: Sequence[Room], classes: Sequence[str], iou: S
     for column, (points, labels, predicted) in enumerate(rooms):
         for row, (numbers, text) in enumerate(((labels, f"{len(points)} points: truth"), (predicted, "predicted"))):
             axes = figure.add_subplot(2, len(rooms), row * len(rooms) + column + 1, projection="3d")
-            _draw(axes, points, [_COLORS[number] for number in numbers], text)
+            _draw(axes, points, [_color(number) for number in numbers], text)
     entries = [
-        Line2D([], [], marker="o", linestyle="", color=color, label=f"{name}: IoU {value:.2f}")
-        for name, value, color in zip(classes, iou, _COLORS, strict=True)
+        Line2D([], [], marker="o", linestyle="", color=_color(number), label=f"{name}: IoU {value:.2f}")
+        for number, (name, value) in enumerate(zip(classes, iou, strict=True))
     ]
     figure.legend(handles=entries, loc="lower center", ncols=len(entries), fontsize=11, frameon=False)
     figure.subplots_adjust(left=0.0, right=1.0, top=0.97, bottom=0.04, wspace=0.0, hspace=0.02)
     figure.savefig(path, dpi=90, facecolor="white")
+
+
+def _color(number: int) -> str:
+    """Return the color of a class; after ten they come again."""
+    return _COLORS[number % len(_COLORS)]
 
 
 def _draw(axes: Any, points: ndarray, colors: Sequence[str], text: str) -> None:

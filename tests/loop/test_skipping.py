@@ -473,3 +473,56 @@ def test_a_device_without_memory_costs_its_batch_alone(tmp_path):
     trainer = Huge(settings(tmp_path, on_oom="skip"), bad=())
     trainer.run()
     assert trainer.losses[0]["skipped"] == 1
+
+
+# ------------------------------------------------------------------------------------------- beside other features
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_batch_is_not_left_out_behind_an_update_that_has_trained_on_it(tmp_path, window):
+    class Turns(SkippingTrainer):
+        def set_up(self, train_loader=None):
+            super().set_up(train_loader)
+            self.optimizer = None
+            for name, part in (("a", self.model[0]), ("b", self.model[2])):
+                self.register_optimizer(torch.optim.SGD(part.parameters(), lr=0.1), name=name)
+
+        def train_step(self, epoch, iteration, data_dict):
+            if self.early and iteration in self.bad:
+                raise SkipBatch("nothing")
+            self.update("a", self.model(data_dict["x"]).square().mean())
+            return super().train_step(epoch, iteration, data_dict)
+
+    cfg = settings(tmp_path / "a", grad_acc_steps=window)
+    with pytest.raises(ResultError, match=r"after self.update for a .* raise SkipBatch before the first self.update"):
+        Turns(cfg, bad=(2,), early=False).run()
+    Turns(settings(tmp_path / "b", grad_acc_steps=window), bad=(2,), early=True).run()
+
+
+def test_a_validation_with_nothing_to_measure_is_warned_of_and_the_run_goes_on(tmp_path, capfd):
+    class Empty(SkippingTrainer):
+        def set_up(self, train_loader=None):
+            super().set_up(train_loader)
+            self.register_loader(self.train_loader, {"easy": self.val_loader, "hard": self.val_loader})
+            self.save_best_model_on_metric("hard/error", largest=False)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, patience=0)
+            self.register_scheduler(plateau, metric="hard/error")
+
+        def val_step(self, epoch, iteration, data_dict):
+            if self.val_name == "hard" and epoch == 2:
+                raise SkipBatch("nothing to measure")
+            return super().val_step(epoch, iteration, data_dict)
+
+    cfg = settings(tmp_path, max_epoch=3, early_stopping_metric="hard/error", early_stopping_patience=2)
+    Empty(cfg, bad=()).run()
+    said = capfd.readouterr().err
+    assert "'hard/error', which selects best models, is NaN in epoch 2" in said
+    assert "'hard/error', which trainer.early_stopping_metric follows, is NaN in epoch 2" in said
+    assert [row["epoch"] for row in rows_of(tmp_path, "val")] == [1, 2, 3]
+    assert "hard/error" not in rows_of(tmp_path, "val")[1]
+
+
+def test_a_try_out_in_which_nothing_is_trained_fails(tmp_path):
+    with pytest.raises(ResultError, match=r"3 of 3 .* which are all: nothing was trained.* add its return"):
+        SkippingTrainer(settings(tmp_path, fast_dev_run=3), way="none", bad=(1, 2, 3)).run()
+    SkippingTrainer(settings(tmp_path, fast_dev_run=3), way="none", bad=(1, 2)).run()

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.toys import ToyEpochTrainer, rows_loader, settings
 from vision3d_engine.optim.optimizer import prefer_fused
-from vision3d_engine.update.update import clear_gradients
+from vision3d_engine.update.held import clear_gradients
 
 
 def parameters(*dtypes):

@@ -168,6 +168,8 @@ class TestPass(EvalPass):
         hooks.fire("before_test_step", iteration, data_dict)
         with self._context.precision.autocast():
             output_dict = owner.test_step(iteration, data_dict)
+        if output_dict is None:
+            raise SkipBatch("test_step returned None")
         cases = list(self._cases_of(iteration, data_dict, output_dict))
         samples = self.runner.place[2] if len(cases) == 1 else 1
         for data, output in cases:

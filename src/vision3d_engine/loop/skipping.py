@@ -24,7 +24,8 @@ _MAX_UPDATES = 1024
 _NO_BATCH = "the loader yielded None in place of a batch"
 _FORBIDDEN = (
     "a batch is to be left out ({}; {}), which does not go with {} on several processes: the others wait for what its "
-    "step exchanges. Give it no weight instead: return 0 from loss_weight"
+    "step exchanges. Give it no weight instead: return 0 from loss_weight, and call self.update(..., weight=0) where "
+    "that is used"
 )
 
 
@@ -116,11 +117,15 @@ class SkipLimit:
             raise ResultError(self._text(seen))
 
     def _text(self, total: int) -> str:
+        progress = self._progress
+        is_all = progress.skipped >= progress.iteration * self._size
+        limit, way_out = f"trainer.max_skipped allows {self._share:.0%}", "clean the data, or raise trainer.max_skipped"
+        if is_all:
+            limit, way_out = "which are all: nothing was trained", "if train_step returns nothing, add its return"
         return (
-            f"{self._progress.skipped} of {total} training batches of epoch {self._progress.epoch} were skipped, up to "
-            f"iteration {self._progress.iteration}; trainer.max_skipped allows {self._share:.0%}. The reasons stand in "
-            "the log above (of other processes in logs/rankN.log). If train_step returns nothing, add its return; "
-            "clean the data; or raise trainer.max_skipped"
+            f"{progress.skipped} of {total} training batches of epoch {progress.epoch} were skipped, up to iteration "
+            f"{progress.iteration}; {limit}. The reasons stand in the log above (of other processes in "
+            f"logs/rankN.log): {way_out}"
         )
 
 

@@ -21,7 +21,8 @@ from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.update.ema import NoAverage
-from vision3d_engine.update.update import Update, clear_gradients
+from vision3d_engine.update.held import clear_gradients
+from vision3d_engine.update.update import Update
 from vision3d_engine.update.window_weight import WindowWeight
 
 Batches = Iterable[tuple[Place, Any]]

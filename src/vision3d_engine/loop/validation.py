@@ -42,6 +42,7 @@ class Validation:
         self._after_iteration, self._records = after_iteration, records
         self._within = dict(zip(("iteration", "max_iteration"), within, strict=True))
         self._passes: dict[str | None, EvalPass] = {}
+        self._unmeasured: list[str] = []
         self.set_name: str | None = None
         self.runner: Runner | None = None
 
@@ -73,13 +74,21 @@ class Validation:
         one = EvalPass(self._owner, self._context, loader, self._after_iteration, name)
         self._passes[name], self.runner = one, one.runner
         self._records.open(name)
-        if name is None:
-            return one.validate("val", epoch)
-        self.set_name = self._owner.val_name = name
+        self.set_name = name
+        if name is not None:
+            self._owner.val_name = name
         try:
-            return {_prefix(name) + key: mean for key, mean in one.validate(f"val/{name}", epoch).items()}
+            means = one.validate("val" if name is None else f"val/{name}", epoch)
         finally:
-            self._owner.val_name = None
+            if name is not None:
+                self._owner.val_name = None
+        if means.keys() == {"skipped"}:
+            self._unmeasured.append(_prefix(name))
+        return {_prefix(name) + key: mean for key, mean in means.items()}
+
+    def is_unmeasured(self, key: str) -> bool:
+        """Tell whether a key that is missing would be of a set whose batches were all left out."""
+        return any(key.startswith(prefix) for prefix in self._unmeasured)
 
     def _lines(self, numbers: Mapping[str, float], epoch: int) -> Iterator[str]:
         """Yield a line for each set with its times, and one for what hooks have added beside them."""

@@ -53,8 +53,15 @@ class EarlyStopping(NoEarlyStopping):
         """Find out whether more is better, from the metrics that select best models.
 
         Raises:
-            ConfigError: when nothing says so.
+            ConfigError: when nothing says so, or both say otherwise.
         """
+        selects = {True: "max", False: "min", None: self._mode}[largest.get(str(self.metric))]
+        if self._mode is not None and self._mode != selects:
+            message = (
+                f"cfg.trainer.early_stopping_mode is '{self._mode}', and save_best_model_on_metric('{self.metric}', "
+                f"largest={selects == 'max'}) selects by the opposite: give both one direction, or leave the mode out"
+            )
+            raise ConfigError(message)
         if self._mode is None and self.metric not in largest:
             message = (
                 f"cfg.trainer.early_stopping_mode is missing: whether more of '{self.metric}' is better. Set it to "

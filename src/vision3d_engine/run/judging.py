@@ -44,7 +44,8 @@ class Judging:
 
         Schedules and early stopping do not follow that of a cut epoch, which they meet again if the run is extended.
         """
-        self._summary, numbers = summary_dict, as_numbers(summary_dict)
+        numbers = self._with_unmeasured(as_numbers(summary_dict))
+        self._summary = {**summary_dict, **numbers}
         for metric in self._checkpoints.metrics:
             if math.isnan(numbers.get(metric, 0.0)) and metric not in self._said_nan:
                 self._said_nan.add(metric)
@@ -56,6 +57,12 @@ class Judging:
         self._autosave.save_best(numbers)
         if warning := self._ending.judge(numbers):
             self._trainer.log(warning, level="WARNING")
+
+    def _with_unmeasured(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Return numbers with NaN for what is followed and was not measured, since all batches were left out."""
+        followed = (*self._followers(), *self._scheduling.metrics)
+        is_unmeasured = self._trainer._pass.is_unmeasured  # noqa: SLF001  the engine's own
+        return dict.fromkeys((key for key in followed if key not in numbers and is_unmeasured(key)), math.nan) | numbers
 
     def _nan_text(self, metric: str) -> str:
         """Say that a metric that selects best models is NaN, and where that began."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vision3d_engine.checkpoint.files import available, folder_of_newest
+from vision3d_engine.core.durations import parse_val_cadence
 from vision3d_engine.core.errors import ConfigError, FolderError, listed
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import Hook
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
     from vision3d_engine.core.settings import Settings, TrainerSettings
 
 _SCRATCH: list[Path] = []
-_ONE_EPOCH = {
+# Of a few batches more may be left out than of many, but not all.
+_ALL_BUT_ONE = 0.999
+_ONE_EPOCH: dict[str, Any] = {
     "max_epoch": 1,
     "max_updates": None,
-    "early_stopping_metric": None,
-    "val_every": "1 epoch",
     "val_first": False,
-    "max_skipped": 1.0,
     "save_every": "1 epoch",
     "save_latest_n_models": -1,
     "log_steps": 1,
@@ -48,7 +48,9 @@ def tried_out(planned: "Settings", world: World) -> "Settings":
     if batches:
         raise ConfigError(_ONE_OF_THEM.format(batches, steps))
     folders = {"output_dir": _scratch(world), "checkpoint_dir": None, "log_dir": None, "event_dir": None}
-    cut = {"num_iters_per_epoch": steps, "limit_batches": steps, **_ONE_EPOCH}
+    cut = {"num_iters_per_epoch": steps, "limit_batches": steps, **_ONE_EPOCH, "max_skipped": _ALL_BUT_ONE}
+    if parse_val_cadence(planned.trainer.val_every) is not None:
+        cut["val_every"] = "1 epoch"
     cut |= _loaded(planned.trainer, checkpoints_of(planned.exp))
     parts = {"exp": planned.exp.model_copy(update=folders), "trainer": planned.trainer.model_copy(update=cut)}
     return planned.model_copy(update=parts)

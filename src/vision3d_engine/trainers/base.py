@@ -18,7 +18,7 @@ from vision3d_engine.optim.named_optimizers import NamedOptimizers
 from vision3d_engine.run.engine import refuse_hidden_methods
 from vision3d_engine.trainers.hooks import TrainHooks
 from vision3d_engine.trainers.parts import TrainerParts
-from vision3d_engine.update.update import clear_gradients
+from vision3d_engine.update.held import clear_gradients
 
 # What the engine calls of a trainer.
 _CALLED = ("backward", "optimizer_step", "scheduler_step", "set_train_mode", "set_eval_mode", "save", "load")

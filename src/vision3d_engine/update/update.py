@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
-from vision3d_engine.core.errors import ResultError
+from vision3d_engine.core.errors import ResultError, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.update.clipping import Clipping, gradient_norm
 from vision3d_engine.update.gradient_window import GradientWindow
+from vision3d_engine.update.held import clear_gradients, held, trained
 from vision3d_engine.update.precision import Precision
 from vision3d_engine.update.whole_backward import WholeBackward
 from vision3d_engine.update.window_weight import WindowWeight
@@ -25,6 +26,10 @@ _REACHES_BACK = (
     "a loss reaches through a graph that self.update(...) has walked back already, or through weights that "
     "it has changed. Compute it anew after self.update (the discriminator's answer too), detach what it "
     "shares with the other loss, and return no loss that was handed to self.update"
+)
+_TOO_LATE = (
+    "a batch is to be left out after self.update for {} in the same step, which has trained on it already: raise "
+    "SkipBatch before the first self.update, or call self.update(..., weight=0) and return a loss without weight"
 )
 _USED_UP = ("backward through the graph a second time", "modified by an inplace operation")
 
@@ -121,7 +126,7 @@ class Update:
         is_new = not any(loss is each for each in self._walked)
         self._walked.clear()
         teaches = is_new and isinstance(loss, torch.Tensor) and loss.requires_grad
-        if teaches and any(map(_trained, self._rest.values())):
+        if teaches and any(map(trained, self._rest.values())):
             self._walk_back(self._shared.weighted(loss, weight, self.mean_weight), list(self._rest.values()))
 
     def _walk_back(self, loss: torch.Tensor, optimizers: Collection[Any]) -> None:
@@ -130,8 +135,8 @@ class Update:
         Raises:
             ResultError: when the loss reaches through what an update in the midst of the step has used up or changed.
         """
-        parameters = [parameter for optimizer in optimizers for parameter in _trained(optimizer)]
-        others = [each for one in self._optimizers.values() if one not in optimizers for each in _held(one)]
+        parameters = [parameter for optimizer in optimizers for parameter in trained(optimizer)]
+        others = [each for one in self._optimizers.values() if one not in optimizers for each in held(one)]
         try:
             with self._parallel.walked_back_to(parameters, others) as inputs:
                 self._backward(self._precision.scale(loss), inputs=inputs)
@@ -141,7 +146,13 @@ class Update:
             raise ResultError(_REACHES_BACK) from error
 
     def skip(self) -> None:
-        """Leave the micro-batch at hand out; one of several processes joins in the others' update without it."""
+        """Leave the micro-batch at hand out; one of several processes joins in the others' update without it.
+
+        Raises:
+            ResultError: when it has trained an optimizer already.
+        """
+        if made := [name for name, number in self._made.items() if number == self._collected]:
+            raise ResultError(_TOO_LATE.format(listed(made)))
         if self._parallel.world.size > 1:
             with _EXCHANGING if self.is_complete else self._parallel.without_gradient_sync():
                 self._trainer.backward(self._precision.scale(self._shared.left_out(self.mean_weight)))
@@ -216,7 +227,7 @@ class Update:
         """
         if name not in self._own:
             weights = WindowWeight(self._parallel) if is_weighted else None
-            self._own[name] = self._new_window(partial(_held, optimizer), weights)
+            self._own[name] = self._new_window(partial(held, optimizer), weights)
         window = self._own[name]
         if window.is_weighted is not is_weighted:
             message = f"update('{name}') was called with a weight and without; give weight= in all calls, or in none"
@@ -248,7 +259,7 @@ class Update:
         optimizer, learns = self._optimizers[name], self._own[name].close()
         self._precision.unscale(optimizer)
         self._step(name, optimizer, learns)
-        increment_version(_trained(optimizer))  # fused kernels do not, so that torch would miss a loss from before
+        increment_version(trained(optimizer))  # fused kernels do not, so that torch would miss a loss from before
 
     # ------------------------------------------------------------------------------------------- one optimizer
 
@@ -265,7 +276,7 @@ class Update:
             self._scaling.check_step(optimizer)
 
     def _limit(self, name: str | None, optimizer: Any, clipping: Clipping | None) -> None:
-        parameters = _trained(optimizer)
+        parameters = trained(optimizer)
         norm = gradient_norm(parameters) if self._precision.is_scaled else None
         if norm is not None:
             self._precision.count(norm)
@@ -276,8 +287,8 @@ class Update:
 
     def _parameters(self) -> Iterable[torch.Tensor]:
         """Yield what the loss of a step drives: all that model and optimizers hold, each once."""
-        held = chain.from_iterable(map(_held, self._rest.values()))
-        return dict.fromkeys(chain(self._trainer.model.parameters(), held) if self.is_shared else held)
+        own = chain.from_iterable(map(held, self._rest.values()))
+        return dict.fromkeys(chain(self._trainer.model.parameters(), own) if self.is_shared else own)
 
 
 def _clipping(optimizer: Any, name: str | None, settings: Any) -> Clipping | None:
@@ -290,31 +301,10 @@ def _clipping(optimizer: Any, name: str | None, settings: Any) -> Clipping | Non
     return None if norm is None and value is None else Clipping(norm, value)
 
 
-def _held(optimizer: Any) -> Iterable[torch.Tensor]:
-    return chain.from_iterable(group["params"] for group in getattr(optimizer, "param_groups", ()))
-
-
-def _trained(optimizer: Any) -> list[torch.Tensor]:
-    return [parameter for parameter in _held(optimizer) if parameter.requires_grad]
-
-
 def _refuse_unteachable(name: str, loss: Any, optimizer: Any) -> None:
     """Raise `ResultError` for a loss that is none, and for an optimizer that trains nothing."""
     if not isinstance(loss, torch.Tensor) or not loss.requires_grad or loss.numel() != 1:
         raise ResultError(f"update('{name}') got {describe(loss)} as loss; it must be one number that requires grad")
-    if not _trained(optimizer):
+    if not trained(optimizer):
         message = f"update('{name}'): no parameter of this optimizer requires grad; leave the call out, or unfreeze"
         raise ResultError(message)
-
-
-def clear_gradients(optimizer: Any) -> None:
-    """Set all gradients to None, as ``optimizer.zero_grad(set_to_none=True)`` does, at a quarter of its price.
-
-    Torch's own method also records itself for the profiler. Any other one, of a class or object of the user's, is
-    called.
-    """
-    if getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
-        optimizer.zero_grad(set_to_none=True)
-        return
-    for parameter in _held(optimizer):
-        parameter.grad = None
