@@ -357,12 +357,11 @@ def test_updates_that_are_not_finite_are_skipped_as_in_a_loop_that_looks_at_each
     assert (weights_of(trainer) - expected).abs().max() <= 1e-12
     assert all(math.isfinite(row["loss"]) for row in rows_of(tmp_path, "train") + rows_of(tmp_path, "train_epoch"))
     assert [row["skipped_updates"] for row in rows_of(tmp_path, "train") if "skipped_updates" in row] == [1, 3, 4, 6]
-    said = [line for line in capfd.readouterr().err.splitlines() if "updates were skipped" in line]
+    said = [line for line in capfd.readouterr().err.splitlines() if "skipped updates: " in line and "WARN" in line]
     assert (
-        "1 of 3 updates were skipped: gradients were not finite, the first time in training epoch 1, iteration 2"
-        in said[0]
+        "skipped updates: 1; gradients were not finite, for the first time in training epoch 1, iteration 2" in said[0]
     )
-    assert "2 of 3 updates were skipped" in said[1]
+    assert "skipped updates: 2; " in said[1]
     assert "iteration 4, samples 6, 7" in said[1]
 
 
@@ -375,7 +374,7 @@ def test_a_batch_that_spoils_a_window_costs_the_window(tmp_path):
 
 def test_too_many_updates_that_are_not_finite_end_the_run(tmp_path):
     trainer = Spoilt(settings(tmp_path, nonfinite="skip", log_steps=2, max_skipped=0.2), bad=())
-    with pytest.raises(ResultError, match=r"2 of 7 training batches .* skipped, up to iteration 4"):
+    with pytest.raises(ResultError, match=r"2 of 7 updates .* skipped, up to iteration 4"):
         trainer.run()
 
 
@@ -526,3 +525,33 @@ def test_a_try_out_in_which_nothing_is_trained_fails(tmp_path):
     with pytest.raises(ResultError, match=r"3 of 3 .* which are all: nothing was trained.* add its return"):
         SkippingTrainer(settings(tmp_path, fast_dev_run=3), way="none", bad=(1, 2, 3)).run()
     SkippingTrainer(settings(tmp_path, fast_dev_run=3), way="none", bad=(1, 2)).run()
+
+
+@pytest.mark.parametrize("broken_at", [None, 6])
+def test_updates_that_were_skipped_count_over_a_resume_and_however_many_there_are(tmp_path, broken_at):
+    class Breaking(Spoilt):
+        def after_train_step(self, epoch, iteration, *dicts):
+            if iteration == self.breaks:
+                raise KeyboardInterrupt
+
+    loader = build_dataloader(Numbered(16), 2, num_workers=0)
+    cfg = settings(tmp_path, nonfinite="skip", log_steps=8, max_skipped=0.2, save_every="1 iteration")
+    trainer = Breaking(cfg, loader, bad=(), nan=(2, 3), infinite=(), breaks=broken_at)
+    if broken_at:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+        cfg["trainer"]["resume"] = True
+        trainer = Breaking(cfg, loader, bad=(), nan=(2, 3), infinite=(), breaks=None)
+    with pytest.raises(ResultError, match="2 of 8 updates of epoch 1 were skipped"):
+        trainer.run()
+
+
+def test_a_window_that_is_spoilt_and_ends_with_a_batch_that_is_left_out_is_told_once(tmp_path, capfd):
+    cfg = settings(tmp_path, nonfinite="skip", grad_acc_steps=2, log_steps=2, max_skipped=1.0)
+    trainer = Spoilt(cfg, bad=(2, 4, 6), nan=(1,), infinite=())
+    trainer.run()
+    assert "skipped updates: 1; gradients were not finite, for the first time in training epoch 1, iteration 2" in (
+        capfd.readouterr().err
+    )
+    assert [row["grad_norm"] for row in rows_of(tmp_path, "train")][1] > 0
+    assert trainer._progress.skipped_updates == 1

@@ -53,9 +53,12 @@ class BetweenUpdates:
     # ------------------------------------------------------------------------------------------- in mid-epoch
 
     def begin(self, runner: Runner) -> None:
-        """Make the validation first in which the run was killed that is resumed."""
-        if self._progress.total_steps >= self._validate_at and not self._progress.is_trained:
+        """Make the validation first in which the run was killed that is resumed; it may end the run."""
+        progress = self._progress
+        if progress.total_steps >= self._validate_at and not progress.is_trained:
             self._validate(runner)
+        if progress.trained > 0 and progress.updates >= self.ending.due_at and not progress.is_trained:
+            self._cut(runner)
 
     def act(self, runner: Runner) -> None:
         """Validate, end the run, save or stop, where that is due in the midst of a pass."""

@@ -17,8 +17,9 @@ from vision3d_engine.update.update import Update
 class Joining:
     """Lets a process join in the updates of others without weight; it shows in no mean.
 
-    Of the hooks only `after_backward` acts, when a window ends, with the dicts of the last step that was this process's
-    own: what it does to the gradients of the update (clips them) must happen on all processes.
+    Of the hooks only `after_backward` acts, when a window ends: what it does to the gradients of the update (clips
+    them) must happen on all processes. It gets the dicts of the last step that was this process's own; for a batch
+    that is left out, the batch and two empty dicts.
 
     Args:
         context: processes, and how they share the model.
@@ -48,17 +49,19 @@ class Joining:
 
     @property
     def needs_dicts(self) -> bool:
-        """Whether the dicts of steps are needed after them."""
-        return self._uneven.last_own is not None or bool(self._after_backward)
+        """Whether the dicts of a step are needed after it."""
+        return self._uneven.last_own is not None
 
-    def keep(self, _epoch: int, _iteration: int, *dicts: Any) -> None:
-        """Keep the dicts of the latest step of this process, as they are before the user's hooks."""
-        self._last_dicts = tuple(copy.copy(each) for each in dicts)
+    def keep(self, _epoch: int, iteration: int, *dicts: Any) -> None:
+        """Keep the dicts of the last step of this process, as they are before the user's hooks."""
+        if iteration == self._uneven.last_own:
+            self._last_dicts = tuple(copy.copy(each) for each in dicts)
 
     def add_nothing(self, iteration: int, data_dict: Any) -> None:
         """Walk a loss back that teaches nothing, in a step for which there is no batch left."""
         self._update.is_joining = True
         self._update.backward(self._loss(iteration, data_dict), 0)
+        self._update.exchange()
 
     def _loss(self, iteration: int, data_dict: Any) -> torch.Tensor:
         if not self._uneven.repeats:

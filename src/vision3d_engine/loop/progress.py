@@ -22,6 +22,8 @@ class Progress:
         validated: total steps at the latest validation that has ended; -1 before the first.
         is_trained: all of them are, and the schedule has followed; the validation is still to come.
         skipped: training batches of the epoch that all processes have left out, up to the last log line.
+        skipped_updates: updates of the epoch that were skipped since gradients were not finite, up to then.
+        told_updates: the same of the whole run; -1 where a file of an older engine does not tell.
         place: epoch of the data, batch in it and what it weighs, of the last training batch of this process.
         stream_epoch: epoch of the data with which an endless stream started.
         stream_start: training batches that were behind us then.
@@ -40,6 +42,8 @@ class Progress:
     trained: int = 0
     is_trained: bool = False
     skipped: int = 0
+    skipped_updates: int = 0
+    told_updates: int = 0
     validated: int = -1
     place: Place = (1, 0, 1)
     stream_epoch: int = 1
@@ -54,7 +58,7 @@ class Progress:
         """Open the next epoch, unless one is open."""
         if not self.is_open:
             self.epoch += 1
-            self.trained = self.skipped = 0
+            self.trained = self.skipped = self.skipped_updates = 0
             self.is_trained = False
             self.is_open = True
 
@@ -76,6 +80,8 @@ class Progress:
         for field in fields(self):
             if field.name in state:
                 setattr(self, field.name, state[field.name])
+        if "epoch" in state:
+            self.told_updates = state.get("told_updates", -1)
         self.weight_scale = float(self.weight_scale)
         epoch, number, weight = map(int, (*self.place, 1)[:3])  # older files have no weight
         self.place = (epoch, number, weight)

@@ -19,7 +19,7 @@ _SAID = 10
 _HOPELESS = 10
 _MAX_SAMPLES = 16
 _TITLES = {"train": "training", "val": "validation", "test": "test"}
-# So many updates are looked at in a log line; of more between two lines the last ones.
+# Of so many updates the first that was skipped is named in a log line; all are counted.
 _MAX_UPDATES = 1024
 _NO_BATCH = "the loader yielded None in place of a batch"
 _FORBIDDEN = (
@@ -88,23 +88,21 @@ class SkipLimit:
 
     def __init__(self, context: PassContext, lengths: Sequence[int | None]) -> None:
         self._share, self._progress = context.settings.max_skipped, context.progress
-        self._size = len(lengths)
-        self._total = None if None in lengths else sum(filter(None, lengths))
+        self._size, self._window = len(lengths), context.settings.grad_acc_steps
+        known = [length for length in lengths if length is not None]
+        self._batches = sum(known) if len(known) == len(lengths) else None
+        self._updates = None if self._batches is None else -(-max(known) // self._window)
 
-    def add(self, skipped: float) -> None:
-        """Take in how many batches all processes have left out since the last call.
+    def add(self, batches: int, updates: int = 0) -> None:
+        """Take in how many batches, and how many updates, all processes have left out since the last call.
 
         Raises:
             ResultError: when there are too many.
         """
-        if not skipped:
-            return
-        progress = self._progress
-        progress.skipped += int(skipped)
-        seen = progress.iteration * self._size
-        is_hopeless = progress.skipped >= max(seen, _HOPELESS)
-        if is_hopeless or (self._total is not None and progress.skipped > self._share * self._total):
-            raise ResultError(self._text(self._total or seen))
+        self._progress.skipped += batches
+        self._progress.skipped_updates += updates
+        if batches or updates:
+            self._judge(_HOPELESS, self._batches, self._updates)
 
     def close(self) -> None:
         """Judge an epoch whose length was not known before its end.
@@ -112,48 +110,63 @@ class SkipLimit:
         Raises:
             ResultError: when too many were left out.
         """
-        seen = self._progress.iteration * self._size
-        if self._total is None and self._progress.skipped > self._share * seen:
-            raise ResultError(self._text(seen))
+        if self._batches is None:
+            self._judge(1, *self._seen)
 
-    def _text(self, total: int) -> str:
-        progress = self._progress
-        is_all = progress.skipped >= progress.iteration * self._size
+    @property
+    def _seen(self) -> tuple[int, int]:
+        """Batches of all processes, and updates, that are behind us in the epoch."""
+        iteration = self._progress.iteration
+        return iteration * self._size, -(-iteration // self._window)
+
+    def _judge(self, hopeless: int, batches: int | None, updates: int | None) -> None:
+        left_out = (self._progress.skipped, self._progress.skipped_updates)
+        for number, total, seen, what in zip(
+            left_out, (batches, updates), self._seen, ("training batches", "updates"), strict=True
+        ):
+            is_all = number >= max(seen, hopeless)
+            if is_all or (total is not None and number > self._share * total):
+                raise ResultError(self._text(number, total or seen, what, number >= seen))
+
+    def _text(self, number: int, total: int, what: str, is_all: bool) -> str:
         limit, way_out = f"trainer.max_skipped allows {self._share:.0%}", "clean the data, or raise trainer.max_skipped"
         if is_all:
             limit, way_out = "which are all: nothing was trained", "if train_step returns nothing, add its return"
+        progress = self._progress
         return (
-            f"{progress.skipped} of {total} training batches of epoch {progress.epoch} were skipped, up to iteration "
-            f"{progress.iteration}; {limit}. The reasons stand in the log above (of other processes in "
-            f"logs/rankN.log): {way_out}"
+            f"{number} of {total} {what} of epoch {progress.epoch} were skipped, up to iteration {progress.iteration}; "
+            f"{limit}. The reasons stand in the log above (of other processes in logs/rankN.log): {way_out}"
         )
 
 
 class SkippedUpdates:
-    """Updates that were skipped since the last log line, since their gradients were not finite; read only there.
+    """Updates that are skipped since their gradients are not finite, which is read at log lines only.
 
     Args:
+        context: the counters; its precision counts on the device.
         batches: says which batch an update was made with.
         limit: judges how many there are.
-        weight: batches of one update of all processes.
     """
 
-    def __init__(self, batches: SkippedBatches, limit: SkipLimit, weight: int) -> None:
-        self._batches, self._limit, self._weight = batches, limit, weight
+    def __init__(self, context: PassContext, batches: SkippedBatches, limit: SkipLimit) -> None:
+        self._precision, self._progress = context.precision, context.progress
+        self._is_on = context.settings.nonfinite == "skip"
+        self._batches, self._limit = batches, limit
         self._made: deque[tuple[int, Place]] = deque(maxlen=_MAX_UPDATES)
         self._are_finite: deque[torch.Tensor] = deque(maxlen=_MAX_UPDATES)
 
-    def note(self, iteration: int, place: Place, are_finite: Iterable[torch.Tensor]) -> None:
+    def note(self, iteration: int, place: Place, are_finite: Iterable[Any]) -> None:
         """Note an update, and on the device whether the gradients of its optimizers are finite."""
-        self._made.append((iteration, place))
-        self._are_finite.append(torch.stack(list(are_finite)).all())
+        if self._is_on:
+            self._made.append((iteration, place))
+            self._are_finite.append(torch.stack(list(are_finite)).all())
 
     def probe(self) -> list[torch.Tensor]:
-        """Return how many were skipped, and the number of the first of them, from 0, to be read with a log line."""
-        if not self._made:
+        """Return how many were skipped since the run began, and the first of those noted, from 0; to be read."""
+        if not (self._is_on and self._made):
             return []
-        are_bad = torch.stack(list(self._are_finite)).logical_not()
-        return [are_bad.sum(), are_bad.int().argmax()]
+        first = torch.stack(list(self._are_finite)).logical_not().int().argmax()
+        return [*self._precision.probe().values(), first]
 
     def tell(self, probed: Sequence[float]) -> str | None:
         """Count what `probe` returned, read; return what to say of it, and begin anew.
@@ -161,14 +174,17 @@ class SkippedUpdates:
         Raises:
             ResultError: when too many were skipped.
         """
-        count, first = map(int, probed or (0, 0))
+        if not probed:
+            return None
+        (total, first), told = map(int, probed), self._progress.told_updates
         made, _ = list(self._made), self._made.clear()
         self._are_finite.clear()
-        if not count:
+        self._progress.told_updates = total
+        if told < 0 or total <= told:
             return None
-        self._limit.add(count * self._weight)
+        self._limit.add(0, total - told)
         where = self._batches.where(*made[first])
-        return f"{count} of {len(made)} updates were skipped: gradients were not finite, the first time in {where}"
+        return f"skipped updates: {total - told}; gradients were not finite, for the first time in {where}"
 
 
 class TrainSkips:
@@ -203,7 +219,7 @@ class TrainSkips:
         self.errors = (SkipBatch,) if settings.on_oom == "raise" else (SkipBatch, RuntimeError)
         self.batches = SkippedBatches(context, loader, meters, "train", _what_forbids(context, trainer))
         self.limit = SkipLimit(context, lengths)
-        self.updates = SkippedUpdates(self.batches, self.limit, settings.grad_acc_steps * context.world.size)
+        self.updates = SkippedUpdates(context, self.batches, self.limit)
 
 
 def refuse_none(data_dict: Any) -> None:

@@ -129,7 +129,8 @@ class TrainPass:
         clear_gradients(self._trainer.optimizer)
         self._context.precision.begin()
         self._between.begin(self.runner)
-        self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
+        if not self._ending.is_cut:
+            self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
         if not (self._progress.is_trained or self._ending.is_cut):
             self._finish()
 
@@ -138,6 +139,7 @@ class TrainPass:
         closed = self._update.close()
         if closed:
             self._count_update(self._progress.iteration)
+            self._take_norms(self._progress.iteration)
         self._log.write_rest()
         if closed:
             self._between.follow_schedule(self._progress.iteration)
@@ -173,6 +175,7 @@ class TrainPass:
         except self._skips.errors as error:
             self._skip(iteration, data_dict, error)
             return
+        update.exchange()
         for act in self._after_backward:
             act(epoch, iteration, data_dict, output_dict, result_dict)
         self._log.note_rates(iteration)
@@ -251,6 +254,13 @@ class TrainPass:
             self._joining.act_on_gradients(self._epoch, iteration, data_dict)
             self._update.step()
             self._count_update(iteration)
+        self._take_norms(iteration)
+
+    def _take_norms(self, iteration: int) -> None:
+        """Take in the norms of an update that no step of this process has made complete."""
+        if norms := self._update.take_norms():
+            self._skips.updates.note(iteration, self.runner.place, [is_finite for _, is_finite in norms.values()])
+        self.meters.update(*with_further({}, 1, norms))
 
     # ------------------------------------------------------------------------------------------- leaving out
 

@@ -50,8 +50,7 @@ class RunningMeans:
         self.counted: dict[str, int] = {}
 
     def count(self, key: str) -> None:
-        """Count a step that has no numbers, under a key of its own."""
-        self._count += 1
+        """Count one more of something beside the numbers of steps."""
         self._keys[key] = None
         self._interval[key] = _add(self._interval.get(key), (1.0, 1.0, 1.0))
 

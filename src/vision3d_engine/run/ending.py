@@ -49,6 +49,7 @@ class Ending:
         self._requested: str | None = None
         self._restored: str | None = None  # a request of the run that is resumed, which waited for a log line
         self._agreed: str | None = None
+        self._closed_at: int | None = None  # number of updates at which a cut epoch was closed
         self._set_due()
 
     # ------------------------------------------------------------------------------------------- requests
@@ -126,10 +127,15 @@ class Ending:
 
         A resume in mid-epoch leaves what was asked for before to the log line at which it would have been heard.
         """
-        if self._progress.is_open and (self._progress.is_trained or self.is_cut):
+        if self._progress.is_open and (self._progress.is_trained or self.is_cut or self._is_cut_due()):
             return True
         self._agree(self._requested if self._progress.is_open else self._own)
         return self._end() is None
+
+    def _is_cut_due(self) -> bool:
+        """Tell whether the open epoch was on its way to its cut, and has not been closed there before."""
+        progress = self._progress
+        return progress.trained > 0 and progress.updates >= self.due_at and self._closed_at != progress.updates
 
     def ends_with_epoch(self) -> bool:
         """Tell whether the run ends with the epoch that is trained by now; to be called by all processes."""
@@ -181,17 +187,20 @@ class Ending:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume goes on with; to be called by all processes."""
         requested = self._first(self._own)
-        return {**self.closed_state(), "requested": requested, "is_cut": self.is_cut}
+        state = {"early_stopping": self.early_stopping.state_dict(), "agreed": self._agreed}
+        return state | {"requested": requested, "is_cut": self.is_cut, "closed_at": self._closed_at}
 
     def closed_state(self) -> dict[str, Any]:
         """Return what a resume goes on with when the last epoch is closed: `after_train` may still be to come."""
-        return {"early_stopping": self.early_stopping.state_dict(), "agreed": self._agreed}
+        self._closed_at = self._progress.updates
+        state = {"early_stopping": self.early_stopping.state_dict(), "agreed": self._agreed}
+        return state | {"closed_at": self._closed_at}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         progress = self._progress
         self._restored = state.get("requested")
-        self._agreed = state.get("agreed")
+        self._agreed, self._closed_at = state.get("agreed"), state.get("closed_at")
         self.early_stopping.load_state_dict(state.get("early_stopping") or {})
         self._set_due()
         self.is_cut = bool(state.get("is_cut")) and progress.is_open and progress.updates >= self.due_at

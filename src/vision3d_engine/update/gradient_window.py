@@ -84,6 +84,7 @@ class GradientWindow:
         """
         parallel, self.is_open = self._parallel, False
         own, expected, self._own, self._expected = self._own, self._expected, 0, 0
+        own = own if self._weights is None else 1  # what travels with the gradients is not asked for then
         weight = parallel.exchange(self._parameters, own, expected) if self._is_exchanged else own
         if self._checks_gradients:
             parallel.check_gradients()

@@ -27,6 +27,10 @@ _REACHES_BACK = (
     "it has changed. Compute it anew after self.update (the discriminator's answer too), detach what it "
     "shares with the other loss, and return no loss that was handed to self.update"
 )
+_TWICE = (
+    "update('{}') came twice in one step, whose window has {} batches (trainer.grad_acc_steps): call it once a step, "
+    "or set trainer.grad_acc_steps to 1"
+)
 _TOO_LATE = (
     "a batch is to be left out after self.update for {} in the same step, which has trained on it already: raise "
     "SkipBatch before the first self.update, or call self.update(..., weight=0) and return a loss without weight"
@@ -106,7 +110,7 @@ class Update:
         return _EXCHANGING if self.is_complete else self._parallel.without_gradient_sync()
 
     def backward(self, loss: Any, weight: Any = 1) -> None:
-        """Add the weighted gradients of one micro-batch; the last one of a window also exchanges and divides.
+        """Add the weighted gradients of one micro-batch; `exchange` follows when it ends its window.
 
         Args:
             loss: one number that requires grad. After `make` it may be anything: what does not require grad, or was
@@ -118,8 +122,13 @@ class Update:
             self._backward(loss if self._scaling is None else self._scaling.scale(loss))
         else:
             self._backward_to_rest(loss, weight)
+
+    def exchange(self) -> None:
+        """Exchange and divide the gradients of a window, if it is complete; what fails here is left out no more."""
         if self.is_complete and self._shared.is_open:
-            self._close_shared()
+            self.learns = self._shared.close()
+            for optimizer in self._rest.values() if self._scaling is not None else ():
+                self._precision.unscale(optimizer)
 
     def _backward_to_rest(self, loss: Any, weight: Any) -> None:
         """Walk a loss back to the optimizers that have had none of their own, if it can teach them anything."""
@@ -156,13 +165,7 @@ class Update:
         if self._parallel.world.size > 1:
             with _EXCHANGING if self.is_complete else self._parallel.without_gradient_sync():
                 self._trainer.backward(self._precision.scale(self._shared.left_out(self.mean_weight)))
-        if self.is_complete and self._shared.is_open:
-            self._close_shared()
-
-    def _close_shared(self) -> None:
-        self.learns = self._shared.close()
-        for optimizer in self._rest.values() if self._scaling is not None else ():
-            self._precision.unscale(optimizer)
+        self.exchange()
 
     def step(self) -> None:
         """Make the update of a window that is complete."""
@@ -190,8 +193,7 @@ class Update:
             return False
         self.is_complete = True
         self._finish_open()  # before the returned losses, as in other windows
-        if self._shared.is_open:
-            self._close_shared()
+        self.exchange()
         self.step()
         return True
 
@@ -248,11 +250,7 @@ class Update:
             )
             raise ResultError(message)
         if self._made.get(name) == self._collected and self._window_size > 1:
-            message = (
-                f"update('{name}') came twice in one step, whose window has {self._window_size} batches "
-                "(trainer.grad_acc_steps): call it once a step, or set trainer.grad_acc_steps to 1"
-            )
-            raise ResultError(message)
+            raise ResultError(_TWICE.format(name, self._window_size))
 
     def _finish(self, name: str) -> None:
         """Make the step of one optimizer alone."""

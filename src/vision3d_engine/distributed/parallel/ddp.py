@@ -32,6 +32,8 @@ from vision3d_engine.distributed.world import World
 # Whether torch hands out buffers in forward passes; the name of the option has changed in 2.13.
 _KNOWN = inspect.signature(DistributedDataParallel.__init__).parameters
 _FORWARD_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers"
+# So many numbers have one sum, in whatever order they are added.
+_ALIKE = 2
 _UNFINISHED = "Expected to have finished reduction in the prior iteration"
 #: settings ``trainer.*`` that mean nothing to other ways of sharing a model.
 DDP_ONLY = ("find_unused_parameters", "static_graph", "gradient_as_bucket_view")
@@ -74,6 +76,8 @@ class DataParallel(Parallel):
         if self._holder is None or not self._holder.is_for(trained):
             outside = self._checked(outside_parameters(model, optimizer))
             self._holder = self._new_holder(model, trained, outside) if trained else None
+        else:
+            self._holder.forget_weight()
         return step if self._holder is None else running_in(self._holder, step)
 
     def exchange(self, parameters: Callable[[], Iterable[torch.Tensor]], own: float, expected: float) -> Any:
@@ -112,7 +116,7 @@ class DataParallel(Parallel):
         holder = _GradientExchange(StepHolder(model, outside, anchor), trained, self.world, **options)
         _compress_gradients(holder, self._trainer.gradient_compression)
         self._has_synced = not self._trainer.static_graph
-        if not self._trainer.static_graph:
+        if self.world.size > _ALIKE and not self._trainer.static_graph and _may_walk_zeros(model, trained.values()):
             holder.settle()
         return holder
 
@@ -190,6 +194,11 @@ class _GradientExchange(DistributedDataParallel):
         takes_part = [self.module.anchor] if self.find_unused_parameters else self._parameters_by_name.values()
         return self(lambda: zeros_of(takes_part))
 
+    def forget_weight(self) -> None:
+        """Forget what a window has counted that an exception has left open."""
+        if self.module.anchor is not None:
+            self.module.anchor.grad = None
+
     def settle(self) -> None:
         """Let torch arrange gradients in its messages now, by a backward pass of zeros.
 
@@ -239,6 +248,13 @@ class _GradientExchange(DistributedDataParallel):
         found = re.search(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)", message)
         names = ["(none of the model's)"] * (self.module.anchor is not None) + list(self._parameters_by_name)
         return [names[int(index)] for index in found.group(1).split()] if found else ["(torch names none)"]
+
+
+def _may_walk_zeros(model: nn.Module, trained: Iterable[torch.Tensor]) -> bool:
+    """Tell whether a backward pass of zeros disturbs nobody: no hook of a script's, and no sparse gradient."""
+    hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")  # torch has no public way to ask for them
+    is_sparse = any(getattr(module, "sparse", False) is True for module in model.modules())
+    return not is_sparse and not any(getattr(each, name, None) for each in trained for name in hooks)
 
 
 def _compress_gradients(model: DistributedDataParallel, kind: str) -> None:

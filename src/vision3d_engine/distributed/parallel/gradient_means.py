@@ -55,16 +55,20 @@ class GradientMeans:
         """Return a step that begins with the main process's buffers when gradients were exchanged meanwhile."""
 
         def run(*args: Any) -> tuple[Any, ...]:
-            if self._are_buffers_due:
-                broadcast(self._model.buffers(), self._world)
-                self._are_buffers_due = False
+            self._hand_out_buffers()
             return step(*args)
 
         return run
 
+    def _hand_out_buffers(self) -> None:
+        if self._are_buffers_due:
+            broadcast(self._model.buffers(), self._world)
+            self._are_buffers_due = False
+
     def zero_loss(self) -> torch.Tensor:
-        """Return a loss with gradients of zeros for all that is trained."""
-        return zeros_of(self._trained)
+        """Return a loss with gradients of zeros for all that is trained; of none where some may be unused."""
+        self._hand_out_buffers()
+        return torch.zeros((), requires_grad=True) if self._may_be_unused else zeros_of(self._trained)
 
     def exchange(self, parameters: Iterable[torch.Tensor], own: float, expected: float) -> Any:
         """Average the gradients of parameters; to be called by all processes, with the same ones.
