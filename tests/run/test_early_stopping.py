@@ -144,3 +144,10 @@ def test_the_validation_of_an_epoch_that_was_cut_does_not_count(tmp_path):
     train(tmp_path / "cut", scores, max_epoch=None, max_updates=5)
     extended = train(tmp_path / "cut", scores, max_epoch=None, max_updates=12, resume=True)
     assert extended.epoch == 3
+
+
+def test_one_metric_cannot_be_best_in_both_directions(tmp_path):
+    toy = ToyEpochTrainer(settings(tmp_path, early_stopping_metric="mae", early_stopping_mode="max"))
+    toy.save_best_model_on_metric("mae", largest=False)
+    with pytest.raises(ConfigError, match=r"early_stopping_mode is 'max', and save_best.*largest=False.*opposite"):
+        toy.run()

@@ -403,3 +403,52 @@ def test_a_loop_of_the_scripts_own_is_ended_by_stop_at_the_end_of_its_epoch(tmp_
     toy = Own(settings(tmp_path, max_epoch=5))
     toy.run()
     assert toy.epoch == 2
+
+
+# ------------------------------------------------------------------------------------------- with validations within
+
+
+class Constant(ToyEpochTrainer):
+    """Its validations never get better; the second one may be broken off in its second batch."""
+
+    validations = 0
+    is_broken = False
+
+    def before_val_epoch(self, epoch):
+        super().before_val_epoch(epoch)
+        self.validations += 1
+
+    def val_step(self, epoch, iteration, data_dict):
+        if self.is_broken and (self.validations, iteration) == (2, 2):
+            raise KilledError
+        return {}, {"mae": torch.ones(())}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [{"max_updates": 4}, {"early_stopping_metric": "mae", "early_stopping_mode": "min", "early_stopping_patience": 1}],
+)
+def test_a_run_killed_in_a_validation_at_its_very_end_ends_there_when_it_is_resumed(end, tmp_path):
+    options = {"val_every": "2 iterations", "log_steps": 3, "max_epoch": 3, **end}
+
+    def made(name, **further):
+        return Constant(settings(tmp_path / name, **options, **further), rows_loader(12, 2))
+
+    straight = made("straight")
+    straight.run()
+    broken = made("broken")
+    broken.is_broken = True
+    with pytest.raises(KilledError):
+        broken.run()
+    resumed = made("broken", resume=True)
+    resumed.run()
+    assert torch.equal(resumed.model.weight, straight.model.weight)
+    assert resumed.total_steps == straight.total_steps == 4
+    rows = [without_times(rows_of(tmp_path / name)) for name in ("straight", "broken")]
+    assert rows[0] == rows[1]
+    assert (tmp_path / "broken" / "checkpoints" / "epoch-1.pth").exists()
+    assert names_of(resumed)[-1] == "after_train"
+    finished = made("broken", resume=True)
+    finished.run()
+    assert "train_step" not in names_of(finished)
+    assert "before_val_epoch" not in names_of(finished)

@@ -19,6 +19,7 @@ from tests.toys import (
 from vision3d_engine import (
     CheckpointError,
     ConfigError,
+    EngineError,
     FolderError,
     Hook,
     ResultError,
@@ -312,3 +313,22 @@ def test_help_lists_both_with_what_they_do(argv, capsys):
     assert "a few steps of everything, and a save and a load, in a scratch folder (default: 1)" in said
     assert "--trainer.overfit 0" in said
     assert "--trainer.fast_dev_run 0" in said
+
+
+def test_a_script_that_never_validates_is_tried_out_without_a_validation(tmp_path):
+    toy = ToyEpochTrainer(settings(tmp_path, val_every="never", fast_dev_run=2))
+    toy.val_loader = None
+    toy.run()
+    assert (len(walked(toy, "train_step")), walked(toy, "val_step")) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "metric"),
+    [({"val_every": "never"}, "mae"), ({"early_stopping_metric": "mea", "early_stopping_mode": "min"}, None)],
+)
+def test_what_the_run_itself_would_refuse_of_its_validations_a_try_out_refuses_too(tmp_path, options, metric):
+    toy = ToyEpochTrainer(settings(tmp_path, fast_dev_run=1, **options))
+    if metric:
+        toy.save_best_model_on_metric(metric)
+    with pytest.raises(EngineError, match=r"trainer.val_every is 'never'|no number 'mea'; did you mean 'mae'"):
+        toy.run()

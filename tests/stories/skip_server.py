@@ -52,7 +52,8 @@ def new_model(kind=None):
     torch.manual_seed(3)
     if kind == "from the end":
         return FromTheEnd()
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    middle = nn.BatchNorm1d(4) if kind == "norm" else nn.Tanh()
+    return nn.Sequential(nn.Linear(3, 4), middle, nn.Linear(4, 1)).double()
 
 
 def loss_of(model, batch):
@@ -67,7 +68,7 @@ class Trainer(EpochBasedTrainer):
     def __init__(self, case):
         trainer = {"max_epoch": 2, "log_steps": 2, "max_skipped": 0.9, "fused_optimizer": False, **case["trainer"]}
         super().__init__({"exp": {"output_dir": case["folder"]}, "trainer": trainer})
-        Numbered.is_single = "model" in case
+        Numbered.is_single = case.get("model") == "from the end"
         loader = build_dataloader(Numbered(case["count"]), 2, num_workers=0)
         self.register_loader(loader, build_dataloader(Numbered(4), 2, num_workers=0))
         model = self.register_model(new_model(case.get("model")))
@@ -75,6 +76,10 @@ class Trainer(EpochBasedTrainer):
         self.case, self.summaries, self.hooked = case, [], 0
         if case.get("weighted"):
             self.loss_weight = lambda data_dict, *_: len(data_dict["x"])
+
+    def before_train_step(self, epoch, iteration, data_dict):
+        if self.case["way"] == "hook" and int(data_dict["number"][0]) // 2 in self.case["bad"]:
+            raise SkipBatch("no correspondences")
 
     def train_step(self, epoch, iteration, data_dict):
         is_bad = int(data_dict["number"][0]) // 2 in self.case["bad"]
@@ -135,7 +140,10 @@ def run(case):
     try:
         trainer.run()
     except KeyboardInterrupt:
-        return {"broken": True}
+        if not case.get("again"):
+            return {"broken": True}
+        case["break_at"] = None
+        trainer.run()
     return {"weights": flat(trainer.model).tolist(), "summaries": trainer.summaries, "hooked": trainer.hooked}
 
 

@@ -79,6 +79,19 @@ def test_so_it_is_where_a_process_has_run_out_of_batches(world, tmp_path, uneven
     assert_learns_as_by_hand(world, tmp_path, bad=bad, count=count, trainer={"uneven": uneven})
 
 
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("on_oom", ["raise", "skip"])
+def test_who_leaves_a_batch_out_or_has_none_takes_part_in_handing_out_buffers(world, tmp_path, on_oom, count):
+    """The batch is left out before the step, and a process may have one batch less than others."""
+    case = {"way": "hook", "model": "norm", "bad": [0, world.size + 1], "count": 8 * world.size + count}
+    assert_learns_as_by_hand(world, tmp_path, **case, trainer={"on_oom": on_oom})
+
+
+def test_a_run_that_is_called_again_after_an_error_in_mid_window_learns_the_same(world, tmp_path):
+    case = {"bad": (3,), "count": 16 * world.size, "break_at": (2, 3), "again": True}
+    assert_learns_as_by_hand(world, tmp_path, **case, trainer={"grad_acc_steps": 4})
+
+
 def test_an_update_that_one_process_spoils_is_skipped_by_all(world, tmp_path):
     assert_learns_as_by_hand(world, tmp_path, bad=(), nan=2, trainer={"nonfinite": "skip"})
 
