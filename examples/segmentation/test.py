@@ -9,6 +9,7 @@ import torch
 from data import CLASSES, RoomDataset, pack
 from metrics import class_iou, confusion
 from model import SegmentationModel
+from picture import draw_rooms
 
 from vision3d_engine import BatchTester, Config, build_dataloader, load_config
 
