@@ -18,6 +18,7 @@ from vision3d_engine.core.errors import (
     SkipBatch,
     WorkerError,
 )
+from vision3d_engine.data.collate import collate_packed
 from vision3d_engine.data.dataloader import build_dataloader
 from vision3d_engine.data.determinism import check_determinism
 from vision3d_engine.data.sample_seeds import replay_sample, sample_seed
@@ -69,6 +70,7 @@ __all__ = [
     "build_optimizer",
     "build_scheduler",
     "check_determinism",
+    "collate_packed",
     "get_context_manager",
     "get_log_string",
     "get_logger",
