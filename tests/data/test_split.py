@@ -151,6 +151,12 @@ def test_lists_of_a_kpconv_pyramid_may_end_with_an_empty_level():
     assert [case["pools"][1].shape for case in cases] == [(0, 1)] * 2
 
 
+def test_lists_of_a_pyramid_may_hold_nothing_but_an_empty_level():
+    data = {"points": [rows(0, 5), rows(9, 0)], "pools": [torch.zeros(0, 1)], "lengths": [[3, 2], [0, 0]]}
+    cases, _ = split_batch(data, {})
+    assert [[level.shape for level in case["pools"]] for case in cases] == [[(0, 1)]] * 2
+
+
 @dataclass(frozen=True)
 class Scan:
     points: torch.Tensor

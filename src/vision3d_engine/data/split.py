@@ -208,7 +208,7 @@ class _Splitter:
             return True
         filled = [part for part in value if not (is_array(part) and len(part) == 0)]  # a pyramid may end with none
         if scope.has_levels:
-            return bool(filled) and all(map(scope.packs, filled))
+            return all(map(scope.packs, filled or value))
         return self._size > 1 and all(map(scope.packs, value))
 
     def _refuse(self, value: Any, scope: Scope, path: str) -> NoReturn:
