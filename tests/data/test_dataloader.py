@@ -176,6 +176,17 @@ def test_processes_share_what_the_users_sampler_draws(make, size):
             assert of_process(patch, make, rank, size) == whole[rank::size]
 
 
+@pytest.mark.parametrize(
+    ("batches", "expected"), [([[1], [2, 3]], ("batches_per_step", 2)), (None, ("samples_per_step", 10))]
+)
+def test_what_one_step_of_all_processes_takes_of_a_batch_sampler_must_not_change(batches, expected):
+    chosen = batches or BatchSampler(RandomSampler(range(23)), 5, drop_last=False)
+    loader = ResumableLoader(build_dataloader(Noisy(), num_workers=0, batch_sampler=chosen), size=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler_module, "get_world_size", lambda: 2)
+        assert expected in loader.fingerprint().items()
+
+
 def test_a_sampler_that_knows_its_process_gives_each_its_own_share():
     def make():
         own = DistributedSampler(range(23), sampler_module.get_world_size(), sampler_module.get_rank(), shuffle=False)

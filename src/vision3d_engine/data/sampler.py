@@ -274,8 +274,12 @@ class PositionBatchSampler(_Positioned):
         return None if self.is_presharded else len(self.sampler)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what the order of an epoch is a function of, beside the data."""
-        return fingerprint_of(self.sampler)
+        """Return what the order of an epoch is a function of, beside the data, and what one step of all takes of it."""
+        found, size = fingerprint_of(self.sampler), getattr(self.sampler, "batch_size", None)
+        if self.is_presharded:
+            return found
+        per_step = ("samples_per_step", size) if isinstance(size, int) else ("batches_per_step", 1)
+        return found | {per_step[0]: per_step[1] * get_world_size()}
 
     def start_at(self, base: int, epoch: int, start: int = 0, shift: int = 0, most: int | None = None) -> None:
         """Let the next pass begin somewhere; see `_Positioned.start_at`."""

@@ -96,7 +96,8 @@ class DrawnOrders:
 def fingerprint_of(sampler: Any) -> dict[str, Any]:
     """Return what the order that a sampler draws is a function of."""
     seeds = [each.initial_seed() for each in own_generators(sampler) if isinstance(each, torch.Generator)]
-    draws = {"draws": sampler.num_samples} if isinstance(getattr(sampler, "num_samples", None), int) else {}
+    known = {"draws": "num_samples", "batch_points": "batch_points", "most_samples": "most_samples"}
+    draws = {key: value for key, name in known.items() if isinstance(value := getattr(sampler, name, None), int)}
     return {"order": type(sampler).__name__} | draws | ({"seeds of its generators": seeds} if seeds else {})
 
 
