@@ -107,6 +107,11 @@ def test_a_loader_collates_them():
     assert batches[0]["points"].shape == (7, 3)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_empty_data_set_has_no_batch(shuffle):
+    assert len(loader([], 9, 4, shuffle)) == len(epoch(loader([], 9, 4, shuffle))) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -122,6 +122,7 @@ def _lengths_of(dataset: Any) -> np.ndarray:
     stated = getattr(dataset, "lengths", None)
     stated = stated() if callable(stated) else stated
     lengths = np.asarray([] if stated is None else stated)
+    lengths = lengths if lengths.size else lengths.astype(np.int64)
     is_whole = lengths.ndim == 1 and lengths.dtype.kind in "iu" and bool((lengths >= 0).all())
     if stated is None or len(lengths) != len(dataset) or not is_whole:
         message = f"batch_points needs the points of each sample: {type(dataset).__name__}.lengths must have "
