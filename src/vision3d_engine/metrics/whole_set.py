@@ -59,11 +59,12 @@ class WholeSetMetric(ABC):
         if got != expected:
             raise error(f"{type(self).__name__} got a state of another metric: {got}; expected {expected}; {advice}")
 
-    def _add(self, **values: torch.Tensor) -> None:
-        """Add a value to each sum that is named."""
+    def _add(self, **values: torch.Tensor | int) -> None:
+        """Add a value to each sum that is named; one of them at least is a tensor."""
+        device = next(value.device for value in values.values() if isinstance(value, torch.Tensor))
         for name, value in values.items():
-            held = self._held(name, value.device)
-            held += value.detach().to(held.device, held.dtype)
+            held = self._held(name, device)
+            held += value if isinstance(value, int) else value.to(held.device, held.dtype)
 
     def _held(self, name: str, device: torch.device) -> torch.Tensor:
         """Return a sum to add to in place, behind its one way from the CPU to the device of what comes."""
