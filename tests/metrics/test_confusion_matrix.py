@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.metrics.merging import assert_same, merged, on_meta, taken_in
+from tests.metrics.merging import assert_same, merged, taken_in
 from vision3d_engine import ConfigError, ResultError
-from vision3d_engine.core.errors import CheckpointError
 from vision3d_engine.metrics.confusion_matrix import ConfusionMatrix
 
 NUM_CLASSES = 4
@@ -107,26 +106,6 @@ def test_what_is_no_class_is_told_by_number_when_the_metric_is_computed(predicti
     assert metric.matrix.sum() == 2
 
 
-def test_an_update_reads_nothing_from_the_device():
-    metric = make(ignore_index=255)
-    metric.update(*on_meta([torch.zeros(2, NUM_CLASSES, 5), torch.zeros(2, 5, dtype=torch.int64)]))
-    assert metric.state_dict()["counts"].device.type == "meta"
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_torch_sees_no_wait_and_the_counts_are_those_of_the_host():
-    prediction, label = torch.randint(NUM_CLASSES, (2, 1000))
-    on_device = [prediction.cuda(), label.cuda()]
-    metric = make()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        metric.update(*on_device)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert_same(metric, taken_in(make, [(prediction, label)]))
-
-
 @pytest.mark.parametrize(
     ("prediction", "label"),
     [
@@ -145,32 +124,3 @@ def test_shapes_and_types_that_do_not_fit_are_an_error_that_names_them(predictio
 def test_names_must_fit_the_classes(arguments):
     with pytest.raises(ConfigError, match="a name of its own for each"):
         ConfusionMatrix(*arguments)
-
-
-def test_a_state_goes_on_where_it_was_saved_and_is_not_changed_by_what_follows():
-    metric, copy = make(), make()
-    metric.update(torch.tensor([0, 1]), torch.tensor([0, 2]))
-    state = metric.state_dict()
-    copy.load_state_dict(state)
-    for each in (metric, copy):
-        each.update(torch.tensor([3]), torch.tensor([3]))
-    assert_same(copy, metric)
-    assert state["counts"].sum() == 2
-    metric.reset()
-    assert math.isnan(metric.compute()["OA"])
-
-
-def test_states_of_another_metric_are_refused():
-    with pytest.raises(CheckpointError, match="state of another metric"):
-        make().load_state_dict(ConfusionMatrix(3).state_dict())
-    metric = make()
-    with pytest.raises(ResultError, match="merge metrics that were made with the same arguments"):
-        metric.merge_state([make(), ConfusionMatrix(3)])
-
-
-def test_metrics_that_are_merged_stay_as_they_are():
-    one, other = make(), make()
-    other.update(torch.tensor([1]), torch.tensor([1]))
-    one.merge_state([other])
-    one.update(torch.tensor([1]), torch.tensor([1]))
-    assert (one.matrix.sum(), other.matrix.sum()) == (2, 1)

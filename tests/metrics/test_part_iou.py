@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.metrics.merging import assert_same, merged, on_meta, taken_in
+from tests.metrics.merging import assert_same, merged, taken_in
 from vision3d_engine import ConfigError, ResultError
 from vision3d_engine.metrics.part_iou import SHAPENET_PARTS, PartIoU
 
@@ -99,14 +99,6 @@ def test_what_is_no_category_or_part_is_told_by_number_when_computed(prediction,
     metric.update(torch.tensor([0, prediction]), torch.tensor([0, label]), category)
     with pytest.raises(ResultError, match=told):
         metric.compute()
-
-
-def test_an_update_reads_nothing_from_the_device():
-    metric = make()
-    label = torch.zeros(2, 5, dtype=torch.int64)
-    metric.update(*on_meta([torch.zeros(2, 6, 5), label, label[:, 0]]))
-    metric.update(*on_meta([label[0], label[0]]), 0)
-    assert {held.device.type for held in metric.state_dict().values()} == {"meta"}
 
 
 def test_shapes_and_arguments_that_do_not_fit_are_errors():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.metrics.merging import assert_same, merged, on_meta, taken_in
+from tests.metrics.merging import assert_same, merged, taken_in
 from vision3d_engine import ResultError
 from vision3d_engine.metrics.point_sets import PointSetDistances, nearest_distances
 
@@ -94,12 +94,6 @@ def test_no_more_distances_than_allowed_are_held_at_once():
 def test_small_distances_far_from_the_origin_are_kept():
     points = torch.rand(500, 3, dtype=torch.float64).mul(64).round() / 64 + 1000
     assert nearest_distances(points[None].float(), points[None].float() + 2**-9).max() == pytest.approx(3**0.5 / 2**9)
-
-
-def test_an_update_reads_nothing_from_the_device():
-    metric = make()
-    metric.update(*on_meta([torch.zeros(2, 5, 3), torch.zeros(2, 4, 3)]))
-    assert {held.device.type for held in metric.state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize("shapes", [((5, 2), (5, 3)), ((0, 3), (5, 3)), ((2, 5, 3), (3, 5, 3)), ((5, 3), (1, 5, 3))])

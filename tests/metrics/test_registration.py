@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.metrics.merging import assert_same, merged, on_meta, taken_in
+from tests.metrics.merging import assert_same, merged, taken_in
 from vision3d_engine import ResultError
 from vision3d_engine.metrics.registration import (
     FeatureMatchingRecall,
@@ -138,16 +138,6 @@ def test_a_batch_counts_like_its_pairs():
     assert_same(
         taken_in(FeatureMatchingRecall, [batch]), taken_in(FeatureMatchingRecall, list(zip(*batch, strict=True)))
     )
-
-
-@pytest.mark.parametrize("make", [RegistrationRecall, RMSERecall, FeatureMatchingRecall])
-def test_an_update_reads_nothing_from_the_device_and_no_pairs_are_nan(make):
-    points, pose = torch.zeros(2, 5, 3), transform().float().repeat(2, 1, 1)
-    batches = {RegistrationRecall: [pose, pose], RMSERecall: [points, pose, pose]}
-    metric = make()
-    assert all(math.isnan(value) for value in metric.compute().values())
-    metric.update(*on_meta(batches.get(make, [points, points, pose])))
-    assert {held.device.type for held in metric.state_dict().values()} == {"meta"}
 
 
 def test_shapes_that_do_not_fit_are_errors_that_name_them():

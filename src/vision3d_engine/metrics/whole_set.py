@@ -45,13 +45,13 @@ class WholeSetMetric(ABC):
             self._add(**state)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the sums; does not wait for the device."""
-        return {name: held.clone() for name, held in self._sums.items()}
+        """Return the sums, which what follows does not change; does not wait for the device."""
+        return dict(self._sums)
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from the sums of a metric that was made with the same arguments."""
         self._compare(state, CheckpointError, "make the metric with the arguments that it had when it was saved")
-        self._sums = {name: state[name].to(held.dtype, copy=True) for name, held in self._sums.items()}
+        self._sums = {name: state[name].to(held.device, held.dtype) for name, held in self._sums.items()}
 
     def _compare(self, state: Mapping[str, torch.Tensor], error: type[Exception], advice: str) -> None:
         """Raise an error if a state has other names or shapes than this metric's."""
@@ -63,21 +63,23 @@ class WholeSetMetric(ABC):
         """Add a value to each sum that is named; one of them at least is a tensor."""
         device = next(value.device for value in values.values() if isinstance(value, torch.Tensor))
         for name, value in values.items():
-            held = self._held(name, device)
-            held += value if isinstance(value, int) else value.to(held.device, held.dtype)
-
-    def _held(self, name: str, device: torch.device) -> torch.Tensor:
-        """Return a sum to add to in place, behind its one way from the CPU to the device of what comes."""
-        held = self._sums[name]
-        if held.device.type == "cpu" and device.type != "cpu":
-            dtype = exact_type(device) if held.is_floating_point() else held.dtype
-            held = self._sums[name] = held.to(dtype).to(device, non_blocking=True)
-        return held
+            held = _moved(self._sums[name], device)
+            if isinstance(value, torch.Tensor):
+                value = value.to(held.device, held.dtype, non_blocking=True)  # noqa: PLW2901
+            self._sums[name] = held + value  # a new tensor: what inference mode has made cannot be added to in place
 
     def _read(self) -> dict[str, torch.Tensor]:
         """Return the sums on the host, float64 where they are no counts."""
         sums = {name: held.cpu() for name, held in self._sums.items()}
         return {name: held.double() if held.is_floating_point() else held for name, held in sums.items()}
+
+
+def _moved(held: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a sum on the device of what comes, unless it has left the CPU before."""
+    if held.device.type != "cpu" or device.type == "cpu":
+        return held
+    dtype = exact_type(device) if held.is_floating_point() else held.dtype
+    return held.to(dtype).to(device, non_blocking=True)
 
 
 def exact(value: Array) -> torch.Tensor:
