@@ -71,8 +71,7 @@ class PartIoU(WholeSetMetric):
         if label.ndim == 1:
             prediction, label = (prediction.T if prediction.ndim == 2 else prediction)[None], label[None]  # noqa: PLR2004
         category = self._category(category, label)
-        self._members = self._members.to(label.device, non_blocking=True)
-        members = self._members[category.clamp(0, len(self.names) - 1)]
+        members = self._members.to(label.device, non_blocking=True)[category.clamp(0, len(self.names) - 1)]
         if prediction.is_floating_point() and prediction.shape[1:2] == (self.num_parts,):
             prediction = prediction.masked_fill(~members[:, :, None], float("-inf"))
         predicted, true = as_classes(prediction, label, self.num_parts, type(self).__name__)
@@ -101,7 +100,7 @@ class PartIoU(WholeSetMetric):
         if label.ndim != 2 or found.is_floating_point() or found.numel() != len(label):  # noqa: PLR2004  (B, N)
             message = f"PartIoU.update got labels {described(label)} and categories {described(found)}"
             raise ResultError(f"{message}; expected (B, N) and (B,), or (N,) and one number, whole ones")
-        return found.reshape(-1).long().to(label.device, non_blocking=True)
+        return found.reshape(-1).long().to(label.device, non_blocking=found.device.type == "cpu")
 
     def _add_shapes(self, iou: torch.Tensor, category: torch.Tensor) -> None:
         """Add each shape to its category; a comparison, since a scatter of fractions has no order on a GPU."""
