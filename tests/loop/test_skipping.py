@@ -555,3 +555,17 @@ def test_a_window_that_is_spoilt_and_ends_with_a_batch_that_is_left_out_is_told_
     )
     assert [row["grad_norm"] for row in rows_of(tmp_path, "train")][1] > 0
     assert trainer._progress.skipped_updates == 1
+
+
+def test_an_update_of_several_optimizers_is_skipped_and_counted_once(tmp_path):
+    class Two(Spoilt):
+        def set_up(self, train_loader=None):
+            super().set_up(train_loader)
+            self.optimizer = None
+            for name, part in (("a", self.model[0]), ("b", self.model[2])):
+                self.register_optimizer(torch.optim.SGD(part.parameters(), lr=0.1), name=name)
+
+    trainer = Two(settings(tmp_path, nonfinite="skip", log_steps=7), bad=(), infinite=())
+    trainer.run()
+    assert rows_of(tmp_path, "train")[0]["skipped_updates"] == 2
+    assert trainer._progress.skipped_updates == 2

@@ -31,7 +31,7 @@ def stepped(optimizer, steps=3):
 
 FUSED = [
     ("SGD", {"lr": 0.1}),
-    ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("SGD", {"lr": 0.1, "weight_decay": 0.1}),
     ("SGD", {"lr": torch.tensor(0.1)}),
     ("Adam", {"lr": 0.1, "amsgrad": True}),
     ("AdamW", {"lr": 0.1, "maximize": True}),
@@ -221,3 +221,19 @@ def test_an_optimizer_that_only_looks_like_one_is_asked_to_clear_its_gradients()
     optimizer = Wraps()
     clear_gradients(optimizer)
     assert optimizer.cleared == 1
+
+
+def test_sgd_with_momentum_keeps_kernels_that_bear_a_gradient_which_comes_later(tmp_path):
+    """Torch's fused one needs the gradients of all parameters from the first step on."""
+
+    class Unfreezes(ToyEpochTrainer):
+        def before_train_epoch(self, epoch):
+            super().before_train_epoch(epoch)
+            self.model.bias.requires_grad_(epoch > 1)
+
+    toy = Unfreezes(settings(tmp_path, max_epoch=2))
+    toy.optimizer = toy.scheduler = None
+    toy.register_optimizer(torch.optim.SGD(toy.model.parameters(), lr=0.1, momentum=0.9))
+    toy.run()
+    assert fused_of(toy.optimizer) == [None]
+    assert bool(toy.model.bias != 0)

@@ -452,3 +452,17 @@ def test_a_run_killed_in_a_validation_at_its_very_end_ends_there_when_it_is_resu
     finished.run()
     assert "train_step" not in names_of(finished)
     assert "before_val_epoch" not in names_of(finished)
+
+
+@pytest.mark.parametrize("cadence", ["1 epoch", "2 iterations"])
+def test_a_finished_run_that_is_resumed_keeps_the_rows_of_its_end_and_one_that_is_extended_does_not(tmp_path, cadence):
+    options = {"log_steps": 3, "val_every": cadence, "max_epoch": 3}
+    train(ToyEpochTrainer, tmp_path / "a", max_updates=4, **options)
+    ended = rows_of(tmp_path / "a")
+    assert [row["phase"] for row in ended].count("train_epoch") == 1
+    for _ in range(2):
+        train(ToyEpochTrainer, tmp_path / "a", max_updates=4, resume=True, **options)
+        assert rows_of(tmp_path / "a") == ended
+    train(ToyEpochTrainer, tmp_path / "a", max_updates=7, resume=True, **options)
+    train(ToyEpochTrainer, tmp_path / "b", max_updates=7, **options)
+    assert without_times(rows_of(tmp_path / "a")) == without_times(rows_of(tmp_path / "b"))

@@ -332,3 +332,22 @@ def test_what_the_run_itself_would_refuse_of_its_validations_a_try_out_refuses_t
         toy.save_best_model_on_metric(metric)
     with pytest.raises(EngineError, match=r"trainer.val_every is 'never'|no number 'mea'; did you mean 'mae'"):
         toy.run()
+
+
+def test_a_resume_of_a_run_that_was_ended_is_tried_out_from_the_beginning(tmp_path):
+    class Ended(ToyEpochTrainer):
+        def after_val_epoch(self, epoch, summary_dict):
+            super().after_val_epoch(epoch, summary_dict)
+            if not self._context.settings.fast_dev_run:
+                self.stop("enough")
+
+        def after_train(self):
+            super().after_train()
+            if not self._context.settings.fast_dev_run:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Ended(settings(tmp_path, max_epoch=5)).run()
+    tried = Ended(settings(tmp_path, max_epoch=5, resume=True, fast_dev_run=2))
+    tried.run()
+    assert len(walked(tried, "train_step")) == 2

@@ -162,10 +162,14 @@ class SkippedUpdates:
             self._are_finite.append(torch.stack(list(are_finite)).all())
 
     def probe(self) -> list[torch.Tensor]:
-        """Return how many were skipped since the run began, and the first of those noted, from 0; to be read."""
+        """Return how many were skipped since the run began, and the first of those noted, from 0; to be read.
+
+        It is -1 where none of them was: a resume does not know which ones were before it.
+        """
         if not (self._is_on and self._made):
             return []
-        first = torch.stack(list(self._are_finite)).logical_not().int().argmax()
+        are_bad = torch.stack(list(self._are_finite)).logical_not()
+        first = torch.where(are_bad.any(), are_bad.int().argmax(), -1)
         return [*self._precision.probe().values(), first]
 
     def tell(self, probed: Sequence[float]) -> str | None:
@@ -180,11 +184,12 @@ class SkippedUpdates:
         made, _ = list(self._made), self._made.clear()
         self._are_finite.clear()
         self._progress.told_updates = total
-        if told < 0 or total <= told:
+        if told < 0 or total == told:
             return None
-        self._limit.add(0, total - told)
-        where = self._batches.where(*made[first])
-        return f"skipped updates: {total - told}; gradients were not finite, for the first time in {where}"
+        count = total - told if total > told else total  # a run in between may have had no count
+        self._limit.add(0, count)
+        where = f", for the first time in {self._batches.where(*made[first])}" if first >= 0 else ""
+        return f"skipped updates: {count}; gradients were not finite{where}"
 
 
 class TrainSkips:

@@ -78,7 +78,7 @@ class TrainPass:
         self._between, self._ending = between, between.ending
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.counters.sum_up)
-        self._skips = TrainSkips(trainer, context, loader, self.meters, lengths)
+        self._skips = TrainSkips(trainer, context, loader, self.meters, self._uneven.walked)
         bar = context.progress_bar(f"epoch {self._epoch}{f'/{trainer.max_epoch}' if trainer.max_epoch else ''}")
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher, bar=bar)
         parts: dict[str, Any] = {"runner": self.runner, "meters": self.meters, "skips": self._skips}

@@ -31,13 +31,19 @@ class UnevenRanks:
     def __init__(self, lengths: Sequence[int | None], rank: int, mode: str) -> None:
         self._known = [length for length in lengths if length is not None]
         _check(lengths)
-        self._local = lengths[rank]
+        self._lengths, self._local = lengths, lengths[rank]
         self._mode = mode
         self.repeats = mode == "repeat"
         self._shortest = min(self._known, default=None)
         self.length = self._shortest if mode == "drop" else max(self._known, default=None)
         joins = mode in {"join", "repeat"} and self._shortest is not None and self._shortest != self.length
         self.even_until: float = self._shortest if joins else math.inf  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def walked(self) -> list[int | None]:
+        """Batches of their own that the processes walk, in rank order; None where it is not known."""
+        is_alike = self._mode in {"drop", "cycle"}
+        return [self.length if is_alike else length for length in self._lengths]
 
     def mean_weight(self, iteration: int) -> float:
         """Return the share of processes that have a batch of their own in a step."""

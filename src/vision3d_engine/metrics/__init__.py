@@ -1,1 +1,1 @@
-"""Numbers of a pass: running means that stay on the device, the step clock; meters, boards and timers for users."""
+"""Numbers of a pass on the device, the step clock; meters, boards, timers and whole-set metrics for users."""

@@ -74,13 +74,17 @@ def prefer_fused(optimizer: Any, model: nn.Module | None = None) -> bool:
         return False
     for group in optimizer.param_groups:
         group["fused"] = True
+    optimizer._step_supports_amp_scaling = True  # noqa: SLF001  as torch's constructor says of fused kernels to GradScaler
     return True
 
 
 def _may_be_fused(optimizer: Any, parameters: list[Any], model: nn.Module | None) -> bool:
     """Tell whether neither the user's choice nor the parameters stand against fused kernels."""
     is_torchs = type(optimizer).__module__.startswith("torch.optim") and "fused" in optimizer.defaults
-    if not is_torchs or any(map(_has_chosen, optimizer.param_groups)):
+    # Torch's fused SGD needs all gradients from the first step on, and begins its momentum with whatever is in memory
+    # when that step is skipped.
+    has_momentum = isinstance(optimizer, torch.optim.SGD) and any(g["momentum"] for g in optimizer.param_groups)
+    if not is_torchs or has_momentum or any(map(_has_chosen, optimizer.param_groups)):
         return False
     if not all(_is_untouched(parameter, state) for parameter, state in optimizer.state.items()):
         return False

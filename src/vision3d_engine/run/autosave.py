@@ -105,6 +105,7 @@ class Autosave:
         if not self._context.world.is_main:
             return
         entries = {"ending": dict(ending), "ckpt_manager": self._checkpoints.state_dict()}
+        entries["closed_logs"] = self._context.writers.positions()
         try:
             amend_checkpoint(self._folder / NEWEST, self._trainer.metadata, entries)
         except FolderError as error:

@@ -137,6 +137,12 @@ class Ending:
         progress = self._progress
         return progress.trained > 0 and progress.updates >= self.due_at and self._closed_at != progress.updates
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the open epoch was cut and closed, and nothing lets it go on."""
+        progress = self._progress
+        return progress.is_open and self._closed_at == progress.updates and progress.updates >= self.due_at
+
     def ends_with_epoch(self) -> bool:
         """Tell whether the run ends with the epoch that is trained by now; to be called by all processes."""
         self._agree(self._own)
@@ -195,6 +201,11 @@ class Ending:
         self._closed_at = self._progress.updates
         state = {"early_stopping": self.early_stopping.state_dict(), "agreed": self._agreed}
         return state | {"closed_at": self._closed_at}
+
+    def begin_anew(self) -> None:
+        """Forget whatever has ended a run that was loaded."""
+        self._requested = None
+        self.load_state_dict({})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""

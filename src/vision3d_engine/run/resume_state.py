@@ -93,7 +93,8 @@ class ResumeState:
             "moments": None if meters is None else gather(meters.state_dict()),
             "orders": gather(None if (orders := orders_of(loader.loader)) is None else orders.state_dict()),
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
-            "fingerprint": self._fingerprint(loader),
+            "fingerprint": (fingerprints := gather(self._fingerprint(loader)))[0],
+            "fingerprints": fingerprints,
             "asked": self.asked.state(),
             "trained": self.trained.state(),
             "precision": self._context.precision.state_dict(),
@@ -152,7 +153,9 @@ class ResumeState:
         Raises:
             CheckpointError: naming both values.
         """
-        changes = describe_changes(state.get("fingerprint") or {}, self._fingerprint(self._train_data()))
+        all_saved, rank = state.get("fingerprints") or [], self._world.rank
+        saved = all_saved[rank] if len(all_saved) == self._world.size else state.get("fingerprint") or {}
+        changes = describe_changes(saved, self._fingerprint(self._train_data()))
         if not changes:
             return
         what = f"'{name}' belongs to a run with other data: {'; '.join(changes)}. "
@@ -172,7 +175,8 @@ class ResumeState:
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})
         self._ending.load_state_dict(state.get("ending") or {})
-        self._context.writers.cut_back(state.get("logs") or {}, self._progress.total_steps)
+        logs = state.get("closed_logs") if self._ending.is_finished else state.get("logs")
+        self._context.writers.cut_back(logs or {}, self._progress.total_steps)
         # With another number of processes the means of the old ones are shared out.
         self._kept_meters = list(means[rank::size])
         self._expect_orders(state.get("orders") or [])
@@ -229,8 +233,10 @@ class ResumeState:
         self._kept_meters = []
 
     def begin_anew(self) -> None:
-        """Let the counters stand at zero and forget the means, whatever was loaded; all else stays as it is."""
-        self._progress.load_state_dict(Progress(counts_samples=self._progress.counts_samples).state_dict())
+        """Let the counters stand at zero and forget means and ends, whatever was loaded; all else stays as it is."""
+        fresh = Progress(counts_samples=self._progress.counts_samples, told_updates=-1)
+        self._progress.load_state_dict(fresh.state_dict())
+        self._ending.begin_anew()
         self.close_epoch()
 
 

@@ -105,6 +105,7 @@ class Guarded(Precision):
         # A schedule goes on when an update is skipped, of which torch would say that it comes too early.
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before", UserWarning)
         self._skipped = torch.zeros((), device=device)
+        self._is_bad: torch.Tensor | None = None
         self._unscaled: set[int] = set()
         self._stepped: set[int] = set()
 
@@ -142,11 +143,15 @@ class Guarded(Precision):
             raise RegistrationError(message)
 
     def count(self, norm: torch.Tensor) -> None:
-        """Count an update whose gradients have a norm that is not finite as skipped."""
-        self._skipped += norm.isfinite().logical_not()
+        """Count an update as skipped, once, when the gradients of any optimizer have a norm that is not finite."""
+        is_bad = norm.isfinite().logical_not()
+        self._is_bad = is_bad if self._is_bad is None else self._is_bad | is_bad
 
     def end_update(self) -> None:
         """Begin another update."""
+        if self._is_bad is not None:
+            self._skipped += self._is_bad
+            self._is_bad = None
         if self._unscaled:
             self._follow()
         self._unscaled.clear()

@@ -1,0 +1,135 @@
+"""What all metrics over a whole set share: states that are sums, added to without a wait and read once, at the end."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from vision3d_engine.core.errors import CheckpointError, ResultError
+from vision3d_engine.metrics.step_rows import exact_type
+
+Array = torch.Tensor | np.ndarray
+
+
+class WholeSetMetric(ABC):
+    """A number over a whole set, which is no mean over its batches.
+
+    Its state is a set of sums by name: int64 where something is counted, float64 where not (float32 on MPS, which has
+    no float64). So parts of the set that were counted apart are merged by adding up: counts exactly, other sums up to
+    their rounding. States stay on the CPU until an update brings tensors of another device, and from then on there.
+    """
+
+    def __init__(self, **sums: torch.Tensor) -> None:
+        self._sums = sums
+
+    @abstractmethod
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Take in a batch; never waits for the device."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Return the numbers over all that was taken in, by name; waits for the device. NaN where nothing was."""
+
+    def reset(self) -> None:
+        """Forget all that was taken in."""
+        self._sums = {name: torch.zeros_like(held) for name, held in self._sums.items()}
+
+    def merge_state(self, others: Iterable[Self]) -> None:
+        """Add what other metrics of the same kind and settings have taken in, which stay as they are."""
+        states = [other.state_dict() for other in others]
+        for state in states:
+            self._compare(state, ResultError, "merge metrics that were made with the same arguments")
+        for state in states:
+            self._add(**state)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the sums, which what follows does not change; does not wait for the device."""
+        return dict(self._sums)
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from the sums of a metric that was made with the same arguments."""
+        self._compare(state, CheckpointError, "make the metric with the arguments that it had when it was saved")
+        self._sums = {name: state[name].to(held.device, held.dtype) for name, held in self._sums.items()}
+
+    def _compare(self, state: Mapping[str, torch.Tensor], error: type[Exception], advice: str) -> None:
+        """Raise an error if a state has other names or shapes than this metric's."""
+        got, expected = ({name: tuple(each.shape) for name, each in sums.items()} for sums in (state, self._sums))
+        if got != expected:
+            raise error(f"{type(self).__name__} got a state of another metric: {got}; expected {expected}; {advice}")
+
+    def _add(self, **values: torch.Tensor | int) -> None:
+        """Add a value to each sum that is named; one of them at least is a tensor."""
+        device = next(value.device for value in values.values() if isinstance(value, torch.Tensor))
+        for name, value in values.items():
+            held = _moved(self._sums[name], device)
+            if isinstance(value, torch.Tensor):
+                value = value.to(held.device, held.dtype, non_blocking=True)  # noqa: PLW2901
+            self._sums[name] = held + value  # a new tensor: what inference mode has made cannot be added to in place
+
+    def _read(self) -> dict[str, torch.Tensor]:
+        """Return the sums on the host, float64 where they are no counts."""
+        sums = {name: held.cpu() for name, held in self._sums.items()}
+        return {name: held.double() if held.is_floating_point() else held for name, held in sums.items()}
+
+
+def _moved(held: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a sum on the device of what comes, unless it has left the CPU before."""
+    if held.device.type != "cpu" or device.type == "cpu":
+        return held
+    dtype = exact_type(device) if held.is_floating_point() else held.dtype
+    return held.to(dtype).to(device, non_blocking=True)
+
+
+def exact(value: Array) -> torch.Tensor:
+    """Return a tensor in the most exact floating type of its device, without gradients."""
+    tensor = torch.as_tensor(value).detach()
+    return tensor.to(exact_type(tensor.device))
+
+
+def zeros(*shape: int) -> torch.Tensor:
+    """Return a sum of numbers that are no counts."""
+    return torch.zeros(shape, dtype=torch.float64)
+
+
+def counts(*shape: int) -> torch.Tensor:
+    """Return a sum of counts."""
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+def as_classes(prediction: Array, label: Array, num_classes: int, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return predicted classes and labels as int64 of one shape.
+
+    Predictions are class indices of the shape of the labels, or logits with the classes in dimension 1: ``(N, C)`` for
+    labels ``(N,)``, ``(B, C, N)`` for labels ``(B, N)``.
+    """
+    prediction, label = torch.as_tensor(prediction).detach(), torch.as_tensor(label)
+    shape = tuple(prediction.shape)
+    if prediction.is_floating_point() and shape[1:2] == (num_classes,):
+        shape = (shape[0], *shape[2:])
+        prediction = prediction.argmax(1)
+    if prediction.is_floating_point() or label.is_floating_point() or shape != tuple(label.shape):
+        message = (
+            f"{metric}.update got a prediction {described(prediction)} and labels {described(label)}; expected labels "
+            f"of whole numbers, and class indices of their shape or logits with {num_classes} classes in dimension 1, "
+            "such as (N, C) for (N,) and (B, C, N) for (B, N); transpose or convert them"
+        )
+        raise ResultError(message)
+    return prediction.long(), label.long()
+
+
+def described(tensor: torch.Tensor) -> str:
+    """Return shape and type of a tensor for a message."""
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
+
+
+def tally(bins: torch.Tensor, size: int) -> torch.Tensor:
+    """Return how often each bin from 0 to ``size`` - 1 is named, int64; ``bincount`` would wait for the device."""
+    total = torch.zeros(size, dtype=torch.int64, device=bins.device)
+    return total.scatter_add_(0, bins.flatten(), torch.ones_like(bins).flatten())
+
+
+def outside(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return where class indices are negative or too large."""
+    return (classes < 0) | (classes >= num_classes)

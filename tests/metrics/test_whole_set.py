@@ -1,0 +1,112 @@
+"""What every metric over a whole set does, whatever it measures."""
+
+import math
+import pickle
+
+import pytest
+import torch
+
+from tests.metrics.merging import assert_same, taken_in
+from vision3d_engine import ResultError
+from vision3d_engine.core.errors import CheckpointError
+from vision3d_engine.metrics.confusion_matrix import ConfusionMatrix
+from vision3d_engine.metrics.part_iou import PartIoU
+from vision3d_engine.metrics.point_sets import PointSetDistances
+from vision3d_engine.metrics.registration import FeatureMatchingRecall, RegistrationRecall, RMSERecall
+
+GENERATOR = torch.Generator().manual_seed(0)
+POINTS = torch.randn(2, 5, 3, generator=GENERATOR)
+LABELS = torch.randint(4, (2, 5), generator=GENERATOR)
+POSES = torch.eye(4).repeat(2, 1, 1) + torch.randn(2, 4, 4, generator=GENERATOR) * 0.01
+BATCHES = {
+    lambda: ConfusionMatrix(4, ignore_index=0): (torch.randn(2, 4, 5, generator=GENERATOR), LABELS),
+    PartIoU: (torch.randn(2, 50, 5, generator=GENERATOR), LABELS, torch.zeros(2, dtype=torch.int64)),
+    RegistrationRecall: (POSES, POSES.flip(0)),
+    RMSERecall: (POINTS, POSES, POSES.flip(0)),
+    FeatureMatchingRecall: (POINTS, POINTS + 0.05, POSES),
+    PointSetDistances: (POINTS, POINTS[:, :4] + 0.004),
+}
+each_metric = pytest.mark.parametrize(("make", "batch"), BATCHES.items(), ids=[type(m()).__name__ for m in BATCHES])
+
+
+def moved(batch, device):
+    return [each.to(device) for each in batch]
+
+
+@each_metric
+def test_an_update_reads_nothing_from_the_device(make, batch):
+    """Tensors on meta have no values: whatever reads one, and so would wait for a device, raises."""
+    metric = make()
+    for _ in range(2):
+        metric.update(*moved(batch, "meta"))
+    assert {held.device.type for held in metric.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@each_metric
+def test_on_cuda_torch_sees_no_wait_and_the_sums_are_those_of_the_host(make, batch):
+    metric, on_device = make(), moved(batch, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        metric.update(*on_device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert metric.compute() == pytest.approx(taken_in(make, [batch]).compute(), rel=1e-5, nan_ok=True)
+
+
+@each_metric
+def test_what_was_not_taken_in_is_nan_also_after_a_reset(make, batch):
+    metric = taken_in(make, [batch])
+    assert any(value > 0 for value in metric.compute().values())
+    metric.reset()
+    for empty in (metric, make()):
+        assert all(math.isnan(value) for value in empty.compute().values())
+
+
+@each_metric
+def test_a_state_goes_on_where_it_was_kept_and_is_not_changed_by_what_follows(make, batch):
+    metric, other = taken_in(make, [batch]), make()
+    state = metric.state_dict()
+    other.load_state_dict(state)
+    for each in (metric, other):
+        each.update(*batch)
+    assert_same(other, metric)
+    kept = make()
+    kept.load_state_dict(state)
+    assert_same(kept, taken_in(make, [batch]))
+
+
+@each_metric
+def test_metrics_that_are_merged_stay_as_they_are(make, batch):
+    one, other = make(), taken_in(make, [batch])
+    one.merge_state([other, other])
+    assert_same(one, taken_in(make, [batch, batch]))
+    one.update(*batch)
+    assert_same(other, taken_in(make, [batch]))
+
+
+@each_metric
+def test_updates_may_come_in_inference_mode_and_outside_of_it(make, batch):
+    metric = make()
+    with torch.inference_mode():
+        metric.reset()
+        metric.update(*batch)
+    metric.update(*batch)
+    assert_same(metric, taken_in(make, [batch, batch]))
+
+
+@pytest.mark.parametrize("make", [PartIoU, RegistrationRecall, RMSERecall, FeatureMatchingRecall, PointSetDistances])
+def test_a_metric_can_be_sent_to_another_process(make):
+    metric = taken_in(make, [BATCHES[make]])
+    assert_same(pickle.loads(pickle.dumps(metric)), metric)
+
+
+def test_states_of_another_metric_are_refused_before_any_is_added():
+    with pytest.raises(CheckpointError, match=r"state of another metric: .* make the metric with the arguments"):
+        ConfusionMatrix(4).load_state_dict(ConfusionMatrix(3).state_dict())
+    metric, other = ConfusionMatrix(4), ConfusionMatrix(4)
+    other.update(LABELS, LABELS)
+    with pytest.raises(ResultError, match="merge metrics that were made with the same arguments"):
+        metric.merge_state([other, ConfusionMatrix(3)])
+    assert metric.matrix.sum() == 0
