@@ -51,6 +51,7 @@ def test_a_run_leaves_the_files_of_the_description(tmp_path):
             "moments",
             "loaders",
             "fingerprint",
+            "fingerprints",
             "asked",
             "trained",
             "precision",
