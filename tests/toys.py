@@ -39,6 +39,18 @@ def linear_model() -> nn.Linear:
     return model
 
 
+class FailingBackward(torch.autograd.Function):
+    """An allocator that has no memory left in the backward pass, once some gradients are there."""
+
+    @staticmethod
+    def forward(_ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx, _gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
 def settings(folder: Any, **trainer: Any) -> dict[str, Any]:
     return {"exp": {"output_dir": str(folder)}, "trainer": {"max_epoch": 1, "log_steps": 100, **trainer}}
 

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from tests.toys import Rows, linear_model, settings
+from tests.toys import FailingBackward, Rows, linear_model, settings
 from vision3d_engine import (
     BatchTester,
     ConfigError,
@@ -24,18 +24,6 @@ from vision3d_engine import (
 BATCHES = 7
 BAD = (1, 3, 4, 5)
 WAYS = ("raise", "none", "hook", "loader", "oom", "oom in backward")
-
-
-class FailingBackward(torch.autograd.Function):
-    """An allocator that has no memory left in the backward pass, once some gradients are there."""
-
-    @staticmethod
-    def forward(_ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(_ctx, _gradient):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
 def two_layers():

@@ -6,21 +6,11 @@ import torch
 from torch import nn
 
 from tests.stories.serving import serve
-from tests.toys import Rows
+from tests.toys import FailingBackward, Rows
 from vision3d_engine import EpochBasedTrainer, SkipBatch, build_dataloader
 
 RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 OOM = "CUDA out of memory. Tried to allocate 20.00 GiB"
-
-
-class FailingBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(_ctx, _gradient):
-        raise torch.OutOfMemoryError(OOM)
 
 
 class Numbered(Rows):

@@ -23,8 +23,6 @@ class Parallel:
     store: Any = None
     #: whether a process without a batch can join an update by a `zero_loss`; otherwise it needs a real step.
     joins_with_zeros = True
-    #: whether a process may leave a batch out while others train on theirs.
-    lets_skip = True
     #: whether `check_gradients` looks at anything.
     checks_gradients = False
 

@@ -86,7 +86,7 @@ class DataParallel(Parallel):
             mean = self._means.exchange(parameters(), own, expected)
         else:
             mean = expected if self._holder is None else self._holder.take_weight(own, expected)
-        return mean if self.lets_skip else expected
+        return mean if self._carries_weight else expected
 
     def _checked(self, outside: Mapping[str, torch.Tensor]) -> list[Any]:
         """Return what is trained outside the model.
@@ -111,7 +111,7 @@ class DataParallel(Parallel):
         broadcast(outside, self.world)
         options = {name: getattr(self._trainer, name) for name in DDP_ONLY}
         may_be_unused = self._trainer.find_unused_parameters and not self._trainer.static_graph
-        needs_anchor = may_be_unused or self.lets_skip
+        needs_anchor = may_be_unused or self._carries_weight
         anchor = nn.Parameter(torch.zeros(1, device=self.world.device)) if needs_anchor else None
         holder = _GradientExchange(StepHolder(model, outside, anchor), trained, self.world, **options)
         _compress_gradients(holder, self._trainer.gradient_compression)
@@ -126,7 +126,7 @@ class DataParallel(Parallel):
         return not (self._trainer.static_graph or self._trainer.sync_batchnorm)
 
     @property
-    def lets_skip(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def _carries_weight(self) -> bool:
         """Whether the weight of an update travels with its gradients; in 16 bits it would not arrive as it is."""
         trainer = self._trainer
         return self.joins_with_zeros and trainer.max_skipped > 0 and trainer.gradient_compression == "none"

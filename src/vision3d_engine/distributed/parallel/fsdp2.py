@@ -43,7 +43,6 @@ class FullyShardedParallel(Parallel):
     """
 
     joins_with_zeros = False
-    lets_skip = False
 
     def __init__(self, world: World, trainer: Any) -> None:
         super().__init__(world)
