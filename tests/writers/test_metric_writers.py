@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -270,7 +271,7 @@ def test_a_full_disk_is_said_once_costs_numbers_but_nothing_raises_and_later_num
         if step % 20 == 0:
             writers.flush()
             writers.positions()
-    writers.points("cloud", torch.zeros(1, 5000, 3), None, step=1)
+    writers.points("cloud", [np.zeros((5000, 3))], None, step=1)
     writers.flush()
     (small_disk / "filler").unlink()
     writers.scalars("train", {"loss": 1000.0}, step=1000)
@@ -373,7 +374,7 @@ def test_numbers_of_processes_other_than_the_main_one_go_nowhere(tmp_path):
     writers.scalars("train", {"loss": 1.0}, step=1)
     writers.row("train", {"loss": 1.0})
     logger.line(lambda: pytest.fail("was put together"))
-    writers.points("cloud", torch.zeros(1, 2, 3), None, step=1)
+    writers.points("cloud", [np.zeros((2, 3))], None, step=1)
     writers.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -628,7 +629,7 @@ def test_a_writer_must_be_a_metric_writer(tmp_path):
 def test_images_figures_histograms_and_texts_reach_tensorboard(writers, tmp_path):
     from matplotlib.figure import Figure
 
-    writers.images("image", torch.rand(2, 3, 8, 8), 1)
+    writers.images("image", torch.rand(2, 3, 8, 8), 1, "NCHW")
     writers.figures("figure", Figure(figsize=(1, 1)), 1)
     writers.histograms("weights", torch.rand(100), 1)
     writers.text("note", "a text", 1)
