@@ -21,6 +21,11 @@ def files(folder):
     return sorted(str(path.relative_to(folder / "files")) for path in (folder / "files").rglob("step-*"))
 
 
+def picture(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
 def columns(element, names):
     return np.stack([element[name] for name in names.split()], axis=1)
 
@@ -70,10 +75,10 @@ def test_images_and_figures_are_png_files_pixel_by_pixel(toy, tmp_path):
     toy.run()
     folder = tmp_path / "files"
     for number in range(2):
-        assert (np.array(Image.open(folder / "pictures" / f"step-000001-{number}.png")) == images[number]).all()
-    assert (np.array(Image.open(folder / "grey" / "step-000001.png")) == images[0, ..., 0]).all()
-    assert Image.open(folder / "see-through" / "step-000001.png").mode == "RGBA"
-    assert Image.open(folder / "figure" / "step-000001.png").size == (100, 200)
+        assert (picture(folder / "pictures" / f"step-000001-{number}.png") == images[number]).all()
+    assert (picture(folder / "grey" / "step-000001.png") == images[0, ..., 0]).all()
+    assert picture(folder / "see-through" / "step-000001.png").shape == (8, 6, 4)
+    assert picture(folder / "figure" / "step-000001.png").shape == (200, 100, 3)
 
 
 def test_histograms_and_texts_are_txt_files(toy, tmp_path):

@@ -24,7 +24,7 @@ class Outlets:
         self._context = context
         self._records = SampleRecords(context.world)
         self._pass: Any = None
-        self._warned: set[str] = set()
+        self._told_dropped: set[str] = set()
 
     @property
     def log_file(self) -> str | None:
@@ -188,8 +188,8 @@ class Outlets:
 
     def _say_dropped(self, call: str, count: int, what: str) -> None:
         """Warn of what a call leaves out, once a call and tag."""
-        if count and call not in self._warned:
-            self._warned.add(call)
+        if count and call not in self._told_dropped:
+            self._told_dropped.add(call)
             self.log(f"{call}: {count:,} {what} hold NaN or infinity and are left out", "WARNING")
 
     def add_records(self, records: Iterable[Any]) -> None:
