@@ -103,6 +103,26 @@ def test_labels_and_values_color_all_clouds_of_a_call_alike(toy, kept):
     assert found["palette"].tolist() == [[4, 5, 6], [1, 2, 3]]
 
 
+def test_one_color_serves_all_points_of_a_call_or_of_a_cloud(toy, kept):
+    points = [torch.rand(2, 3), torch.rand(1, 3)]
+    toy.write_points("all", points, (255, 0, 0))
+    toy.write_points("each", points, [(255, 0, 0), np.array([0, 0, 9])])
+    toy.write_points("one", points[0], torch.tensor([1.0, 0.0, 0.0]))
+    found = {tag: np.concatenate(colors).tolist() for tag, _, colors, _ in told(toy, kept)}
+    assert found == {"all": [[255, 0, 0]] * 3, "each": [[255, 0, 0]] * 2 + [[0, 0, 9]], "one": [[255, 0, 0]] * 2}
+
+
+def test_processes_other_than_the_main_one_look_at_nothing(toy, kept, monkeypatch):
+    monkeypatch.setattr(toy._session.writers, "_enabled", False)
+    toy.write_points("cloud", "not looked at")
+    toy.write_correspondences("pairs", None, None, None)
+    toy.write_image("image", None)
+    toy.write_figure("figure", None)
+    toy.write_histogram("numbers", None)
+    toy.write_text("text", "here")
+    assert kept.told == []
+
+
 def test_whether_colors_are_shares_is_decided_over_all_clouds_of_a_call(toy, kept):
     toy.write_points("clouds", torch.zeros(2, 1, 3), [torch.ones(1, 3), torch.full((1, 3), 200.0)])
     assert np.concatenate(told(toy, kept)[0][2]).tolist() == [[1] * 3, [200] * 3]

@@ -626,6 +626,21 @@ def test_a_writer_must_be_a_metric_writer(tmp_path):
         ToyEpochTrainer(settings(tmp_path)).add_writer(print)
 
 
+def test_who_shows_more_than_the_thread_can_write_waits_for_it(slow_thread, writers):
+    """So what waits in memory is never more than a few clouds."""
+
+    class Counts(MetricWriter):
+        count = 0
+
+        def points(self, tag, points, colors, step):
+            self.count += 1
+
+    writers.add(counts := Counts())
+    for step in range(100):
+        writers.points("cloud", [np.zeros((10, 3))], None, step)
+        assert step - counts.count <= 20
+
+
 def test_images_figures_histograms_and_texts_reach_tensorboard(writers, tmp_path):
     from matplotlib.figure import Figure
 

@@ -75,8 +75,8 @@ class Outlets:
         Args:
             tag: name of the clouds.
             points: one cloud ``(N, 3)``, several of one size ``(B, N, 3)``, or a list of ``(N, 3)`` of any sizes.
-            colors: in the layout of the points, or one colour ``(3,)``; whole numbers, and floats of which one is above
-                1, are 0 to 255; other floats are 0 to 1.
+            colors: in the layout of the points, or one colour ``(3,)``, or a list of one for each cloud; whole numbers,
+                and floats of which one is above 1, are 0 to 255; other floats are 0 to 1.
             index: step on TensorBoard's axis, and in the name of the file.
             labels: instead of colours, the class of each point; negative ones (ignored) are grey.
             values: instead of colours, a number for each point, from dark blue over green to yellow.

@@ -49,7 +49,8 @@ def as_clouds(points: Any, colors: Any = None, labels: Any = None, values: Any =
 
     Args:
         points: ``(N, 3)``, ``(B, N, 3)``, or a list of ``(N, 3)`` of any sizes; tensors of any device, or arrays.
-        colors: a colour for each point as `as_colors` takes it: in the layout of the points, or ``(3,)`` for all.
+        colors: a colour for each point as `as_colors` takes it: in the layout of the points, or ``(3,)`` for all
+            points, or of a list for all of a cloud.
         labels: whole numbers, one for each point, see `label_colors`.
         values: numbers, one for each point, see `value_colors`; all clouds share one scale.
         palette: colours of the labels.
@@ -89,7 +90,7 @@ def _as_cloud(points: Any, what: str) -> np.ndarray:
     if found.ndim != 2 or found.shape[1] != 3 or found.dtype.kind not in "iuf":  # noqa: PLR2004  (N, 3)
         got = f"{describe(points)} in {found.dtype}"
         raise DataError(f"{what}: got {got}, expected numbers of shape (N, 3), the coordinates of one cloud")
-    return found.astype(np.float64 if found.dtype.itemsize > 4 else np.float32)  # noqa: PLR2004  bytes of float32
+    return found.astype(np.float64 if found.dtype.itemsize > 4 else np.float32, copy=False)  # noqa: PLR2004  bytes of float32
 
 
 def _is_whole(points: np.ndarray) -> np.ndarray:
@@ -116,9 +117,9 @@ def _colors_of(sizes: list[int], given: Mapping[str, Any], palette: Any) -> np.n
 
 def _joined(value: Any, sizes: list[int], name: str, last: tuple[int, ...]) -> np.ndarray:
     """Return what lists, batches or a flat tensor hold for each point of all clouds, as one array."""
-    if not isinstance(value, list | tuple):
-        found = host_array(value)
-        return found if found.shape == last != () else _rows(found, sum(sizes), name, last)
+    is_list = isinstance(value, list | tuple) and any(np.ndim(part) for part in value)
+    if not is_list:
+        return _rows(host_array(value), sum(sizes), name, last)
     if len(value) != len(sizes):
         raise DataError(f"{name}: got {describe(value)}, expected one entry for each of {len(sizes)} clouds")
     named = enumerate(zip(value, sizes, strict=True))
@@ -126,7 +127,9 @@ def _joined(value: Any, sizes: list[int], name: str, last: tuple[int, ...]) -> n
 
 
 def _rows(found: np.ndarray, count: int, name: str, last: tuple[int, ...]) -> np.ndarray:
-    """Return an array as ``(count, *last)``."""
+    """Return an array as ``(count, *last)``; one colour serves all points."""
+    if found.shape == last != ():
+        return np.broadcast_to(found, (count, *last))
     if found.size != count * int(np.prod(last)) or found.shape[found.ndim - len(last) :] != last:
         expected = ", ".join(map(str, (count, *last)))
         got = f"{describe(found)} in {found.dtype}"
