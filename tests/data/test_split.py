@@ -225,6 +225,15 @@ def test_lengths_may_lie_like_what_they_cut():
     assert [case["lengths"] for case in cases] == [{"a": 1, "b": 2}, {"a": 3, "b": 2}]
 
 
+def test_lengths_may_name_entries_and_outputs():
+    data = {"points": rows(0, 4), "voxels": rows(0, 4), "lengths": {"points": [1, 3], "voxels": [2, 2], "pred": [1, 3]}}
+    cases, outputs = split_batch(data, {"pred": rows(0, 4), "voxels": {"features": rows(0, 4)}})
+    assert [(len(case["points"]), len(case["voxels"])) for case in cases] == [(1, 2), (3, 2)]
+    assert [(len(each["pred"]), len(each["voxels"]["features"])) for each in outputs] == [(1, 2), (3, 2)]
+    _, outputs = split_batch({"scan": data, "batch_size": 2}, {"scan": {"pred": rows(0, 4)}})
+    assert [len(each["scan"]["pred"]) for each in outputs] == [1, 3]
+
+
 class Graphs:
     """The documented interface of torch_geometric's Batch."""
 

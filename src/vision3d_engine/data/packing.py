@@ -116,7 +116,7 @@ class Scope:
 
     def towards(self, key: Any) -> "Scope":
         """Return the scope of an entry, for which the packings under the same key are the nearest."""
-        return self.within(nest[key] for nest in self._nests if isinstance(nest, dict) and key in nest)
+        return self.within(named[key] for nest in self._nests for named in _dicts_at(nest) if key in named)
 
     def levels(self, count: int) -> list[list[Any]]:
         """Return the packings of each of ``count`` levels of detail; empty without such levels."""
@@ -143,6 +143,12 @@ class Scope:
 def is_array(value: Any) -> bool:
     """Tell whether a value has rows, all of one shape."""
     return isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0 and not getattr(value, "is_nested", False)
+
+
+def _dicts_at(nest: Any) -> list[dict[Any, Any]]:
+    """Return a nest, and what its packings are by name if they are in a dict; empty for a packing or a list."""
+    own = [nest, *map(nest.get, PACKING_KEYS)] if isinstance(nest, dict) else []
+    return [each for each in own if isinstance(each, dict)]
 
 
 def _pyramids_in(nest: Any) -> Iterator[list[Any]]:
