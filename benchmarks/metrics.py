@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
-from torchmetrics.shape import ProcrustesDisparity
 
 from vision3d_engine.metrics.confusion_matrix import ConfusionMatrix
 from vision3d_engine.metrics.point_sets import PointSetDistances
@@ -86,14 +85,13 @@ def segmentation(points: int, classes: int, ignore_index: int | None) -> dict[st
 
 
 def clouds(points: int) -> dict[str, Update]:
-    """Torchmetrics has no recall and no distances of sets; its one metric of point clouds stands beside them."""
-    recall, distances, disparity = RegistrationRecall(), PointSetDistances(), ProcrustesDisparity()
+    """Torchmetrics has no counterpart of these."""
+    recall, distances = RegistrationRecall(), PointSetDistances()
     transforms = torch.eye(4).expand(16, 4, 4).clone()
     one, other = torch.randn(2, 1, points, 3).unbind()
     return {
         "ours, RegistrationRecall of 16 pairs": lambda: recall.update(transforms, transforms),
         "ours, PointSetDistances": lambda: distances.update(one, other),
-        "torchmetrics ProcrustesDisparity": lambda: disparity.update(one, other),
     }
 
 

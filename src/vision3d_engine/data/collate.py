@@ -30,9 +30,8 @@ def collate_packed(
 
     - Its arrays with as many rows as the cloud, in every sample of the batch, hold one row a point, and so do those of
       dicts within it: ``(points, ...)`` of each sample are joined to ``(sum, ...)``.
-    - ``lengths`` in the same dict, a list on the host, has the points of each cloud, and knows what was joined. Asked
-      for, or if samples have them: ``offset`` says where each cloud ends ``(B,)``, ``batch`` the cloud of each point
-      ``(sum,)``.
+    - ``lengths`` in the same dict, a list on the host, has the points of each cloud, and knows what was joined. On
+      request, or if samples have them: ``offset``, where each cloud ends, and ``batch``, the cloud of each point.
     - If the cloud is a list of arrays, levels of detail, ``lengths`` has a list for each. Lists of arrays with as many
       rows as some level, or none, are joined level by level; an array alone counts as one row a point if it has as
       many rows as the first level. A list of dicts that have clouds is one of levels too.
