@@ -264,8 +264,12 @@ def host_array(value: Any) -> np.ndarray:
 
 
 def to_tensor(nest: Any) -> Any:
-    """Turn numpy arrays into tensors that share their memory."""
-    return map_leaves(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, nest)
+    """Turn numpy arrays of numbers into tensors that share their memory; others, of text, are kept."""
+
+    def convert(leaf: Any) -> Any:
+        return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" else leaf
+
+    return map_leaves(convert, nest)
 
 
 def describe(value: Any) -> str:
