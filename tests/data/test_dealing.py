@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, Dataset, RandomSampler
+from torch.utils.data import BatchSampler, Dataset, IterableDataset, RandomSampler
 
 import vision3d_engine.data.sampler as sampler_module
 from vision3d_engine import build_dataloader
@@ -27,6 +27,11 @@ class Indices(Dataset):
 
     def __getitem__(self, index):
         return index
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([])
 
 
 def by_points(lengths):

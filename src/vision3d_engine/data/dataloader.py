@@ -17,6 +17,7 @@ from torch.utils.data import (
 
 from vision3d_engine.core.seeding import seed_worker
 from vision3d_engine.data.point_batches import point_batches
+from vision3d_engine.data.repeating import check_repeat, repeated
 from vision3d_engine.data.sample_seeds import SeededDataset
 from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler
 
@@ -31,6 +32,7 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
     pin_memory: bool = True,
     drop_last: bool = False,
     batch_points: int | None = None,
+    repeat: int = 1,
     **options: Any,
 ) -> DataLoader:
     """Build a DataLoader for one process of however many there are.
@@ -51,15 +53,17 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
         drop_last: leave out an incomplete last batch.
         batch_points: most points of one batch; batch_size is then the most samples. The data set says in ``lengths``,
             or by a method ``lengths()``, how many points each sample has; see `PointBatchSampler`.
+        repeat: passes over the set in an epoch, each in another order when shuffled; samples have another seed in each.
         options: passed on to torch's DataLoader; a ``batch_sampler`` replaces batch_size, shuffle, sampler, drop_last.
     """
     options |= {"num_workers": num_workers, "collate_fn": collate_fn}
     options["pin_memory"] = pin_memory and torch.accelerator.is_available()
     options.setdefault("worker_init_fn", seed_worker)
+    check_repeat(repeat, isinstance(dataset, IterableDataset))
     order = {"shuffle": bool(shuffle) and sampler is None, "sampler": sampler, "drop_last": drop_last}
     if batch_points is not None:
         options["batch_sampler"] = point_batches(dataset, batch_points, batch_size, **(options | order))
-    return _built(dataset, batch_size, order, options)
+    return _built(dataset, batch_size, order | {"repeat": repeat}, options)
 
 
 def _built(dataset: Any, batch_size: int, order: dict[str, Any], options: dict[str, Any]) -> DataLoader:
@@ -68,7 +72,7 @@ def _built(dataset: Any, batch_size: int, order: dict[str, Any], options: dict[s
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **options)
     if options.get("batch_sampler") is not None:
-        options["batch_sampler"] = PositionBatchSampler(options["batch_sampler"])
+        options["batch_sampler"] = PositionBatchSampler(repeated(options["batch_sampler"], order["repeat"]))
         return DataLoader(SeededDataset(dataset), **options)
     positions = PositionSampler(dataset, batch_size or 1, **order)
     return DataLoader(SeededDataset(dataset), batch_size=batch_size, sampler=positions, drop_last=drop_last, **options)
