@@ -33,12 +33,13 @@ class Trainer(EpochBasedTrainer):
         self.register_optimizer(torch.optim.SGD(model.parameters(), lr=0.01))
         self.kept = []
 
-    def before_train(self):
-        if LIMIT == "files":
+    def limit(self):
+        if LIMIT == "files" and not self.kept:  # here alone: workers have started
             used = len(list(Path("/proc/self/fd").iterdir()))
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, used + 60))
 
     def train_step(self, epoch, iteration, data_dict):
+        self.limit()
         self.kept.append(data_dict)
         return {}, {"loss": self.model(data_dict["x0"][:1, :1]).mean()}
 

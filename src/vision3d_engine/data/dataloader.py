@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import (
 )
 
 from vision3d_engine.core.seeding import seed_worker
+from vision3d_engine.data.measured_lengths import Measuring
 from vision3d_engine.data.point_batches import point_batches
 from vision3d_engine.data.repeating import check_repeat, repeated
 from vision3d_engine.data.sample_seeds import SeededDataset
@@ -33,6 +35,8 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
     drop_last: bool = False,
     batch_points: int | None = None,
     repeat: int = 1,
+    points_of: Callable[[Any], int] | None = None,
+    lengths_cache: str | Path | None = None,
     **options: Any,
 ) -> DataLoader:
     """Build a DataLoader for one process of however many there are.
@@ -52,8 +56,11 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
         pin_memory: allow fast copies to the accelerator; without an accelerator it has no effect.
         drop_last: leave out an incomplete last batch.
         batch_points: most points of one batch; batch_size is then the most samples. The data set says in ``lengths``,
-            or by a method ``lengths()``, how many points each sample has; see `PointBatchSampler`.
+            or by a method ``lengths()``, how many points each sample has; else each is loaded once to measure it. Read
+            once, whatever ``set_epoch`` changes; an augmentation that adds points may exceed the bound.
         repeat: passes over the set in an epoch, each in another order when shuffled; samples have another seed in each.
+        points_of: returns the points of a sample, to be measured by; by default those of its clouds (`collate_packed`).
+        lengths_cache: file that keeps measured lengths; of several processes one measures, the others wait for it.
         options: passed on to torch's DataLoader; a ``batch_sampler`` replaces batch_size, shuffle, sampler, drop_last.
     """
     options |= {"num_workers": num_workers, "collate_fn": collate_fn}
@@ -62,7 +69,8 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
     check_repeat(repeat, isinstance(dataset, IterableDataset))
     order = {"shuffle": bool(shuffle) and sampler is None, "sampler": sampler, "drop_last": drop_last}
     if batch_points is not None:
-        options["batch_sampler"] = point_batches(dataset, batch_points, batch_size, **(options | order))
+        how = Measuring(points_of, num_workers, lengths_cache)
+        options["batch_sampler"] = point_batches(dataset, batch_points, batch_size, how=how, **(options | order))
     return _built(dataset, batch_size, order | {"repeat": repeat}, options)
 
 

@@ -12,7 +12,8 @@ _SHARED_MEMORY = re.compile(
     r"bus error|out of shared memory|unable to (mmap|allocate shared memory|resize file|open shared memory object)",
     re.IGNORECASE,
 )
-_OPEN_FILES = re.compile(r"too many open files|ancdata|\[errno 24\]", re.IGNORECASE)
+# An EOFError that says nothing: a worker could open no file to hand over the descriptor of a tensor.
+_OPEN_FILES = re.compile(r"too many open files|ancdata|\[errno 24\]|^EOFError\(\)$", re.IGNORECASE)
 _FOLDER = "/dev/shm"  # noqa: S108  where Linux keeps what processes share
 
 
