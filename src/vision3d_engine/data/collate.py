@@ -63,7 +63,7 @@ def points_of_clouds(sample: Any, clouds: Collection[str] = CLOUD_KEYS) -> int |
     if not isinstance(sample, Mapping):
         return None
     for value in (sample.get(key) for key in clouds):
-        cloud = value[0] if isinstance(value, list | tuple) and value else value
+        cloud: Any = value[0] if isinstance(value, list | tuple) and value else value
         if _is_cloud(cloud):
             return len(cloud)
     found = [points for part in sample.values() if (points := points_of_clouds(part, clouds)) is not None]

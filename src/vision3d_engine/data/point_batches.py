@@ -99,6 +99,9 @@ def point_batches(
 ) -> PointBatchSampler:
     """Return the batches of a data set that states its lengths, or whose samples are measured once.
 
+    The bound holds for lengths that are stated or measured: an augmentation that adds points may exceed it. Lengths are
+    read once, whatever ``set_epoch`` changes.
+
     Args:
         dataset: with ``lengths``, the points of each sample, or a method ``lengths()`` that returns them.
         batch_points: most points of a batch.
