@@ -41,8 +41,7 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
 ) -> DataLoader:
     """Build a DataLoader for one process of however many there are.
 
-    Order and samples are functions of (seed, epoch, position): the same with any number of workers and processes, and
-    after a resume, which skips without loading. ``loader.dataset`` is a `SeededDataset`, which see.
+    Order and samples are functions of (seed, epoch, position), with any number of workers and processes.
 
     Args:
         dataset: samples; an iterable data set is handed to torch as it is: a resume reads and skips.
@@ -55,7 +54,8 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
         drop_last: leave out an incomplete last batch.
         batch_points: most points of one batch; batch_size is then the most samples; see `point_batches`.
         repeat: passes over the set in an epoch, each in another order when shuffled; samples have another seed in each.
-        points_of, lengths_cache: what counts the points of a sample, and the file that keeps them; see `Measuring`.
+        points_of: returns the points of a sample, to be measured by; by default those of its clouds (`collate_packed`).
+        lengths_cache: file that keeps measured lengths; of several processes one measures, the others wait for it.
         options: passed on to torch's DataLoader; a ``batch_sampler`` replaces batch_size, shuffle, sampler, drop_last.
     """
     options |= {"num_workers": num_workers, "collate_fn": collate_fn, "pin_memory": pin_memory}
