@@ -160,7 +160,7 @@ def test_a_killed_run_has_all_that_came_before_its_last_checkpoint(slow_thread, 
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
     assert [step for step, _ in events(tmp_path)["train/loss"]] == [1, 2, 3, 4, 5]
     (log,) = (tmp_path / "logs").glob("*.log")
-    assert log.read_text().count("iter: ") == 5
+    assert log.read_text().count("iter: ") >= 5  # a warning may have taken later ones along
 
 
 def test_a_run_that_an_exception_ends_has_all_its_lines_before_the_error(slow_thread, tmp_path):

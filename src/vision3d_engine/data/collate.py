@@ -58,6 +58,18 @@ def collate_packed(
     return _Collator(asked, tuple(clouds), frozenset(stacked)).join_dicts(samples, _Around(), "")
 
 
+def points_of_clouds(sample: Any, clouds: Collection[str] = CLOUD_KEYS) -> int | None:
+    """Return the points of a sample's cloud, of its first level; of several in dicts within it their sum; else None."""
+    if not isinstance(sample, Mapping):
+        return None
+    for value in (sample.get(key) for key in clouds):
+        cloud: Any = value[0] if isinstance(value, list | tuple) and value else value
+        if _is_cloud(cloud):
+            return len(cloud)
+    found = [points for part in sample.values() if (points := points_of_clouds(part, clouds)) is not None]
+    return sum(found) if found else None
+
+
 class _Around(NamedTuple):
     """The rows of the clouds around a place.
 
