@@ -72,7 +72,7 @@ class ConfusionMatrix(WholeSetMetric):
 
     def _checked(self) -> torch.Tensor:
         """Return the matrix on the host, or raise an error that tells how many points were no classes."""
-        held = self._read()["counts"]
+        held = self._read()["counts"].long()
         wrong_labels, wrong_predictions = held[-2:].tolist()
         if wrong_labels or wrong_predictions:
             message = (

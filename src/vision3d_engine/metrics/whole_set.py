@@ -74,9 +74,8 @@ class WholeSetMetric(ABC):
             self._sums[name] = held + value  # a new tensor: what inference mode has made cannot be added to in place
 
     def _read(self) -> dict[str, torch.Tensor]:
-        """Return the sums on the host, float64 where they are no counts."""
-        sums = {name: held.cpu() for name, held in self._sums.items()}
-        return {name: held.double() if held.is_floating_point() else held for name, held in sums.items()}
+        """Return the sums on the host as float64, which holds counts exactly; a share of counts is then exact too."""
+        return {name: held.cpu().double() for name, held in self._sums.items()}
 
 
 def _moved(held: torch.Tensor, device: torch.device) -> torch.Tensor:
