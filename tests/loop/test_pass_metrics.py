@@ -125,7 +125,9 @@ def test_classes_are_a_table_below_the_line_and_all_numbers_are_in_the_files(tmp
             *([name, f"{summary[f'seg/IoU/{name}']:.3f}"] for name in NAMES),
         ]
         assert len({len(row) for row in table}) == 1
-    rows = {row["phase"]: row["values"] for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())}
+    rows = {
+        row["phase"]: row["values"] for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    }
     assert rows["val"] == trainer.summaries[0]
     assert rows["train_epoch"] == trainer.train_summaries[0]
     events = EventAccumulator(str(tmp_path / "events")).Reload()
@@ -414,7 +416,7 @@ def test_what_is_no_number_is_refused(tmp_path):
         def compute(self):
             return {"it": "high"}
 
-    with pytest.raises(ResultError, match="compute.. of a registered metric gave .* as 'seg/it'; expected a number"):
+    with pytest.raises(ResultError, match=r"compute\(\) of a registered metric gave .* as 'seg/it'; expected a number"):
         Trainer(settings(tmp_path), metric=Wrong()).run()
 
 

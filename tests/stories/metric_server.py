@@ -99,7 +99,9 @@ def take_in(metrics, data_dict):
 class Trainer(EpochBasedTrainer):
     def __init__(self, folder, count, train_count, trainer):
         super().__init__({"exp": {"output_dir": folder}, "trainer": {"max_epoch": 1, **trainer}})
-        self.register_loader(loader_of(Clouds(train_count), 1, shuffle=True, num_workers=0), loader_of(Clouds(count), 2, num_workers=0))
+        self.register_loader(
+            loader_of(Clouds(train_count), 1, shuffle=True, num_workers=0), loader_of(Clouds(count), 2, num_workers=0)
+        )
         model = self.register_model(torch.nn.Linear(3, 1).double())
         self.register_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
         self.metrics = registered(self)
