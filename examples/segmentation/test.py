@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from data import CLASSES, RoomDataset, pack
-from metrics import class_iou, confusion
 from model import SegmentationModel
 from picture import draw_rooms
 
-from vision3d_engine import BatchTester, Config, build_dataloader, load_config
+from vision3d_engine import BatchTester, Config, ConfusionMatrix, build_dataloader, load_config
+from vision3d_engine.distributed.processes import is_master
 
 CONFIG = Path(__file__).parent / "config.yaml"
 SHOWN = 3
@@ -20,11 +20,12 @@ SHOWN = 3
 class SegmentationTester(BatchTester):
     """Segments batches of packed rooms, each evaluated by itself."""
 
-    def __init__(self, cfg: Config, checkpoint: str = "best_crowded_miou.pth") -> None:
+    def __init__(self, cfg: Config, checkpoint: str = "best_crowded_seg_mIoU.pth") -> None:
         super().__init__(cfg, checkpoint)
         test_set = RoomDataset(cfg.data.num_test, cfg.exp.seed + 99)
         self.register_loader(build_dataloader(test_set, cfg.data.batch_size, num_workers=0, collate_fn=pack))
         self.register_model(SegmentationModel(len(CLASSES)))
+        self.iou = self.register_metric("seg", ConfusionMatrix(len(CLASSES), names=CLASSES))
         self.rooms: list[tuple[Any, Any, Any]] = []
 
     def test_step(self, iteration: int, data_dict: Any) -> Any:
@@ -32,10 +33,10 @@ class SegmentationTester(BatchTester):
         return {"logits": self.model(data_dict["points"], data_dict["lengths"])}
 
     def eval_step(self, iteration: int, data_dict: Any, output_dict: Any) -> dict[str, Any]:
-        """Compare one room with the truth, and keep for the end which classes were taken for which."""
-        table = confusion(output_dict["logits"], data_dict["labels"])
-        self.add_records([table.cpu()])
-        return {"accuracy": table.diag().sum() / table.sum()}
+        """Compare one room with the truth, and count which classes were taken for which."""
+        logits, labels = output_dict["logits"], data_dict["labels"]
+        self.iou.update(logits, labels)
+        return {"accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
     def after_test_step(self, iteration: int, data_dict: Any, output_dict: Any, result_dict: Any) -> None:
         """Keep the first rooms for the picture."""
@@ -45,12 +46,10 @@ class SegmentationTester(BatchTester):
             self.rooms.append(tuple(each.cpu().numpy() for each in room))
 
     def after_test_epoch(self, summary_dict: dict[str, Any]) -> None:
-        """Add the IoU of each class over all rooms, and draw; on the main process, which has the records."""
-        if confusions := self.gather_records():
-            iou = class_iou(confusions)
-            summary_dict.update({f"iou_{name}": value for name, value in zip(CLASSES, iou.tolist(), strict=True)})
-            summary_dict["miou"] = iou.nanmean().item()
-            draw_rooms(Path(self.output_dir) / "segmentation.png", self.rooms, CLASSES, iou.tolist())
+        """Draw rooms of the main process, with the IoU of each class over all rooms."""
+        if is_master():
+            iou = [summary_dict[f"seg/IoU/{name}"] for name in CLASSES]
+            draw_rooms(Path(self.output_dir) / "segmentation.png", self.rooms, CLASSES, iou)
 
 
 def main(argv: Sequence[str]) -> None:

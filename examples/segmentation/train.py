@@ -7,11 +7,18 @@ from typing import Any
 
 import torch
 from data import CLASSES, RoomDataset, pack
-from metrics import class_iou, confusion
 from model import SegmentationModel
 from torch.nn.functional import cross_entropy
 
-from vision3d_engine import Config, EpochBasedTrainer, build_dataloader, build_optimizer, build_scheduler, load_config
+from vision3d_engine import (
+    Config,
+    ConfusionMatrix,
+    EpochBasedTrainer,
+    build_dataloader,
+    build_optimizer,
+    build_scheduler,
+    load_config,
+)
 
 CONFIG = Path(__file__).parent / "config.yaml"
 
@@ -31,7 +38,8 @@ class SegmentationTrainer(EpochBasedTrainer):
         optimizer = build_optimizer(model, cfg)
         self.register_optimizer(optimizer)
         self.register_scheduler(build_scheduler(optimizer, cfg))
-        self.save_best_model_on_metric("crowded/miou")
+        self.iou = self.register_metric("seg", ConfusionMatrix(len(CLASSES), names=CLASSES))
+        self.save_best_model_on_metric("crowded/seg/mIoU")
 
     def train_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
         """Return the mean loss over the points of all rooms of the batch."""
@@ -45,16 +53,10 @@ class SegmentationTrainer(EpochBasedTrainer):
     metric_weight = loss_weight
 
     def val_step(self, epoch: int, iteration: int, data_dict: Any) -> tuple[Any, dict[str, Any]]:
-        """Return the loss, and keep for the end which classes were taken for which."""
+        """Return the loss, and count which classes were taken for which."""
         output_dict, result_dict = self.train_step(epoch, iteration, data_dict)
-        self.add_records([confusion(output_dict["logits"], data_dict["labels"]).cpu()])
+        self.iou.update(output_dict["logits"], data_dict["labels"])
         return output_dict, result_dict
-
-    def after_val_epoch(self, epoch: int, summary_dict: dict[str, Any]) -> None:
-        """Add the mean IoU over all points of each set; the records of all processes come together on the main one."""
-        for name in self.val_loader:
-            if confusions := self.gather_records(name):
-                summary_dict[f"{name}/miou"] = class_iou(confusions).nanmean().item()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -29,8 +29,13 @@ from vision3d_engine.logs.log_line import get_log_string
 from vision3d_engine.logs.logger import get_logger
 from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.metrics.average_meter import AverageMeter
+from vision3d_engine.metrics.confusion_matrix import ConfusionMatrix
+from vision3d_engine.metrics.part_iou import PartIoU
+from vision3d_engine.metrics.point_sets import PointSetDistances
+from vision3d_engine.metrics.registration import FeatureMatchingRecall, RegistrationRecall, RMSERecall
 from vision3d_engine.metrics.summary_board import SummaryBoard
 from vision3d_engine.metrics.timer import Timer
+from vision3d_engine.metrics.whole_set import WholeSetMetric
 from vision3d_engine.optim.optimizer import build_optimizer
 from vision3d_engine.optim.scheduler import build_scheduler
 from vision3d_engine.testers.batch import BatchTester
@@ -47,18 +52,24 @@ __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "ConfusionMatrix",
     "ContextManager",
     "DataError",
     "EngineError",
     "EpochBasedTrainer",
+    "FeatureMatchingRecall",
     "FolderError",
     "FolderInUseError",
     "Hook",
     "IterBasedTrainer",
     "MetricWriter",
     "NonFiniteError",
+    "PartIoU",
+    "PointSetDistances",
     "ProcessError",
+    "RMSERecall",
     "RegistrationError",
+    "RegistrationRecall",
     "ReplicaError",
     "ResultError",
     "SampleError",
@@ -66,6 +77,7 @@ __all__ = [
     "SkipBatch",
     "SummaryBoard",
     "Timer",
+    "WholeSetMetric",
     "WorkerError",
     "build_dataloader",
     "build_optimizer",

@@ -49,6 +49,7 @@ def test_a_run_leaves_the_files_of_the_description(tmp_path):
             "places",
             "orders",
             "moments",
+            "metrics",
             "loaders",
             "fingerprint",
             "fingerprints",

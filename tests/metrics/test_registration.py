@@ -129,6 +129,16 @@ def test_a_pair_is_matched_above_the_ratio_only_and_an_inlier_is_nearer_than_the
     assert inlier_ratio(source, target, transform(), 0.5).item() == 0.1
 
 
+def test_a_share_of_pairs_has_all_digits():
+    poses = transform().repeat(3, 1, 1)
+    poses[1:, 0, 3] = 3.0
+    recall, matching = RegistrationRecall(), FeatureMatchingRecall()
+    recall.update(poses, transform().repeat(3, 1, 1))
+    matching.update(poses[:, :1, :3], poses[:, :1, :3], poses)
+    assert recall.compute()["RR"] == 1 / 3
+    assert matching.compute()["FMR"] == 1 / 3
+
+
 def test_a_batch_counts_like_its_pairs():
     generator = np.random.default_rng(0)
     points, estimated, true = torch.randn(3, 5, 3), *(random_transforms(generator, 3, 0.1) for _ in "ab")

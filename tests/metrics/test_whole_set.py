@@ -145,3 +145,11 @@ def test_states_of_another_metric_are_refused_before_any_is_added():
     with pytest.raises(ResultError, match="merge metrics that were made with the same arguments"):
         metric.merge_state([other, ConfusionMatrix(3)])
     assert metric.matrix.sum() == 0
+
+
+def test_the_front_door_and_the_room_hand_out_the_same_metrics():
+    import vision3d_engine
+    from vision3d_engine import metrics
+
+    for name in {*metrics.__all__} - {"SHAPENET_PARTS"}:
+        assert getattr(vision3d_engine, name) is getattr(metrics, name)

@@ -14,6 +14,7 @@ from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.pass_metrics import Metrics
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.progress_bar import ProgressBar
 from vision3d_engine.update.precision import Precision
@@ -64,6 +65,7 @@ class PassContext:
         logger: where messages go.
         progress: the counters.
         counters: says how far the run is, over all processes; adds up their named sums.
+        metrics: the script's metrics over whole sets.
         main_numbers: returns the main process's numbers on all.
         replicas: compares what the processes train.
         hints: says one hint on slow loading a run.
@@ -83,6 +85,7 @@ class PassContext:
     logger: Any
     progress: Progress
     counters: Counters
+    metrics: Metrics
     main_numbers: MainNumbers
     replicas: ReplicaCheck
     hints: LoaderHints

@@ -50,6 +50,7 @@ class EvalPass:
         self._weighs_all_alike = context.hooks.is_default("metric_weight")
         loader.counts_samples = context.progress.counts_samples
         self.meters = RunningMeans(context.counters.sum_up)
+        self.metrics, self._name = context.metrics.new_pass(), name
         self._skipping = SkippedBatches(context, loader, self.meters, self.phase, name=name)
         title = self.phase if name is None else f"{self.phase} '{name}'"
         self.runner = Runner(
@@ -78,18 +79,21 @@ class EvalPass:
         self._loader.announce(epoch)
         limit = self._context.settings.limit_batches
         length = at_most(self._loader.length, limit)
-        with self._context.parallel.local_forward(self._owner.model, length):
+        is_walked = self._context.metrics.walking(self.metrics, self._name)
+        with is_walked, self._context.parallel.local_forward(self._owner.model, length):
             self.runner.run(islice(self._loader.batches(seed, epoch), limit), length)
-        return with_skipped(self.meters.means(), self.meters)
+        return self.metrics.beside(with_skipped(self.meters.means(), self.meters))
 
     def _iterate(self, iteration: int, data_dict: Any) -> None:
         self._context.progress.iteration = iteration
         if self._seeds is not None:
             self._seeds.seed(iteration)
+        mark = self.metrics.begin_step()
         try:
             with torch.no_grad():
                 results = list(self._results(iteration, data_dict))
         except SkipBatch as error:
+            self.metrics.undo(mark)
             self._skipping.note(iteration, self.runner.place, error)
             return
         for result_dict, weights in results:
@@ -157,8 +161,8 @@ class TestPass(EvalPass):
         summary_dict = self.walk(context.data_seed("test"), epoch=1)
         context.fire("after_test_epoch", summary_dict)
         self.numbers = follow_main(context, summary_dict, "after_test_epoch")
-        text = get_log_string(self.numbers, time_dict=self.runner.clock.means())
-        self._owner.log(f"[Test] {text}", level="SUCCESS")
+        text = get_log_string(self.metrics.in_line(self.numbers), time_dict=self.runner.clock.means())
+        self._owner.log(f"[Test] {text}{self.metrics.table(self.numbers)}", level="SUCCESS")
         return summary_dict
 
     def _results(self, iteration: int, data_dict: Any) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -174,9 +178,11 @@ class TestPass(EvalPass):
         samples = self.runner.place[2] if len(cases) == 1 else 1
         for data, output in cases:
             self._cases = number = self._cases + 1
+            mark = self.metrics.begin_step()
             try:
                 result_dict = self._checks.present(owner.eval_step(number, data, output))
             except SkipBatch as error:
+                self.metrics.undo(mark)
                 self._skipping.note(iteration, self.runner.place, error)
                 continue
             self._checks.check(result_dict)

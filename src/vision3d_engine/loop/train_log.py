@@ -11,6 +11,7 @@ from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.debug.finite import FiniteWatch
 from vision3d_engine.logs.log_line import get_log_string, train_line
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.pass_metrics import PassMetrics
 from vision3d_engine.loop.run_length import RunLength
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.skipping import TrainSkips, with_skipped
@@ -30,11 +31,12 @@ class TrainLog:
         loader: the training data.
         runner: whose times are told.
         meters: the running means of the pass.
+        metrics: its metrics over the whole set.
         skips: what the pass leaves out.
         ending: whether a process has asked for the end of the run (`run.ending.Ending`); all learn of it at a line.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a pass is made of
         self,
         trainer: Any,
         context: PassContext,
@@ -42,13 +44,14 @@ class TrainLog:
         *,
         runner: Runner,
         meters: RunningMeans,
+        metrics: PassMetrics,
         skips: TrainSkips,
         ending: Any,
     ) -> None:
         self.every = trainer.log_steps
         self._trainer, self._context = trainer, context
         self._loader, self._runner, self._meters = loader, runner, meters
-        self._skips, self._ending = skips, ending
+        self._metrics, self._skips, self._ending = metrics, skips, ending
         parallel, is_enabled = context.parallel, context.settings.nonfinite != "ignore"
         is_spread = parallel.store is not None
         self._finite = FiniteWatch(trainer.model, is_enabled, is_spread=is_spread, gathered=parallel.gathered)
@@ -133,14 +136,15 @@ class TrainLog:
     def close(self) -> dict[str, Any]:
         """Write the line and the row of the epoch, and return its means over all processes."""
         context, progress, clock = self._context, self._context.progress, self._runner.clock
-        summary_dict: dict[str, Any] = with_skipped(self._meters.means(), self._meters)
+        means = with_skipped(self._meters.means(), self._meters)
+        summary_dict = self._metrics.beside(means)
         self._skips.limit.close()
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
-        text = get_log_string(summary_dict, progress.epoch, self._length.max_epoch, time_dict=clock.means())
-        self._trainer.log(f"[Train] {text}")
-        context.writers.row(
-            "train_epoch", summary_dict, step=context.counters.step_of("train"), **context.counters.row()
-        )
+        in_line = self._metrics.in_line(summary_dict)
+        text = get_log_string(in_line, progress.epoch, self._length.max_epoch, time_dict=clock.means())
+        self._trainer.log(f"[Train] {text}{self._metrics.table(summary_dict)}")
+        write = context.writers.scalars if len(summary_dict) > len(means) else context.writers.row  # means are no curve
+        write("train_epoch", summary_dict, step=context.counters.step_of("train"), **context.counters.row())
         return summary_dict
 
     def _where(self) -> str:

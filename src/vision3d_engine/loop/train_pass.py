@@ -78,11 +78,12 @@ class TrainPass:
         self._between, self._ending = between, between.ending
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.counters.sum_up)
+        self.metrics = context.metrics.new_pass()
         self._skips = TrainSkips(trainer, context, loader, self.meters, self._uneven.walked)
         bar = context.progress_bar(f"epoch {self._epoch}{f'/{trainer.max_epoch}' if trainer.max_epoch else ''}")
         self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher, bar=bar)
-        parts: dict[str, Any] = {"runner": self.runner, "meters": self.meters, "skips": self._skips}
-        self._log = TrainLog(trainer, context, loader, **parts, ending=self._ending)
+        parts: dict[str, Any] = {"runner": self.runner, "meters": self.meters, "metrics": self.metrics}
+        self._log = TrainLog(trainer, context, loader, **parts, skips=self._skips, ending=self._ending)
         self._seen_at_update = (context.progress.total_steps, context.progress.own_samples)
 
     def _new_update(self, average: NoAverage) -> Update:
@@ -92,15 +93,8 @@ class TrainPass:
         return Update(trainer, settings, parallel, self._context.precision, weights, average.follower())
 
     def _new_joining(self) -> Joining:
-        return Joining(
-            self._context,
-            self._trainer.model,
-            self._update,
-            self._uneven,
-            self._step,
-            self._train_step,
-            self._after_backward,
-        )
+        parts = self._update, self._uneven, self._step, self._train_step, self._after_backward
+        return Joining(self._context, self._trainer.model, *parts)
 
     def _add_own_listeners(self) -> None:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
@@ -117,8 +111,9 @@ class TrainPass:
     def run(self) -> None:
         """Walk the batches; when a step fails, the counters stand at the last update that was made."""
         try:
-            if not self._ending.is_cut:  # else a resume closes an epoch that was cut before
-                self._walk()
+            with self._context.metrics.walking(self.metrics):
+                if not self._ending.is_cut:  # else a resume closes an epoch that was cut before
+                    self._walk()
         except BaseException:
             self._roll_back()
             raise
@@ -126,6 +121,7 @@ class TrainPass:
     def _walk(self) -> None:
         """Walk the batches to the end of the epoch, or of the run."""
         done, self.runner.max_iteration = self._progress.trained, self._uneven.length
+        self.metrics.begin_step(follows_update=True)
         clear_gradients(self._trainer.optimizer)
         self._context.precision.begin()
         self._between.begin(self.runner)
@@ -160,6 +156,7 @@ class TrainPass:
         progress.total_steps += 1
         if self._seeds_steps:
             self._seeds.seed(iteration)
+        self.metrics.begin_step(iteration <= self._uneven.own_until, follows_update=progress.trained == iteration - 1)
         if iteration > self._uneven.even_until and self._joins(iteration, data_dict):
             return
         progress.own_samples += self.runner.place[2]
@@ -201,6 +198,7 @@ class TrainPass:
         """Let results weigh nothing whose loss is not finite, and note an update which that may have spoiled."""
         weights = self.runner.place[2] if self._weighs_all_alike else self._weights
         self._weights = where_finite(weights, results.get("loss"))
+        self.metrics.undo_unless_finite(results.get("loss"))
         if norms := self._update.norms:
             self._skips.updates.note(iteration, self.runner.place, [is_finite for _, is_finite in norms.values()])
 
@@ -267,6 +265,7 @@ class TrainPass:
     def _skip(self, iteration: int, data_dict: Any, error: Exception) -> None:
         """Leave a batch out: the update of its window is that of the other batches, here and on other processes."""
         let_go_of(error, self._context.world.device)
+        self.metrics.undo()
         self._skips.batches.note(iteration, self.runner.place, error)
         self._update.skip()
         self._close_without_batch(iteration, data_dict)
@@ -274,7 +273,9 @@ class TrainPass:
     # ------------------------------------------------------------------------------------------- ends
 
     def _roll_back(self) -> None:
-        """Let the counters and the schedule stand at the last update, from which another `run` goes on."""
+        """Let counters, metrics and schedule stand at the last update, from which another `run` goes on."""
+        if self._progress.total_steps > self._seen_at_update[0]:
+            self.metrics.roll_back()
         self._progress.total_steps, self._progress.own_samples = self._seen_at_update
         self._between.roll_back()
 

@@ -56,6 +56,11 @@ class UnevenRanks:
         """The step with this process's last batch, after which it joins others; None when it has enough."""
         return self._local if self._local != self.length and self.even_until < math.inf else None
 
+    @property
+    def own_until(self) -> float:
+        """The step with this process's last batch; what follows repeats one, in whatever mode."""
+        return math.inf if self._local is None else self._local
+
     def is_joining(self, iteration: int) -> bool:
         """Tell whether this process has run out of batches while others have not."""
         return iteration > self.even_until and self._local is not None and iteration > self._local

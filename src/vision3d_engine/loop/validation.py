@@ -97,7 +97,8 @@ class Validation:
         for name, one in self._passes.items():
             own = {key: beside.pop(key) for key in numbers if key.startswith(_prefix(name))}
             short = {key.removeprefix(_prefix(name)): number for key, number in own.items()}
-            line = get_log_string(short, **place, time_dict=one.runner.clock.means())
+            line = get_log_string(one.metrics.in_line(short), **place, time_dict=one.runner.clock.means())
+            line += one.metrics.table(short)
             yield line if name is None else f"{name}, {line}"
         if beside:
             yield get_log_string(beside, **place)

@@ -75,7 +75,7 @@ class ConfusionMatrix(WholeSetMetric):
 
     def _checked(self) -> torch.Tensor:
         """Return the matrix on the host, or raise an error that tells how many points were no classes."""
-        held = self._read()["counts"]
+        held = self._read()["counts"].long()
         labelled, matrix = held[1:-2], held[1:-2, 1:-1]
         wrong_labels, wrong_predictions = (held[0] + held[-2]).sum().item(), (labelled.sum() - matrix.sum()).item()
         if wrong_labels or wrong_predictions:

@@ -88,7 +88,7 @@ class PartIoU(WholeSetMetric):
             ResultError: Categories, labels or predictions were none of those there are.
         """
         sums = self._read()
-        self._check(*sums["wrong"].tolist())
+        self._check(*sums["wrong"].long().tolist())
         each = sums["iou"] / sums["shapes"]
         means = {"mIoU/instance": sums["iou"].sum() / sums["shapes"].sum(), "mIoU/category": each.nanmean()}
         by_name = {f"IoU/{name}": value for name, value in zip(self.names, each, strict=True)}

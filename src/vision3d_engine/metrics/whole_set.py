@@ -53,6 +53,11 @@ class WholeSetMetric(ABC):
         self._compare(state, CheckpointError, "make the metric with the arguments that it had when it was saved")
         self._sums = {name: state[name].to(held.device, held.dtype) for name, held in self._sums.items()}
 
+    def undo_unless(self, is_right: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
+        """Go back to an earlier state of this metric unless a flag on the device is set, which is not read."""
+        earlier = {name: _moved(held, is_right.device) for name, held in state.items()}
+        self._sums = {name: torch.where(is_right, held, earlier[name]) for name, held in self._sums.items()}
+
     def _compare(self, state: Mapping[str, torch.Tensor], error: type[Exception], advice: str) -> None:
         """Raise an error if a state has other names or shapes than this metric's."""
         got, expected = ({name: tuple(each.shape) for name, each in sums.items()} for sums in (state, self._sums))
@@ -69,9 +74,8 @@ class WholeSetMetric(ABC):
             self._sums[name] = held + value  # a new tensor: what inference mode has made cannot be added to in place
 
     def _read(self) -> dict[str, torch.Tensor]:
-        """Return the sums on the host, float64 where they are no counts."""
-        sums = {name: held.cpu() for name, held in self._sums.items()}
-        return {name: held.double() if held.is_floating_point() else held for name, held in sums.items()}
+        """Return the sums on the host as float64, which holds counts exactly; a share of counts is then exact too."""
+        return {name: held.cpu().double() for name, held in self._sums.items()}
 
 
 def _moved(held: torch.Tensor, device: torch.device) -> torch.Tensor:

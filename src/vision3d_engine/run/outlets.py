@@ -7,6 +7,7 @@ from typing import Any
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.tree import describe
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.pass_metrics import MetricHandle
 from vision3d_engine.loop.records import SampleRecords
 from vision3d_engine.writers.clouds import as_clouds, as_lines, as_marks
 from vision3d_engine.writers.pictures import as_images, finite_numbers
@@ -191,6 +192,25 @@ class Outlets:
         if count and call not in self._told_dropped:
             self._told_dropped.add(call)
             self.log(f"{call}: {count:,} {what} hold NaN or infinity and are left out", "WARNING")
+
+    def register_metric(self, name: str, metric: Any) -> MetricHandle:
+        """Register a number over a whole set, and return what takes in its batches, in training, validation and test.
+
+        Each pass over a set has a state of its own, which starts empty; what processes have counted is merged at its
+        end. The numbers are then in ``summary_dict``, the log, ``metrics.jsonl`` and TensorBoard as ``NAME/KEY``, of
+        one of several validation sets as ``SET/NAME/KEY``; a metric with a single number is called NAME. A pass in
+        whose steps it is not updated has none of them.
+
+        Args:
+            name: what its numbers are called.
+            metric: one of `vision3d_engine.metrics`, one of torchmetrics, or any object with ``update``, ``compute``,
+                ``reset`` and, for several processes, ``merge_state(others)``. It stays as it is: passes work with
+                copies.
+
+        Raises:
+            RegistrationError: when it lacks one of these methods or cannot be merged, and for a name that is taken.
+        """
+        return self._context.metrics.register(name, metric)
 
     def add_records(self, records: Iterable[Any]) -> None:
         """Keep one record for each sample of the batch at hand, for `gather_records`; in a validation or test step.

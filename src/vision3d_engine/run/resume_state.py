@@ -16,6 +16,7 @@ from vision3d_engine.data.dataloader import orders_of
 from vision3d_engine.data.dealing import StepSize, describe_changes
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.pass_metrics import PassMetrics
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.run.asked_values import AskedValues
@@ -23,6 +24,9 @@ from vision3d_engine.run.closing import RunClock
 from vision3d_engine.run.ending import Ending
 from vision3d_engine.run.trained_state import TrainedState
 from vision3d_engine.run.unsaved import Unsaved, digest
+
+# Where a checkpoint has means and metrics of the open pass.
+_OPEN = ("moments", "metrics")
 
 
 class ResumeState:
@@ -41,6 +45,7 @@ class ResumeState:
         unsaved: what is in no checkpoint.
         clock: how long the run has taken.
         open_meters: running means of the training pass that is open, or None.
+        open_metrics: its metrics over the whole set, or None.
     """
 
     def __init__(
@@ -51,12 +56,14 @@ class ResumeState:
         self.registered: dict[str, Any] = {}
         self.unsaved = Unsaved(trainer, self.registered)
         self.open_meters: RunningMeans | None = None
+        self.open_metrics: PassMetrics | None = None
         self.clock = RunClock()
         self._is_compared = False
         self._context, self._progress, self._world = context, context.progress, context.world
         self._counters = context.counters
         self._train_data, self._ending = train_data, ending
         self._kept_meters: list[Mapping[str, Any]] = []
+        self._kept_metrics: list[Mapping[str, Any]] = []
 
     def register(self, name: str, part: Any) -> None:
         """Save and restore an object under a name.
@@ -92,6 +99,7 @@ class ResumeState:
             "ending": self._ending.state_dict(),
             "places": list(places),
             "moments": None if meters is None else gather(meters.state_dict()),
+            "metrics": self._metrics_state(),
             "orders": gather(None if (orders := orders_of(loader.loader)) is None else orders.state_dict()),
             "loaders": gather(loader.state_dict()) if loader.is_stateful else None,
             "fingerprint": (fingerprints := gather(self._fingerprint(loader)))[0],
@@ -103,6 +111,13 @@ class ResumeState:
             "logs": self._context.writers.positions(),
             "about": self._about(),
         }
+
+    def _metrics_state(self) -> list[Any] | None:
+        """Return what each process has counted in the open pass; None without metrics."""
+        metrics = self.open_metrics
+        if metrics is None or not self._context.metrics.registered:
+            return None
+        return self._world.gather(metrics.state_dict())
 
     def _tell_differing(self, states: Mapping[str, Any]) -> None:
         """Say at the first save which states differ between the processes; of these the main one's is saved."""
@@ -189,15 +204,15 @@ class ResumeState:
         self._progress.load_state_dict(state.get("progress") or {})
         if "optimizer" in state:  # else it has weights alone, and no means
             self._keep_means(state.get("progress") or {})
-        places, loaders, means = (state.get(name) or [] for name in ("places", "loaders", "moments"))
+        places, loaders = (state.get(name) or [] for name in ("places", "loaders"))
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})
         self._deal_anew(state)
         self._ending.load_state_dict(state.get("ending") or {})
         logs = state.get("closed_logs") if self._ending.is_finished else state.get("logs")
         self._context.writers.cut_back(logs or {}, self._progress.total_steps)
-        # With another number of processes the means of the old ones are shared out.
-        self._kept_meters = list(means[rank::size])
+        # With another number of processes the means and metrics of the old ones are shared out.
+        self._kept_meters, self._kept_metrics = (list((state.get(name) or [])[rank::size]) for name in _OPEN)
         self._expect_orders(state.get("orders") or [])
         if rank < len(loaders):
             self._train_data().load_state_dict(loaders[rank])
@@ -233,23 +248,27 @@ class ResumeState:
     # ------------------------------------------------------------------------------------------- running means
 
     @contextmanager
-    def open_pass(self, meters: RunningMeans) -> Iterator[None]:
-        """Save the means of a training pass while it runs; it starts with those of the pass that it continues.
+    def open_pass(self, meters: RunningMeans, metrics: PassMetrics) -> Iterator[None]:
+        """Save means and metrics of a training pass while it runs; it starts with those of the pass that it continues.
 
         They are kept until the epoch is closed, for the pass that continues it when something fails.
         """
         kept, self._kept_meters = self._kept_meters, []
         for number, state in enumerate(kept):
             (meters.add_state if number else meters.load_state_dict)(state)
-        self.open_meters = meters
+        saved, self._kept_metrics = self._kept_metrics, []
+        for state in saved:
+            metrics.add_state(state)
+        self.open_meters, self.open_metrics = meters, metrics
         try:
             yield
         finally:
-            self._kept_meters, self.open_meters = [meters.state_dict()], None
+            self.open_meters = self.open_metrics = None
+            self._kept_meters, self._kept_metrics = [meters.state_dict()], [metrics.state_dict()]
 
     def close_epoch(self) -> None:
-        """Forget the means of the epoch."""
-        self._kept_meters = []
+        """Forget means and metrics of the epoch."""
+        self._kept_meters = self._kept_metrics = []
 
     def begin_anew(self) -> None:
         """Let the counters stand at zero and forget means and ends, whatever was loaded; all else stays as it is."""

@@ -23,6 +23,7 @@ from vision3d_engine.logs.logger import Logger, set_logger
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.pass_metrics import Metrics
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.run.run_folder import Folders
 from vision3d_engine.run.tryout import tried_out
@@ -103,6 +104,7 @@ class Session:
             logger=self.logger,
             progress=progress,
             counters=Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis),
+            metrics=Metrics(self.world, self.logger),
             main_numbers=MainNumbers(self.world.gather, self.logger.warn),
             replicas=ReplicaCheck(self.world, trainer.replica_check, self.logger.warn),
             hints=LoaderHints(self.logger.warn),

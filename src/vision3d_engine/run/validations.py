@@ -121,7 +121,8 @@ class Validations:
         trainer, walked = self._trainer, self._trainer._pass  # noqa: SLF001  the engine's own
         modes = [(module, module.training) for module in trainer.model.modules()]
         gradients = [(parameter, parameter.grad) for parameter in trainer.model.parameters()]
-        with kept_generators(self._context.world.device), trainer._records.put_aside():  # noqa: SLF001
+        apart = trainer._records.put_aside(), self._context.metrics.walking(None)  # noqa: SLF001
+        with kept_generators(self._context.world.device), apart[0], apart[1]:
             yield
         for module, mode in modes:
             module.training = mode

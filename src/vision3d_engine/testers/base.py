@@ -151,7 +151,7 @@ class BaseTester(Engine, abc.ABC):
         if ended is None:
             return
         cases = sum(self._context.world.gather(ended.last_case[0]))
-        numbers = (text.partition(": ") for text in get_format_strings(ended.numbers))
+        numbers = (text.partition(": ") for text in get_format_strings(ended.metrics.in_line(ended.numbers)))
         lines = first_of({name: number for name, _, number in numbers})
         lines |= {"checkpoint": str(self._loaded_from)} if self._loaded_from is not None else {}
         lines |= {"run folder": str(self._session.folders.output), "time": clock_text(ended.runner.clock.elapsed_s())}

@@ -261,7 +261,7 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
             average=run.average,
             between=BetweenUpdates(self._progress, run.autosave, run.validations, run.ending, run.scheduling.steps()),
         )
-        with run.resume_state.open_pass(self._pass.meters):
+        with run.resume_state.open_pass(self._pass.meters, self._pass.metrics):
             self._pass.run()
             run.close_training()
 
