@@ -130,3 +130,25 @@ def test_a_bare_module_of_torch_which_torch_leaves_as_it_is_is_said_aloud(compil
 def test_a_mode_that_torch_does_not_have_is_an_error_with_those_it_has(tmp_path):
     with pytest.raises(ConfigError, match=r"cfg\.trainer\.compile is 'fast'; it must be 'default', 'reduce-overhead'"):
         EpochTrainer(settings(tmp_path, compile="fast"))
+
+
+def test_captured_steps_run_as_they_are_written_and_the_others_as_they_were_compiled(compiled, tmp_path):
+    class Looks(EpochTrainer):
+        def after_backward(self, *_args):
+            seen.append({name: (each.detach(), each.grad) for name, each in self.endpoints.data_dict.items()})
+
+    def run(name, **trainer):
+        toy = Looks(settings(tmp_path / name, val_every="never", **trainer), rows_loader(8))
+        toy.capture("head", every=2)
+        toy.run()
+        found = seen.copy()
+        seen.clear()
+        return found
+
+    seen = []
+    found = run("compiled", compile="default")
+    assert [list(each) for each in found] == [[], ["head"], [], ["head"]]
+    assert compiled["graphs"] == 1, "no hook makes torch compile again"
+    assert compiled["calls"] == 2
+    for one, other in zip(found, run("plain"), strict=True):
+        assert all(map(torch.equal, one.get("head", ()), other.get("head", ())))

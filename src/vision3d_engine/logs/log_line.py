@@ -39,6 +39,30 @@ def train_line(  # noqa: PLR0913  all that a line tells
     return f"{line}, {throughput_text(interval.rate, steps_left, samples_per_step, device)}"
 
 
+def endpoint_lines(
+    position: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], figures: Mapping[str, Mapping[str, float]]
+) -> str:
+    """Return a line for each captured tensor, and one above them.
+
+    Args:
+        position: ``epoch`` and ``iteration`` of the captured step.
+        shapes: of the tensors, by name.
+        figures: ``mean``, ``std``, ``zeros`` and ``nonfinite`` by name; of gradients under ``NAME/grad``.
+    """
+    lines = [f"endpoints of {get_log_string({}, position['epoch'], None, position['iteration'])}"]
+    for name, shape in shapes.items():
+        parts = [f"  {name} {shape}: {_figures(figures[name])}"]
+        if (gradient := figures.get(f"{name}/grad")) is not None:
+            parts.append(f"gradient: {_figures(gradient)}")
+        lines.append("; ".join(parts))
+    return "\n".join(lines)
+
+
+def _figures(found: Mapping[str, float]) -> str:
+    text = f"mean {found['mean']:.3g}, std {found['std']:.3g}, zeros {found['zeros']:.1%}"
+    return f"{text}, not finite {found['nonfinite']:.0f}" if found["nonfinite"] else text
+
+
 def throughput_text(rate: float, steps_left: int | None, samples_per_step: int | None, device: torch.device) -> str:
     """Return ``3.2 it/s, 26 samples/s, eta 1:02:03, 4.1 GB`` without what is not known.
 

@@ -12,6 +12,8 @@ from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import World
+from vision3d_engine.endpoints.context_manager import ContextManager
+from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.pass_metrics import Metrics
@@ -70,6 +72,8 @@ class PassContext:
         replicas: compares what the processes train.
         hints: says one hint on slow loading a run.
         host_tensors: says once a run what stays on the host of a batch.
+        endpoints: intermediate tensors of the step at hand.
+        captures: which modules put theirs there.
         debug_folder: where a batch is kept whose gradient is not finite.
         by_steps: a pass draws by, and its numbers lie at, total steps and not the epoch: that of a validation.
     """
@@ -90,6 +94,8 @@ class PassContext:
     replicas: ReplicaCheck
     hints: LoaderHints
     host_tensors: HostTensors
+    endpoints: ContextManager
+    captures: Captures
     debug_folder: Path
     by_steps: bool = False
 

@@ -1,6 +1,7 @@
 """The named moments at which hooks act, and who is called at each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from vision3d_engine.core.errors import RegistrationError, did_you_mean, listed
@@ -105,3 +106,19 @@ class Hooks:
         own = [] if self.is_default(name) else [getattr(self._owner, name)]
         hooks = [*self.added, *self._probes]
         return own + [method for hook in hooks if callable(method := getattr(hook, name, None))]
+
+
+class _Led:
+    """The listeners of a moment with others before them; both may still change."""
+
+    def __init__(self, first: Iterable[Callable[..., Any]], rest: Iterable[Callable[..., Any]]) -> None:
+        self._first, self._rest = first, rest
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        """Yield all of them in their order."""
+        return chain(self._first, self._rest)
+
+
+def led(first: Iterable[Callable[..., Any]], rest: Iterable[Callable[..., Any]]) -> Iterable[Callable[..., Any]]:
+    """Return the listeners of a moment with others before them; both may still change. Once is enough."""
+    return rest if isinstance(rest, _Led) else _Led(first, rest)

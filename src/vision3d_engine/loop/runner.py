@@ -95,6 +95,7 @@ class Runner:
             if self._is_cut:
                 break
             waiting_since = time.perf_counter()
+        endpoints.clear()
         return iteration
 
     def cut(self) -> None:

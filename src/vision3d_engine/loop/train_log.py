@@ -96,15 +96,17 @@ class TrainLog:
         """
         replicas = self._context.replicas
         shared = replicas.probe(line) if replicas.is_on else {}
-        probes, skipped = [*probes], self._skips.updates.probe()
+        probes, skipped, captures = [*probes], self._skips.updates.probe(), self._context.captures
         shared = {**shared, **self._ending.shared()}
-        means, probed, sums = self._meters.interval_means(*probes, *skipped, shared=shared)
+        means, probed, sums = self._meters.interval_means(*probes, *skipped, *captures.probe(), shared=shared)
         self._ending.hear(sums)
         if sums:
             replicas.judge(sums, self._where())
         self._skips.limit.add(self._meters.counted.get(SKIPPED, 0))
-        if said := self._skips.updates.tell(probed[len(probes) :]):
+        end = len(probes) + len(skipped)
+        if said := self._skips.updates.tell(probed[len(probes) : end]):
             self._context.logger.warn(said)
+        captures.tell(probed[end:])
         return with_skipped(means, self._meters), probed[: len(probes)]
 
     def _line(self, means: Any, interval: Any, position: Any) -> Any:

@@ -1,6 +1,6 @@
 """One pass over the training data: all that lives as long as it, and the sequence of one iteration."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
 from vision3d_engine.debug.finite import check_gradients
 from vision3d_engine.loop.between_updates import BetweenUpdates
+from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.hooks import led
 from vision3d_engine.loop.joining import Joining
 from vision3d_engine.loop.metric_weights import weights_by, where_finite, with_further
 from vision3d_engine.loop.result_checks import ResultChecker
@@ -22,6 +24,7 @@ from vision3d_engine.metrics.running_means import RunningMeans
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.update.ema import NoAverage
 from vision3d_engine.update.held import clear_gradients
+from vision3d_engine.update.loss_unit import LossUnit
 from vision3d_engine.update.update import Update
 from vision3d_engine.update.window_weight import WindowWeight
 
@@ -74,6 +77,7 @@ class TrainPass:
         self._update = self._new_update(average)
         self._before_step, self._after_backward, self._after_step = map(context.hooks.of, _MOMENTS)
         self._weights: Any = None
+        self._observers: list[Callable[..., None]] = []
         self._add_own_listeners()
         self._between, self._ending = between, between.ending
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
@@ -92,21 +96,27 @@ class TrainPass:
         weights = None if self._equal_weights else WindowWeight(parallel, self._progress if is_divided else None)
         return Update(trainer, settings, parallel, self._context.precision, weights, average.follower())
 
-    def _new_joining(self) -> Joining:
-        parts = self._update, self._uneven, self._step, self._train_step, self._after_backward
-        return Joining(self._context, self._trainer.model, *parts)
-
     def _add_own_listeners(self) -> None:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
         if self._context.settings.debug:
             self._after_backward = [*self._after_backward, self._check_gradients]
-        self._joining = self._new_joining()
+        acts: tuple[Any, ...] = (self._step, self._train_step, self._after_backward)
+        self._joining = Joining(self._context, self._trainer.model, self._update, self._uneven, *acts)
         if self._joining.needs_dicts:
             self._after_step = [self._joining.keep, *self._after_step]
         if not self._weighs_all_alike:
             self._after_step = [*self._after_step, self._weigh]
         if self._context.settings.nonfinite == "skip":
             self._after_step = [*self._after_step, self._look_at_update]
+        for observer in _observers(self._context, self._equal_weights):
+            self.look_inside(observer)
+
+    def look_inside(self, observer: Captures | LossUnit) -> None:
+        """Let something act around each step from now on, and behind its backward pass before the hooks do."""
+        if observer.after_backward not in self._observers:
+            self._step = observer.around(self._step)
+            self._observers.append(observer.after_backward)
+            self._after_backward = led(self._observers, self._after_backward)
 
     def run(self) -> None:
         """Walk the batches; when a step fails, the counters stand at the last update that was made."""
@@ -278,6 +288,14 @@ class TrainPass:
             self.metrics.roll_back()
         self._progress.total_steps, self._progress.own_samples = self._seen_at_update
         self._between.roll_back()
+
+
+def _observers(context: PassContext, has_equal_weights: bool) -> Iterator[Captures | LossUnit]:
+    """Yield what looks into steps: where losses are multiplied before they are walked back, or modules captured."""
+    if not has_equal_weights or context.precision.is_scaled or not context.hooks.is_default("backward"):
+        yield LossUnit(context.endpoints)
+    if context.captures.is_used:
+        yield context.captures
 
 
 def _way_to_join(context: PassContext, takes_turns: bool) -> str:

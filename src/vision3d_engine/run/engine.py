@@ -13,7 +13,7 @@ from vision3d_engine.data.fixed_batches import readers_of
 from vision3d_engine.data.loader_cache import LoaderCache
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
-from vision3d_engine.loop.context import counter, setting
+from vision3d_engine.loop.context import Reading, counter, setting
 from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.run.named_models import NamedModels
 from vision3d_engine.run.outlets import Outlets
@@ -50,6 +50,10 @@ class Engine(Outlets):
 
     log_steps = setting("log_steps", "Iterations from one log line to the next.")
     iteration = counter("iteration", "The batch of the running pass, from 1.")
+    endpoints = Reading(
+        lambda own: own._context.endpoints,  # noqa: SLF001
+        "Intermediate tensors of the step at hand, by name; what `get_context_manager` returns while it runs.",
+    )
 
     def register_model(self, model: nn.Module, name: str | None = None) -> Any:
         """Move a model to the device and return it for use; with several processes a trainer's shares its gradients.

@@ -19,7 +19,9 @@ from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import join_world
+from vision3d_engine.endpoints.context_manager import claim_context_manager
 from vision3d_engine.logs.logger import Logger, set_logger
+from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
@@ -60,6 +62,7 @@ class Session:
         self.arguments.fill(self.settings.trainer.model_dump())
         self.folders = Folders(self.settings.exp, self.planned.exp)
         self.logger = self._open_log(role)
+        self._endpoints = claim_context_manager()
         self.writers = self._make_writers()
         self._announce(warnings)
         seed_everything(self.settings.exp.seed + self.world.rank)
@@ -92,6 +95,7 @@ class Session:
         """Return what the passes of a trainer or tester share."""
         trainer = self.settings.trainer
         progress = Progress(counts_samples=trainer.means == "samples")
+        counters = Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis)
         return PassContext(
             settings=trainer,
             planned=self.planned.trainer,
@@ -103,12 +107,21 @@ class Session:
             writers=self.writers,
             logger=self.logger,
             progress=progress,
-            counters=Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis),
+            counters=counters,
             metrics=Metrics(self.world, self.logger),
             main_numbers=MainNumbers(self.world.gather, self.logger.warn),
             replicas=ReplicaCheck(self.world, trainer.replica_check, self.logger.warn),
             hints=LoaderHints(self.logger.warn),
             host_tensors=HostTensors(self.logger.warn),
+            endpoints=self._endpoints,
+            captures=Captures(
+                self._endpoints,
+                progress=progress,
+                counters=counters,
+                writers=self.writers,
+                logger=self.logger,
+                is_main=self.world.is_main,
+            ),
             debug_folder=self.folders.output / "debug",
         )
 
@@ -127,7 +140,12 @@ class Session:
         """
         anomaly = self.settings.trainer.debug or torch.is_anomaly_enabled()
         try:
-            with self.writers.running(), torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
+            with (
+                self.writers.running(),
+                self._endpoints.active(),
+                torch.enable_grad(),
+                torch.autograd.set_detect_anomaly(anomaly),
+            ):
                 yield
         except ProcessError as error:  # said already; the way here through the transport explains nothing
             raise error.with_traceback(None) from None

@@ -3,11 +3,15 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from vision3d_engine.core.errors import RegistrationError
 from vision3d_engine.core.portable import has_state
 from vision3d_engine.data.loader_sets import check_loaders
 from vision3d_engine.distributed.parallel.choose import choose_parallel
+from vision3d_engine.endpoints.capture import Capture
 from vision3d_engine.loop.hooks import TRAIN_HOOKS
+from vision3d_engine.loop.train_pass import TrainPass
 from vision3d_engine.optim.named_groups import groups_table
 from vision3d_engine.optim.named_optimizers import GradientLimits, with_named
 from vision3d_engine.optim.schedule import Timing
@@ -136,6 +140,32 @@ class TrainerParts(Engine):
             states = self._run.resume_state
             states.register(states.free_name(type(hook).__name__), hook)
         return hook
+
+    def capture(self, modules: str | type[nn.Module], every: int = 100, *, histograms: bool = False) -> Capture:
+        """Capture what modules of the model return in some training steps, without touching the model.
+
+        In such a step ``self.endpoints`` holds it under the names of the modules (``NAME#2`` for a second call), in
+        `after_backward` with the gradients. Statistics go into the log with the next log line, and to the writers as
+        ``endpoints/NAME/mean`` and so on; those of the main process. Other steps have no hooks.
+
+        Args:
+            modules: a pattern for names, as in a shell (``"backbone.layers.*"``; the star stands for dots too), or a
+                type of modules. Call `register_model` before.
+            every: captured are the training batches whose number since the start of the run is a multiple of it.
+            histograms: write histograms too, which waits for the device.
+
+        Returns:
+            What captures, with a method ``remove``.
+
+        Raises:
+            RegistrationError: when no module matches.
+        """
+        self._require(model=self.model)
+        capture = Capture(modules, every, histograms=histograms)
+        self._context.captures.add(capture, self)
+        if isinstance(self._pass, TrainPass):
+            self._pass.look_inside(self._context.captures)
+        return capture
 
     def save_best_model_on_metric(self, metric: str, largest: bool = True) -> None:
         """Keep the model that is best on a metric of the validation summary as ``best_METRIC.pth``.
