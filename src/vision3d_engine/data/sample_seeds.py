@@ -100,13 +100,13 @@ def load_sample(dataset: Any, sample: SampleIndex) -> Any:
     _CURRENT.append(seed)
     try:
         return dataset[sample.index]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  it is raised again
         message = (
             f"sample {sample.index!r} of {type(dataset).__name__} raised {type(error).__name__}: {error} "
             f"(epoch {sample.epoch}, position {sample.position}). To load it again with the same random numbers: "
             f"vision3d_engine.replay_sample(dataset, {sample.index!r}, epoch={sample.epoch}, seed={seed})"
         )
-        raise SampleError(message) from error
+        raise SampleError(message).with_traceback(error.__traceback__) from error.__cause__  # one traceback, not two
     finally:
         _CURRENT.pop()
 

@@ -80,8 +80,9 @@ class TrainPass:
         self.meters = RunningMeans(context.counters.sum_up)
         self._skips = TrainSkips(trainer, context, loader, self.meters, self._uneven.walked)
         bar = context.progress_bar(f"epoch {self._epoch}{f'/{trainer.max_epoch}' if trainer.max_epoch else ''}")
-        self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher, bar=bar)
-        parts: dict[str, Any] = {"runner": self.runner, "meters": self.meters, "skips": self._skips}
+        parts: dict[str, Any] = {"prefetcher": prefetcher, "bar": bar, "where": self._skips.batches.where}
+        self.runner = Runner("train", self._iterate, self._after_iteration, **parts)
+        parts = {"runner": self.runner, "meters": self.meters, "skips": self._skips}
         self._log = TrainLog(trainer, context, loader, **parts, ending=self._ending)
         self._seen_at_update = (context.progress.total_steps, context.progress.own_samples)
 

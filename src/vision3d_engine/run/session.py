@@ -13,9 +13,11 @@ from vision3d_engine.core.cli import Arguments, command_line, forced
 from vision3d_engine.core.config import read_settings
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic, set_tf32
+from vision3d_engine.core.tracebacks import ShortTracebacks, cause_of
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
+from vision3d_engine.distributed.launch.launcher import wants_full_tracebacks
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import join_world
@@ -114,10 +116,13 @@ class Session:
             )
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, where: Callable[[], str]) -> Iterator[None]:
         """Run with open writers and the settings' autograd mode; close the writers and say what has stopped the run.
 
         The text log stays open for what the script still has to say; it is closed with the last reference to it.
+
+        Args:
+            where: returns the position of this process.
         """
         anomaly = self.settings.trainer.debug or torch.is_anomaly_enabled()
         try:
@@ -126,15 +131,21 @@ class Session:
         except ProcessError as error:  # said already; the way here through the transport explains nothing
             raise error.with_traceback(None) from None
         except Exception as error:
+            if not getattr(error, "__notes__", ()):  # a step says more than that
+                error.add_note(f"the run was in {where()}")
             self._log_failure(error)
             raise
 
     def _log_failure(self, error: Exception) -> None:
         """Say what has stopped the run; the traceback goes into the file only, since python prints it."""
-        self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")
-        self.logger.log(f"what it has said and its traceback are in '{self.folders.logs}'", "INFO")
+        self.logger.log(f"stopped by {cause_of(error)} ({'; '.join(error.__notes__)})", "ERROR")
+        self.logger.log(f"what it has said and its whole traceback are in '{self.folders.logs}'", "INFO")
         level = "DEBUG" if self.world.is_main else "WARNING"
         self.logger.log("".join(traceback.format_exception(error)), level)
+
+    def short_tracebacks(self) -> ShortTracebacks:
+        """Return what lets errors show the user's own lines; the log has them all, and so does who asks for them."""
+        return ShortTracebacks(not wants_full_tracebacks())
 
     def detecting_failures(self, where: Callable[[], str]) -> AbstractContextManager[None]:
         """Notice other processes that fail while a block runs; to be called by all of them.

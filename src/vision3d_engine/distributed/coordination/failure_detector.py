@@ -11,6 +11,7 @@ from typing import Literal, NoReturn
 
 from vision3d_engine.core.children import end_children
 from vision3d_engine.core.errors import ProcessError
+from vision3d_engine.core.tracebacks import cause_of
 from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, described
 from vision3d_engine.distributed.coordination.stack_location import line_of
 from vision3d_engine.distributed.coordination.store import own_connection
@@ -127,7 +128,7 @@ class StoreFailureDetector(FailureDetector):
         """
         _tell_torchrun(error)
         place = f"{self._position.where_now()} ({line_of(error.__traceback__)})"
-        self._own_failure = f"{self._name()} failed in {place}: {_in_short(error)}"
+        self._own_failure = f"{self._name()} failed in {place}: {cause_of(error)[:_MAX_TEXT]}"
         if self._failure is None and self._is_posted.wait(_GRACE_S):
             time.sleep(2 * _INTERVAL_S)
 
@@ -258,14 +259,6 @@ class StoreFailureDetector(FailureDetector):
 
     def _heartbeat_limit(self) -> str:
         return f"trainer.heartbeat_s: {self._heartbeat_s:g}"
-
-
-def _in_short(error: Exception) -> str:
-    """Return kind and message of an error; of one from a data worker, which holds a traceback, the last line."""
-    text = str(error).strip()
-    if "Traceback (most recent call last)" in text:
-        return text.splitlines()[-1].rpartition("vision3d_engine.core.errors.")[2][:_MAX_TEXT]
-    return f"{type(error).__name__}: {text}"[:_MAX_TEXT]
 
 
 def _tell_torchrun(error: Exception) -> None:
