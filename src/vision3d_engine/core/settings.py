@@ -162,7 +162,9 @@ class TrainerSettings(Section):
     on_resume: Literal["keep", "config"] = "keep"
     """Whose learning rate and weight decay are in force after a resume: the checkpoint's (keep) or the script's."""
     debug: bool = False
-    """Anomaly detection and a check of every gradient; slow."""
+    """Anomaly detection and a check of every loss and gradient; slow."""
+    pdb: bool = False
+    """Open python's debugger where an error has left the script's own code, if standard input is a terminal."""
     checkpoint: CheckpointName | None = None
     """Checkpoint to load: a path, or a name in the checkpoint folder."""
     test_epoch: AtLeastOne | None = None

@@ -8,7 +8,7 @@ import torch
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
-from vision3d_engine.debug.finite import check_gradients
+from vision3d_engine.debug.finite import DebugChecks
 from vision3d_engine.loop.between_updates import BetweenUpdates
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.joining import Joining
@@ -106,7 +106,10 @@ class TrainPass:
     def _add_own_listeners(self) -> None:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
         if self._context.settings.debug:
-            self._after_backward = [*self._after_backward, self._check_gradients]
+            skips, folder = self._context.precision.is_scaled, self._context.debug_folder
+            checks = DebugChecks(self._trainer.model, are_skipped=skips, epoch=self._epoch, folder=folder)
+            self._after_backward = [*self._after_backward, checks.check_gradients]
+            self._step = checks.over(self._step) if self._context.settings.nonfinite != "skip" else self._step
         self._joining = self._new_joining()
         if self._joining.needs_dicts:
             self._after_step = [self._joining.keep, *self._after_step]
@@ -190,9 +193,6 @@ class TrainPass:
         if update.norms:
             result_dict, weights = with_further(result_dict, weights, update.take_norms())
         self.meters.update(result_dict, weights)
-
-    def _check_gradients(self, epoch: int, iteration: int, data_dict: Any, *_dicts: Any) -> None:
-        check_gradients(self._trainer.model, data_dict, epoch, iteration, self._context.debug_folder)
 
     def _weigh(self, _epoch: int, _iteration: int, *dicts: Any) -> None:
         """Ask the user what the results of the step weigh."""

@@ -4,7 +4,6 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministi
 from vision3d_engine.core.tracebacks import ShortTracebacks, cause_of
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
+from vision3d_engine.debug.debugger import Debugger
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
-from vision3d_engine.distributed.launch.launcher import wants_full_tracebacks
+from vision3d_engine.distributed.launch.launcher import names_debugger, wants_full_tracebacks
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import join_world
@@ -43,6 +43,7 @@ class Session:
     Attributes:
         planned: the settings as they are given.
         settings: those in force, which differ from them in a try-out.
+        debugger: opens python's debugger.
 
     Raises:
         ConfigError: for wrong settings or flags.
@@ -64,6 +65,7 @@ class Session:
         self.writers = MetricWriters(
             self.folders.events, self.folders.output / "metrics.jsonl", self.logger, enabled=is_main
         )
+        self.debugger = Debugger(self.world, self.logger.log)
         self._announce(warnings)
         seed_everything(self.settings.exp.seed + self.world.rank)
         set_cudnn_deterministic(self.settings.trainer.cudnn_deterministic)
@@ -124,9 +126,16 @@ class Session:
         Args:
             where: returns the position of this process.
         """
-        anomaly = self.settings.trainer.debug or torch.is_anomaly_enabled()
+        trainer = self.settings.trainer
+        is_on, skips = trainer.debug, trainer.precision == "fp16" or trainer.nonfinite == "skip"
+        anomaly = (True, not skips) if is_on else (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled())
         try:
-            with self.writers.running(), torch.enable_grad(), torch.autograd.set_detect_anomaly(anomaly):
+            with (
+                self.writers.running(),
+                torch.enable_grad(),
+                torch.autograd.set_detect_anomaly(*anomaly),
+                self.debugger.at_breakpoints(not names_debugger()),
+            ):
                 yield
         except ProcessError as error:  # said already; the way here through the transport explains nothing
             raise error.with_traceback(None) from None
@@ -147,8 +156,11 @@ class Session:
         """Return what lets errors show the user's own lines; the log has them all, and so does who asks for them."""
         return ShortTracebacks(not wants_full_tracebacks())
 
-    def detecting_failures(self, where: Callable[[], str]) -> AbstractContextManager[None]:
-        """Notice other processes that fail while a block runs; to be called by all of them.
+    @contextlib.contextmanager
+    def watching(self, where: Callable[[], str]) -> Iterator[None]:
+        """Notice what goes wrong while a block runs: other processes that fail, and with ``--pdb`` errors of its own.
+
+        To be called by all processes.
 
         Args:
             where: returns the position of this process; called by a thread.
@@ -158,4 +170,5 @@ class Session:
         """
         trainer = self.settings.trainer
         detector = self.world.failure_detector(trainer.heartbeat_s, trainer.collective_timeout_s)
-        return detector.watching(where, self.logger.log)
+        with detector.watching(where, self.logger.log), self.debugger.after_errors(trainer.pdb):
+            yield

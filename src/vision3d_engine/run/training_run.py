@@ -131,7 +131,7 @@ class TrainingRun:
                 stack.enter_context(self.autosave.running())
                 stack.enter_context(self.autosave.agreement.listening(self._context.logger.warn))
                 stack.enter_context(self._stop_requests.listening())
-            stack.enter_context(self._session.detecting_failures(where))
+            stack.enter_context(self._session.watching(where))
             yield
 
     def _check_folder(self) -> None:

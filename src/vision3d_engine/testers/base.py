@@ -129,7 +129,7 @@ class BaseTester(Engine, abc.ABC):
                 self._let_go()
 
     def _test(self) -> None:
-        with self._session.running(self._where), self._session.detecting_failures(self._where):
+        with self._session.running(self._where), self._session.watching(self._where):
             self._session.check_arguments()
             self.load(self._checkpoint_name())
             self.model.eval()

@@ -11,11 +11,12 @@ from typing import Literal, NoReturn
 
 from vision3d_engine.core.children import end_children
 from vision3d_engine.core.errors import ProcessError
-from vision3d_engine.core.tracebacks import cause_of
+from vision3d_engine.core.tracebacks import cause_of, users_part
 from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, described
 from vision3d_engine.distributed.coordination.stack_location import line_of
 from vision3d_engine.distributed.coordination.store import own_connection
 from vision3d_engine.distributed.coordination.transport_errors import is_lost_connection, lost_text
+from vision3d_engine.distributed.launch.launcher import wants_full_tracebacks
 
 _INTERVAL_S = 0.5
 # Several intervals: who is silent for so long while another has lost a connection is the one that is lost.
@@ -266,8 +267,12 @@ def _tell_torchrun(error: Exception) -> None:
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+        whole = error.__traceback__
+        if not wants_full_tracebacks():
+            error.__traceback__ = users_part(whole) or whole
         with suppress(Exception):
             get_error_handler().record_exception(error)
+        error.__traceback__ = whole
 
 
 def _end_process() -> NoReturn:
