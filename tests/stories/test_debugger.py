@@ -106,7 +106,7 @@ def world(*words, **variables):
 
 
 def test_a_breakpoint_on_one_process_holds_the_others_past_every_limit(tmp_path):
-    limits = '{"collective_timeout_s": 6, "heartbeat_s": 3}'
+    limits = '{"collective_timeout_s": 6, "heartbeat_s": 3, "hang_after": "4 s"}'
     main, terminal = world(tmp_path, "rank", LIMITS=limits)
     assert re.search(
         r"^> \S+debugger_script.py\(\d+\)before_train_step\(\)", terminal.read_to(r"\(Pdb\) "), re.MULTILINE

@@ -174,6 +174,10 @@ class TrainerSettings(Section):
     they are not compared (for unlike devices, and for weights that shall differ)."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that a process may wait for another before the run ends, saying where and for whom."""
+    hang_after: DurationText | None = "5 min"
+    """Write the stacks of all threads and data workers when no step is made for so long (none: never)."""
+    on_hang: Literal["continue", "stop"] = "continue"
+    """What follows then: the run goes on waiting, or the process ends with code 1."""
     heartbeat_s: float = Field(default=60.0, gt=0)
     """Seconds without a sign of life after which a process counts as dead."""
     device: str | None = None

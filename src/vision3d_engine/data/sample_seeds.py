@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 from torch.utils.data import Dataset
 
+from vision3d_engine.core.child_stacks import is_child, note_sample
 from vision3d_engine.core.errors import DataError, SampleError
 from vision3d_engine.core.seeding import seed_at, seed_host
 
@@ -96,6 +97,8 @@ def load_sample(dataset: Any, sample: SampleIndex) -> Any:
         SampleError: when the data set raises, with the line that loads this sample again.
     """
     seed = sample.seed
+    if is_child():
+        note_sample(f"sample {sample.index!r} (epoch {sample.epoch}, position {sample.position})")
     seed_host(seed)
     _CURRENT.append(seed)
     try:

@@ -10,12 +10,14 @@ import torch
 
 from vision3d_engine.core.cli import Arguments, command_line, forced
 from vision3d_engine.core.config import read_settings
+from vision3d_engine.core.durations import parse_duration
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic, set_tf32
 from vision3d_engine.core.tracebacks import ShortTracebacks, cause_of
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.debug.debugger import Debugger
+from vision3d_engine.debug.hang_watch import HangWatch
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.launch.launcher import names_debugger, wants_full_tracebacks
 from vision3d_engine.distributed.parallel.base import Parallel
@@ -158,9 +160,9 @@ class Session:
 
     @contextlib.contextmanager
     def watching(self, where: Callable[[], str]) -> Iterator[None]:
-        """Notice what goes wrong while a block runs: other processes that fail, and with ``--pdb`` errors of its own.
+        """Notice what goes wrong while a block runs; to be called by all processes.
 
-        To be called by all processes.
+        That is: other processes that fail, no step for long, and, with ``--pdb``, errors of its own.
 
         Args:
             where: returns the position of this process; called by a thread.
@@ -170,5 +172,17 @@ class Session:
         """
         trainer = self.settings.trainer
         detector = self.world.failure_detector(trainer.heartbeat_s, trainer.collective_timeout_s)
-        with detector.watching(where, self.logger.log), self.debugger.after_errors(trainer.pdb):
+        failures, errors = detector.watching(where, self.logger.log), self.debugger.after_errors(trainer.pdb)
+        with self._hang_watch().watching(where), failures, errors:
             yield
+
+    def _hang_watch(self) -> HangWatch:
+        trainer = self.settings.trainer
+        return HangWatch(
+            parse_duration(trainer.hang_after) if trainer.hang_after else None,
+            ends_process=trainer.on_hang == "stop",
+            folder=self.folders.output / "debug",
+            rank=self.world.rank,
+            say=self.logger.log,
+            is_paused=lambda: self.debugger.is_open,
+        )

@@ -2,14 +2,13 @@
 
 import os
 import platform
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Literal, NoReturn
+from typing import Literal
 
-from vision3d_engine.core.children import end_children
+from vision3d_engine.core.children import end_process
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.tracebacks import cause_of, users_part
 from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, described
@@ -154,7 +153,7 @@ class StoreFailureDetector(FailureDetector):
             if is_ending and (self._own_failure is not None or not self._ends_process):
                 return
             time.sleep(_CLOSING_S if is_ending else 0)
-            _end_process()
+            end_process()
 
     def _is_cut_off(self) -> bool:
         """Tell whether the store is silent and this process waits for others; who works may well be left alone."""
@@ -273,12 +272,3 @@ def _tell_torchrun(error: Exception) -> None:
         with suppress(Exception):
             get_error_handler().record_exception(error)
         error.__traceback__ = whole
-
-
-def _end_process() -> NoReturn:
-    """End now: the main thread hangs in an exchange that no exception reaches."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    end_children()
-    os._exit(1)
