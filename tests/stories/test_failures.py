@@ -130,6 +130,13 @@ def test_the_last_line_of_each_process_is_the_cause(tmp_path):
     assert shown[-1].endswith("in fail_in")
 
 
+def test_in_debug_mode_the_process_whose_loss_is_not_finite_is_named_on_all(tmp_path):
+    text = fail(tmp_path, "train_step", "nan", debug=True)
+    message = "NonFiniteError: epoch 1, iteration 3: the loss is nan"
+    assert f"ERROR | stopped by {message}" in text
+    assert re.search(rf"ERROR \| process 1 on \S+ failed in train epoch 1, iteration 3 .*: {message}", text)
+
+
 def test_of_a_deadlock_all_processes_write_where_they_are_before_they_end(tmp_path):
     script = [SCRIPTS / "failing_script.py", tmp_path, "train_step", "sleep"]
     settings = json.dumps({"hang_after": "4 s", "on_hang": "stop"})
