@@ -2,8 +2,8 @@
 
 ``failing_script.py FOLDER PLACE FAULT SETTINGS``: in PLACE ("train_step", "val_step", "test_step", "dataset") process 1
 does FAULT ("raise", "kill", "sleep", "leave", "nan", "lock": C code that holds python's lock for 8 s);
-SETTINGS are JSON. With FOREIGN in the environment the script opens the process group by itself, as Ray does, and catches
-what the run raises.
+SETTINGS are JSON. With FOREIGN in the environment the script opens the process group by itself, as Ray does, and
+catches what the run raises.
 """
 
 import ctypes
