@@ -21,6 +21,51 @@ def test_in_debug_mode_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the
     assert batch["x"].shape == (2, 3)
 
 
+class Spoiled(ToyEpochTrainer):
+    """Its second step has a loss, or a gradient, that is not finite."""
+
+    spoils = "loss"
+
+    def train_step(self, epoch, iteration, data_dict):
+        output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+        if iteration == 2 and self.spoils == "loss":
+            result_dict["loss"] = result_dict["loss"] * float("nan")
+        elif iteration == 2:
+            result_dict["loss"] = result_dict["loss"] + self.model.weight.clone().sum() * 0
+            self.model.weight.register_hook(lambda gradient: gradient * float("inf"))
+        return output_dict, result_dict
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_in_debug_mode_a_loss_that_is_not_finite_stops_the_run_in_its_step_and_keeps_the_batch(precision, tmp_path):
+    toy = Spoiled(settings(tmp_path, debug=True, precision=precision))
+    with pytest.raises(NonFiniteError, match=r"epoch 1, iteration 2: the loss is nan\. The batch is saved in"):
+        toy.run()
+    assert toy.updates == 1
+    assert torch.load(tmp_path / "debug" / "batch-epoch1-iter2.pt", weights_only=True)["x"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("setting", [{"precision": "fp16"}, {"nonfinite": "skip"}])
+def test_in_debug_mode_gradients_whose_update_is_skipped_are_no_fault(setting, tmp_path):
+    toy = Spoiled(settings(tmp_path, debug=True, max_skipped=1, **setting))
+    toy.spoils = "gradient"
+    toy.run()
+    assert toy.updates == 3
+    assert torch.isfinite(toy.model.weight).all()
+
+
+def test_in_debug_mode_large_gradients_whose_norm_overflows_are_no_fault(tmp_path):
+    class Large(ToyEpochTrainer):
+        def after_backward(self, *args):
+            self.model.weight.grad.fill_(1e200)
+
+        def optimizer_step(self):
+            self.model.weight.grad.zero_()
+            super().optimizer_step()
+
+    Large(settings(tmp_path, debug=True)).run()
+
+
 def test_anomaly_detection_is_on_only_while_a_debug_run_lasts(tmp_path):
     seen = []
 

@@ -1,8 +1,9 @@
 """A training, or a test, in which one process fails in the midst of it.
 
 ``failing_script.py FOLDER PLACE FAULT SETTINGS``: in PLACE ("train_step", "val_step", "test_step", "dataset") process 1
-does FAULT ("raise", "kill", "sleep", "leave", "lock": C code that holds python's lock for 8 s); SETTINGS are JSON. With
-FOREIGN in the environment the script opens the process group by itself, as Ray does, and catches what the run raises.
+does FAULT ("raise", "kill", "sleep", "leave", "nan", "lock": C code that holds python's lock for 8 s);
+SETTINGS are JSON. With FOREIGN in the environment the script opens the process group by itself, as Ray does, and
+catches what the run raises.
 """
 
 import ctypes
@@ -31,6 +32,8 @@ def fail_in(place, rank, iteration):
         os.kill(os.getpid(), signal.SIGKILL)
     if FAULT == "lock":
         ctypes.PyDLL(None).sleep(8)
+        return
+    if FAULT == "nan":
         return
     if FAULT == "leave":
         sys.exit(3)
@@ -61,7 +64,8 @@ class Trainer(EpochBasedTrainer):
 
     def train_step(self, epoch, iteration, data_dict):
         fail_in("train_step", self.rank, iteration)
-        return {}, {"loss": self.model(data_dict["x"]).square().mean()}
+        spoils = FAULT == "nan" and self.rank == 1 and iteration == 3
+        return {}, {"loss": self.model(data_dict["x"]).square().mean() * (float("nan") if spoils else 1)}
 
     def val_step(self, epoch, iteration, data_dict):
         fail_in("val_step", self.rank, iteration)

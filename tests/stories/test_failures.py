@@ -125,6 +125,27 @@ def test_the_last_line_of_each_process_is_the_cause(tmp_path):
     assert own == "[rank1]: ValueError: a bad cloud"
     assert re.search(r"ProcessError: process 1 on \S+ failed in .*: ValueError: a bad cloud$", text, re.MULTILINE)
     assert "--resume" not in text
+    shown = [line for line in text.splitlines() if line.startswith("[rank1]:   File")]
+    assert len(shown) == 4
+    assert shown[-1].endswith("in fail_in")
+
+
+def test_in_debug_mode_the_process_whose_loss_is_not_finite_is_named_on_all(tmp_path):
+    text = fail(tmp_path, "train_step", "nan", debug=True)
+    message = "NonFiniteError: epoch 1, iteration 3: the loss is nan"
+    assert f"ERROR | stopped by {message}" in text
+    assert re.search(rf"ERROR \| process 1 on \S+ failed in train epoch 1, iteration 3 .*: {message}", text)
+
+
+def test_of_a_deadlock_all_processes_write_where_they_are_before_they_end(tmp_path):
+    script = [SCRIPTS / "failing_script.py", tmp_path, "train_step", "sleep"]
+    settings = json.dumps({"hang_after": "4 s", "on_hang": "stop"})
+    code, text = finish(start([*LAUNCHER, "--nproc-per-node=2", *script, settings]))
+    assert code != 0
+    assert "ERROR | no step for 4 s (trainer.hang_after) in train epoch 1, iteration 3" in text
+    waiting, sleeping = (next(tmp_path.glob(f"debug/hang-*-rank{rank}.txt")).read_text() for rank in range(2))
+    assert "in backward" in waiting
+    assert re.search(r'failing_script.py", line \d+ in fail_in', sleeping)
 
 
 def test_in_a_group_of_somebody_else_the_error_can_be_caught_and_the_group_stays_open(tmp_path, monkeypatch):

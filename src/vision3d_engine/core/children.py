@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -81,6 +82,20 @@ def exiting_on_signals() -> Iterator[None]:
 def lost_children() -> list[BaseProcess]:
     """Return the processes that a signal has ended."""
     return [process for process in _own_children() if (process.exitcode or 0) < 0]
+
+
+def running_children() -> list[BaseProcess]:
+    """Return the processes that run."""
+    return [process for process in _own_children() if process.exitcode is None]
+
+
+def end_process() -> NoReturn:
+    """End this process now, with its children: its main thread hangs where no exception reaches it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    end_children()
+    os._exit(1)
 
 
 def home() -> str:

@@ -165,7 +165,9 @@ class TrainerSettings(Section):
     on_resume: Literal["keep", "config"] = "keep"
     """Whose learning rate and weight decay are in force after a resume: the checkpoint's (keep) or the script's."""
     debug: bool = False
-    """Anomaly detection and a check of every gradient; slow."""
+    """Anomaly detection and a check of every loss and gradient; slow."""
+    pdb: bool = False
+    """Open python's debugger where an error has left the script's own code, if standard input is a terminal."""
     checkpoint: CheckpointName | None = None
     """Checkpoint to load: a path, or a name in the checkpoint folder."""
     test_epoch: AtLeastOne | None = None
@@ -175,6 +177,10 @@ class TrainerSettings(Section):
     they are not compared (for unlike devices, and for weights that shall differ)."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that a process may wait for another before the run ends, saying where and for whom."""
+    hang_after: DurationText | None = "5 min"
+    """Write the stacks of all threads and data workers when no step is made for so long (none: never)."""
+    on_hang: Literal["continue", "stop"] = "continue"
+    """What follows then: the run goes on waiting, or the process ends with code 1."""
     heartbeat_s: float = Field(default=60.0, gt=0)
     """Seconds without a sign of life after which a process counts as dead."""
     device: str | None = None

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 from torch.utils.data import Dataset
 
+from vision3d_engine.core.child_stacks import is_child, note_sample
 from vision3d_engine.core.errors import DataError, SampleError
 from vision3d_engine.core.seeding import seed_at, seed_host
 
@@ -97,17 +98,19 @@ def load_sample(dataset: Any, sample: SampleIndex) -> Any:
         SampleError: when the data set raises, with the line that loads this sample again.
     """
     seed = sample.seed
+    if is_child():
+        note_sample(f"sample {sample.index!r} (epoch {sample.epoch}, position {sample.position})")
     seed_host(seed)
     _CURRENT.append(seed)
     try:
         return dataset[sample.index]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  it is raised again
         message = (
             f"sample {sample.index!r} of {type(dataset).__name__} raised {type(error).__name__}: {error} "
             f"(epoch {sample.epoch}, position {sample.position}). To load it again with the same random numbers: "
             f"vision3d_engine.replay_sample(dataset, {sample.index!r}, epoch={sample.epoch}, seed={seed})"
         )
-        raise SampleError(message) from error
+        raise SampleError(message).with_traceback(error.__traceback__) from error.__cause__  # one traceback, not two
     finally:
         _CURRENT.pop()
 

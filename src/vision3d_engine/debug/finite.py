@@ -105,19 +105,49 @@ def non_finite_gradients(model: nn.Module) -> list[str]:
     return [name for name, gradient in named if not torch.isfinite(local_part(gradient)).all()]
 
 
-def check_gradients(model: nn.Module, data_dict: Any, epoch: int, iteration: int, folder: Path) -> None:
-    """Raise `NonFiniteError` when a gradient is not finite, after writing the batch into the folder.
+class DebugChecks:
+    """Checks in each step of a debug run that loss and gradients are finite; the device is waited for twice a step.
 
-    The error names the parameters and the file.
+    The process whose step is to blame raises, and its failure is told to all others.
+
+    Args:
+        model: whose gradients are looked at.
+        are_skipped: an update with such gradients is skipped, as an overflow of scaled losses is: no fault.
+        epoch: the running epoch.
+        folder: where the batch of a bad step is kept.
     """
-    names = non_finite_gradients(model)
-    if not names:
-        return
-    file = make_folder(folder) / f"batch-epoch{epoch}-iter{iteration}.pt"
-    with atomic_write(file) as stream:
-        torch.save(to_cpu(data_dict), stream)
-    message = (
-        f"epoch {epoch}, iteration {iteration}: the gradient is not finite in {shortened(names, _MAX_NAMES)}. "
-        f"The batch is saved in '{file}'"
-    )
-    raise NonFiniteError(message)
+
+    def __init__(self, model: nn.Module, *, are_skipped: bool, epoch: int, folder: Path) -> None:
+        self._model, self._are_skipped = model, are_skipped
+        self._epoch, self._folder = epoch, folder
+
+    def over(self, step: Callable[[int, Any], tuple[Any, Any, Any]]) -> Callable[[int, Any], tuple[Any, Any, Any]]:
+        """Return a step whose loss is checked before it is walked back; no scale is to blame for that."""
+
+        def checked(iteration: int, data_dict: Any) -> tuple[Any, Any, Any]:
+            loss, *dicts = step(iteration, data_dict)
+            if isinstance(loss, torch.Tensor) and not torch.isfinite(loss.detach()).all():
+                raise self._failure(iteration, data_dict, f"the loss is {loss.detach().float().mean().item()}")
+            return loss, *dicts
+
+        return checked
+
+    def check_gradients(self, _epoch: int, iteration: int, data_dict: Any, *_dicts: Any) -> None:
+        """Look at the norm of the gradients, and for names only when it is not finite.
+
+        Raises:
+            NonFiniteError: naming the parameters and the file with the batch.
+        """
+        gradients = [local_part(each.grad) for each in self._model.parameters() if each.grad is not None]
+        if self._are_skipped or not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
+            return
+        if names := non_finite_gradients(self._model):  # the norm of large numbers may be infinite
+            raise self._failure(iteration, data_dict, f"the gradient is not finite in {shortened(names, _MAX_NAMES)}")
+
+    def _failure(self, iteration: int, data_dict: Any, what: str) -> NonFiniteError:
+        """Keep the batch and return the error."""
+        file = make_folder(self._folder) / f"batch-epoch{self._epoch}-iter{iteration}.pt"
+        with atomic_write(file) as stream:
+            torch.save(to_cpu(data_dict), stream)
+        where = f"epoch {self._epoch}, iteration {iteration}"
+        return NonFiniteError(f"{where}: {what}. The batch is saved in '{file}'")

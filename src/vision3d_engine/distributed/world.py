@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from vision3d_engine.distributed.coordination.agreement import Agreement, StoreAgreement
 from vision3d_engine.distributed.coordination.failure_detector import FailureDetector, StoreFailureDetector
+from vision3d_engine.distributed.coordination.hold import Hold, StoreHold
 from vision3d_engine.distributed.coordination.reductions import NamedSums, Sums
 from vision3d_engine.distributed.coordination.transport_errors import exchange
 from vision3d_engine.distributed.launch.device import choose_device, find_device
@@ -20,7 +21,7 @@ from vision3d_engine.distributed.launch.process_group import (
     opened_group,
 )
 
-_AGREEMENTS, _DETECTORS = count(), count()
+_AGREEMENTS, _DETECTORS, _HOLDS = count(), count(), count()
 
 
 class World:
@@ -60,6 +61,10 @@ class World:
     def failure_detector(self, heartbeat_s: float, patience_s: float) -> FailureDetector:
         """Return a failure detector for one run; to be called by all processes. See `StoreFailureDetector`."""
         return FailureDetector()
+
+    def hold(self) -> Hold:
+        """Return what holds processes until one lets them go; to be called by all of them."""
+        return Hold()
 
     def gather(self, value: Any) -> list[Any]:
         """Return the picklable values of all processes in rank order; waits for them."""
@@ -104,6 +109,10 @@ class ProcessGroupWorld(World):
         times = {"heartbeat_s": heartbeat_s, "patience_s": patience_s}
         is_ours = self._opened is not None
         return StoreFailureDetector(self.rank, self.size, str(next(_DETECTORS)), **times, ends_process=is_ours)
+
+    def hold(self) -> Hold:
+        """Return what holds processes until one lets them go; to be called by all of them."""
+        return StoreHold(str(next(_HOLDS)))
 
     def gather(self, value: Any) -> list[Any]:
         """Return the picklable values of all processes in rank order; waits for them.

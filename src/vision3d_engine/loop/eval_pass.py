@@ -59,6 +59,7 @@ class EvalPass:
             after_iteration,
             prefetcher=Prefetcher(world.device, host_tensors=context.host_tensors),
             bar=context.progress_bar(title),
+            where=self._skipping.where,
             may_be_empty=world.size > 1,
             loader=None if name is None else title_of("validation", name),
         )

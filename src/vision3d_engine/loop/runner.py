@@ -1,16 +1,18 @@
 """The only loop over batches: training, validation and testing hand in their iteration."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from vision3d_engine.core.errors import DataError
+from vision3d_engine.core.errors import DataError, shortened
 from vision3d_engine.data.endless_stream import Place
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.endpoints.context_manager import get_context_manager
 from vision3d_engine.loop.progress_bar import ProgressBar
 from vision3d_engine.loop.result_checks import check_batch
 from vision3d_engine.metrics.step_clock import StepClock
+
+_MAX_NAMES = 16
 
 
 class Runner:
@@ -22,6 +24,7 @@ class Runner:
         after_iteration: called when the time of the batch has been taken; writes the log line when one is due.
         prefetcher: brings batches to the device.
         bar: shows on a terminal or in a notebook how far the walk is.
+        where: returns which batch one is, by its number and place, for errors.
         may_be_empty: no batch is no error, since other processes may have them all.
         loader: what the loader is called in messages; None for that of the phase.
 
@@ -32,7 +35,7 @@ class Runner:
         max_iteration: batches of the whole pass, None when not known.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a walk is made of
         self,
         phase: str,
         iterate: Callable[[int, Any], None],
@@ -40,6 +43,7 @@ class Runner:
         *,
         prefetcher: Prefetcher,
         bar: ProgressBar,
+        where: Callable[[int, Place], str],
         may_be_empty: bool = False,
         loader: str | None = None,
     ) -> None:
@@ -53,6 +57,7 @@ class Runner:
         self._after_iteration = after_iteration
         self._prefetcher = prefetcher
         self.bar = bar
+        self._where = where
         self._may_be_empty = may_be_empty
         self._loader = loader or f"{phase} loader"
 
@@ -87,7 +92,11 @@ class Runner:
             if type(data_dict) is not dict:
                 check_batch(data_dict, self._loader)
             started, mark = time.perf_counter(), clock.start()
-            self._iterate(iteration, data_dict)
+            try:
+                self._iterate(iteration, data_dict)
+            except Exception as error:
+                error.add_note(f"in {self._where(iteration, self.place)}{_named(data_dict)}")
+                raise
             if mark is not None:
                 clock.stop(mark)
             clock.count(started - waiting_since, time.perf_counter() - started)
@@ -114,6 +123,14 @@ class Runner:
             batch, upcoming = upcoming, next(arriving, _END)
             self._has_ended = upcoming is _END
             yield batch
+
+
+def _named(data_dict: Any) -> str:
+    """Return the names of a batch's samples, if it has some: a text or several under ``name`` or ``names``."""
+    names = data_dict.get("name", data_dict.get("names")) if isinstance(data_dict, Mapping) else None
+    names = [names] if isinstance(names, str) else names
+    is_text = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return f" ({shortened(names, _MAX_NAMES)})" if names and is_text else ""
 
 
 _END = object()

@@ -8,7 +8,7 @@ import torch
 from vision3d_engine.core.seeding import StepSeeds
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
-from vision3d_engine.debug.finite import check_gradients
+from vision3d_engine.debug.finite import DebugChecks
 from vision3d_engine.loop.between_updates import BetweenUpdates
 from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.context import PassContext
@@ -62,8 +62,7 @@ class TrainPass:
         between: BetweenUpdates,
     ) -> None:
         self._trainer, self._context, self._progress = trainer, context, context.progress
-        self._epoch = context.progress.epoch
-        loader.counts_samples = context.progress.counts_samples
+        self._epoch, loader.counts_samples = context.progress.epoch, context.progress.counts_samples
         context.counters.follow(loader)
         self._read, self._seeds, self._seeds_steps = read, seeds, loader.is_positioned
         takes_turns = len(optimizers_of(trainer.optimizer)) > 1
@@ -74,7 +73,7 @@ class TrainPass:
         step = self._cast_step if context.settings.precision != "fp32" else self._train_step
         in_parts = takes_turns or context.settings.on_oom == "skip"  # behind a backward pass that has not failed
         self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=in_parts)
-        self._update = self._new_update(average)
+        self._update = _new_update(trainer, context, average, equal_weights=self._equal_weights)
         self._before_step, self._after_backward, self._after_step = map(context.hooks.of, _MOMENTS)
         self._weights: Any = None
         self._observers: list[Callable[..., None]] = []
@@ -85,21 +84,19 @@ class TrainPass:
         self.metrics = context.metrics.new_pass()
         self._skips = TrainSkips(trainer, context, loader, self.meters, self._uneven.walked)
         bar = context.progress_bar(f"epoch {self._epoch}{f'/{trainer.max_epoch}' if trainer.max_epoch else ''}")
-        self.runner = Runner("train", self._iterate, self._after_iteration, prefetcher=prefetcher, bar=bar)
-        parts: dict[str, Any] = {"runner": self.runner, "meters": self.meters, "metrics": self.metrics}
-        self._log = TrainLog(trainer, context, loader, **parts, skips=self._skips, ending=self._ending)
+        parts: dict[str, Any] = {"prefetcher": prefetcher, "bar": bar, "where": self._skips.batches.where}
+        self.runner = Runner("train", self._iterate, self._after_iteration, **parts)
+        parts = {"runner": self.runner, "meters": self.meters, "metrics": self.metrics, "skips": self._skips}
+        self._log = TrainLog(trainer, context, loader, **parts, ending=self._ending)
         self._seen_at_update = (context.progress.total_steps, context.progress.own_samples)
-
-    def _new_update(self, average: NoAverage) -> Update:
-        trainer, settings, parallel = self._trainer, self._context.settings, self._context.parallel
-        is_divided = settings.grad_acc_reduction == "mean"
-        weights = None if self._equal_weights else WindowWeight(parallel, self._progress if is_divided else None)
-        return Update(trainer, settings, parallel, self._context.precision, weights, average.follower())
 
     def _add_own_listeners(self) -> None:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
         if self._context.settings.debug:
-            self._after_backward = [*self._after_backward, self._check_gradients]
+            skips, folder = self._context.precision.is_scaled, self._context.debug_folder
+            checks = DebugChecks(self._trainer.model, are_skipped=skips, epoch=self._epoch, folder=folder)
+            self._after_backward = [*self._after_backward, checks.check_gradients]
+            self._step = checks.over(self._step) if self._context.settings.nonfinite != "skip" else self._step
         acts: tuple[Any, ...] = (self._step, self._train_step, self._after_backward)
         self._joining = Joining(self._context, self._trainer.model, self._update, self._uneven, *acts)
         if self._joining.needs_dicts:
@@ -197,9 +194,6 @@ class TrainPass:
             result_dict, weights = with_further(result_dict, weights, update.take_norms())
         self.meters.update(result_dict, weights)
 
-    def _check_gradients(self, epoch: int, iteration: int, data_dict: Any, *_dicts: Any) -> None:
-        check_gradients(self._trainer.model, data_dict, epoch, iteration, self._context.debug_folder)
-
     def _weigh(self, _epoch: int, _iteration: int, *dicts: Any) -> None:
         """Ask the user what the results of the step weigh."""
         self._weights = weights_by(self._trainer.metric_weight, self.runner.place[2], *dicts)
@@ -296,6 +290,13 @@ def _observers(context: PassContext, has_equal_weights: bool) -> Iterator[Captur
         yield LossUnit(context.endpoints)
     if context.captures.is_used:
         yield context.captures
+
+
+def _new_update(trainer: Any, context: PassContext, average: NoAverage, *, equal_weights: bool) -> Update:
+    settings, parallel = context.settings, context.parallel
+    is_divided = settings.grad_acc_reduction == "mean"
+    weights = None if equal_weights else WindowWeight(parallel, context.progress if is_divided else None)
+    return Update(trainer, settings, parallel, context.precision, weights, average.follower())
 
 
 def _way_to_join(context: PassContext, takes_turns: bool) -> str:

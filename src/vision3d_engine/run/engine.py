@@ -1,5 +1,6 @@
 """What trainers and testers share: a model, a log, hooks, numbers for the writers."""
 
+import inspect
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -96,6 +97,14 @@ class Engine(Outlets):
         """Add a `Hook`, or any object with methods named like moments of the run, and return it."""
         self._hooks.add(hook)
         return hook
+
+    def breakpoint(self, rank: int = 0) -> None:
+        """Open python's debugger here on one process; the others wait until it leaves its first prompt, however long.
+
+        To be called by all processes, in a step or a hook. Where standard input is no terminal it is passed over.
+        """
+        frame = inspect.currentframe()
+        self._session.debugger.open_on(rank, frame and frame.f_back)
 
     def _let_go(self) -> None:
         """Drop the last pass and what reads its loader, at the end of a run."""

@@ -4,18 +4,22 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from vision3d_engine.core.cli import Arguments, command_line, forced
 from vision3d_engine.core.config import read_settings
+from vision3d_engine.core.durations import parse_duration
 from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic, set_tf32
+from vision3d_engine.core.tracebacks import ShortTracebacks, cause_of
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
+from vision3d_engine.debug.debugger import Debugger
+from vision3d_engine.debug.hang_watch import HangWatch
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
+from vision3d_engine.distributed.launch.launcher import names_debugger, wants_full_tracebacks
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
 from vision3d_engine.distributed.world import join_world
@@ -45,6 +49,7 @@ class Session:
     Attributes:
         planned: the settings as they are given.
         settings: those in force, which differ from them in a try-out.
+        debugger: opens python's debugger.
 
     Raises:
         ConfigError: for wrong settings or flags.
@@ -64,6 +69,7 @@ class Session:
         self.logger = self._open_log(role)
         self._endpoints = claim_context_manager()
         self.writers = self._make_writers()
+        self.debugger = Debugger(self.world, self.logger.log)
         self._announce(warnings)
         seed_everything(self.settings.exp.seed + self.world.rank)
         set_cudnn_deterministic(self.settings.trainer.cudnn_deterministic)
@@ -133,35 +139,50 @@ class Session:
             )
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, where: Callable[[], str]) -> Iterator[None]:
         """Run with open writers and the settings' autograd mode; close the writers and say what has stopped the run.
 
         The text log stays open for what the script still has to say; it is closed with the last reference to it.
+
+        Args:
+            where: returns the position of this process.
         """
-        anomaly = self.settings.trainer.debug or torch.is_anomaly_enabled()
+        trainer = self.settings.trainer
+        is_on, skips = trainer.debug, trainer.precision == "fp16" or trainer.nonfinite == "skip"
+        anomaly = (True, not skips) if is_on else (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled())
         try:
             with (
                 self.writers.running(),
                 self._endpoints.active(),
                 torch.enable_grad(),
-                torch.autograd.set_detect_anomaly(anomaly),
+                torch.autograd.set_detect_anomaly(*anomaly),
+                self.debugger.at_breakpoints(not names_debugger()),
             ):
                 yield
         except ProcessError as error:  # said already; the way here through the transport explains nothing
             raise error.with_traceback(None) from None
         except Exception as error:
+            if not getattr(error, "__notes__", ()):  # a step says more than that
+                error.add_note(f"the run was in {where()}")
             self._log_failure(error)
             raise
 
     def _log_failure(self, error: Exception) -> None:
         """Say what has stopped the run; the traceback goes into the file only, since python prints it."""
-        self.logger.log(f"stopped by {type(error).__name__}: {error}", "ERROR")
-        self.logger.log(f"what it has said and its traceback are in '{self.folders.logs}'", "INFO")
+        self.logger.log(f"stopped by {cause_of(error)} ({'; '.join(error.__notes__)})", "ERROR")
+        self.logger.log(f"what it has said and its whole traceback are in '{self.folders.logs}'", "INFO")
         level = "DEBUG" if self.world.is_main else "WARNING"
         self.logger.log("".join(traceback.format_exception(error)), level)
 
-    def detecting_failures(self, where: Callable[[], str]) -> AbstractContextManager[None]:
-        """Notice other processes that fail while a block runs; to be called by all of them.
+    def short_tracebacks(self) -> ShortTracebacks:
+        """Return what lets errors show the user's own lines; the log has them all, and so does who asks for them."""
+        return ShortTracebacks(not wants_full_tracebacks())
+
+    @contextlib.contextmanager
+    def watching(self, where: Callable[[], str]) -> Iterator[None]:
+        """Notice what goes wrong while a block runs; to be called by all processes.
+
+        That is: other processes that fail, no step for long, and, with ``--pdb``, errors of its own.
 
         Args:
             where: returns the position of this process; called by a thread.
@@ -171,4 +192,17 @@ class Session:
         """
         trainer = self.settings.trainer
         detector = self.world.failure_detector(trainer.heartbeat_s, trainer.collective_timeout_s)
-        return detector.watching(where, self.logger.log)
+        failures, errors = detector.watching(where, self.logger.log), self.debugger.after_errors(trainer.pdb)
+        with self._hang_watch().watching(where), failures, errors:
+            yield
+
+    def _hang_watch(self) -> HangWatch:
+        trainer = self.settings.trainer
+        return HangWatch(
+            parse_duration(trainer.hang_after) if trainer.hang_after else None,
+            ends_process=trainer.on_hang == "stop",
+            folder=self.folders.output / "debug",
+            rank=self.world.rank,
+            say=self.logger.log,
+            is_paused=lambda: self.debugger.is_open,
+        )

@@ -1,7 +1,7 @@
 """The sequence of a training run: check the folder, load, take it over, train and validate epoch by epoch, end."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -106,7 +106,8 @@ class TrainingRun:
         """Train and validate until the run ends; or validate once and save nothing."""
         self._only_validates = only_validation
         self.validations.check_parts(only_validation, self.checkpoints.metrics, self.scheduling.metrics)
-        with self._session.running(), self._surroundings():
+        where = self._trainer._where  # noqa: SLF001  the engine's own
+        with self._session.running(where), self._surroundings(where):
             self._session.check_arguments()
             if not only_validation:
                 self._check_folder()
@@ -120,7 +121,7 @@ class TrainingRun:
                 self.autosave.note_ending(self.ending.closed_state())
 
     @contextlib.contextmanager
-    def _surroundings(self) -> Iterator[None]:
+    def _surroundings(self, where: Callable[[], str]) -> Iterator[None]:
         """Hold the folder, save, and notice signals, requests and failures of other processes."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.ending.running())
@@ -130,7 +131,7 @@ class TrainingRun:
                 stack.enter_context(self.autosave.running())
                 stack.enter_context(self.autosave.agreement.listening(self._context.logger.warn))
                 stack.enter_context(self._stop_requests.listening())
-            stack.enter_context(self._session.detecting_failures(self._trainer._where))  # noqa: SLF001  the engine's own
+            stack.enter_context(self._session.watching(where))
             yield
 
     def _check_folder(self) -> None:

@@ -121,18 +121,22 @@ class BaseTester(Engine, abc.ABC):
         Raises:
             EngineError: for a missing part or checkpoint, an empty loader, a wrong result dict, ...
         """
-        self._require(test_loader=self.test_loader, model=self.model)
-        try:
-            with self._session.running(), self._session.detecting_failures(self._where):
-                self._session.check_arguments()
-                self._context.world.gather(None)  # the main one may still have written the file for a trainer before
-                self.load(self._checkpoint_name())
-                self.model.eval()
-                self._hooks.bind()
-                self.test_epoch()
-                self._tell_end()
-        finally:
-            self._let_go()
+        with self._session.short_tracebacks():
+            self._require(test_loader=self.test_loader, model=self.model)
+            try:
+                self._test()
+            finally:
+                self._let_go()
+
+    def _test(self) -> None:
+        with self._session.running(self._where), self._session.watching(self._where):
+            self._session.check_arguments()
+            self._context.world.gather(None)  # the main one may still have written the file for a trainer before
+            self.load(self._checkpoint_name())
+            self.model.eval()
+            self._hooks.bind()
+            self.test_epoch()
+            self._tell_end()
 
     def _where(self) -> str:
         """Say where in the run this process is."""

@@ -198,12 +198,13 @@ class BaseTrainer(TrainerParts, TrainHooks, abc.ABC):
         Raises:
             EngineError: for a missing part, an empty loader, a wrong result dict, a checkpoint that does not fit, ...
         """
-        self._require(train_loader=self.train_loader, model=self.model, optimizer=self.optimizer)
-        refuse_hidden_methods(self, _CALLED)
-        try:
-            self._run.run(only_validation)
-        finally:
-            self._let_go()
+        with self._session.short_tracebacks():
+            self._require(train_loader=self.train_loader, model=self.model, optimizer=self.optimizer)
+            refuse_hidden_methods(self, _CALLED)
+            try:
+                self._run.run(only_validation)
+            finally:
+                self._let_go()
 
     def stop(self, reason: str | None = None) -> None:
         """End the run in good order, from any hook or step; one process of several is enough.

@@ -2,19 +2,20 @@
 
 import os
 import platform
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Literal, NoReturn
+from typing import Literal
 
-from vision3d_engine.core.children import end_children
+from vision3d_engine.core.children import end_process
 from vision3d_engine.core.errors import ProcessError
+from vision3d_engine.core.tracebacks import cause_of, users_part
 from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, described
 from vision3d_engine.distributed.coordination.stack_location import line_of
 from vision3d_engine.distributed.coordination.store import own_connection
 from vision3d_engine.distributed.coordination.transport_errors import is_lost_connection, lost_text
+from vision3d_engine.distributed.launch.launcher import wants_full_tracebacks
 
 _INTERVAL_S = 0.5
 # Several intervals: who is silent for so long while another has lost a connection is the one that is lost.
@@ -127,7 +128,7 @@ class StoreFailureDetector(FailureDetector):
         """
         _tell_torchrun(error)
         place = f"{self._position.where_now()} ({line_of(error.__traceback__)})"
-        self._own_failure = f"{self._name()} failed in {place}: {_in_short(error)}"
+        self._own_failure = f"{self._name()} failed in {place}: {cause_of(error)[:_MAX_TEXT]}"
         if self._failure is None and self._is_posted.wait(_GRACE_S):
             time.sleep(2 * _INTERVAL_S)
 
@@ -152,7 +153,7 @@ class StoreFailureDetector(FailureDetector):
             if is_ending and (self._own_failure is not None or not self._ends_process):
                 return
             time.sleep(_CLOSING_S if is_ending else 0)
-            _end_process()
+            end_process()
 
     def _is_cut_off(self) -> bool:
         """Tell whether the store is silent and this process waits for others; who works may well be left alone."""
@@ -260,27 +261,14 @@ class StoreFailureDetector(FailureDetector):
         return f"trainer.heartbeat_s: {self._heartbeat_s:g}"
 
 
-def _in_short(error: Exception) -> str:
-    """Return kind and message of an error; of one from a data worker, which holds a traceback, the last line."""
-    text = str(error).strip()
-    if "Traceback (most recent call last)" in text:
-        return text.splitlines()[-1].rpartition("vision3d_engine.core.errors.")[2][:_MAX_TEXT]
-    return f"{type(error).__name__}: {text}"[:_MAX_TEXT]
-
-
 def _tell_torchrun(error: Exception) -> None:
     """Let torchrun's report name this error as the first, with its traceback, if torchrun has started us."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+        whole = error.__traceback__
+        if not wants_full_tracebacks():
+            error.__traceback__ = users_part(whole) or whole
         with suppress(Exception):
             get_error_handler().record_exception(error)
-
-
-def _end_process() -> NoReturn:
-    """End now: the main thread hangs in an exchange that no exception reaches."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    end_children()
-    os._exit(1)
+        error.__traceback__ = whole

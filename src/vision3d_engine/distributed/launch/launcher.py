@@ -68,6 +68,16 @@ def slurm_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+def wants_full_tracebacks() -> bool:
+    """Tell whether a person wants to see the engine's own lines in tracebacks."""
+    return os.environ.get("VISION3D_FULL_TRACEBACK", "") not in {"", "0"}
+
+
+def names_debugger() -> bool:
+    """Tell whether a person has chosen by ``PYTHONBREAKPOINT`` what ``breakpoint()`` does."""
+    return bool(os.environ.get("PYTHONBREAKPOINT"))
+
+
 def _variables() -> dict[str, str]:
     """Return the variables that torchrun sets, as far as they are there; those of Open MPI under torchrun's names."""
     env = os.environ
