@@ -1,18 +1,21 @@
 """One pass over validation or test data: without gradients, every case counted once."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 
 from vision3d_engine.core.errors import SkipBatch
-from vision3d_engine.core.seeding import StepSeeds
+from vision3d_engine.core.seeding import StepSeeds, derived_seed
 from vision3d_engine.data.exact_length import at_most
 from vision3d_engine.data.loader_sets import title_of
 from vision3d_engine.data.prefetcher import Prefetcher
+from vision3d_engine.data.remaining import RemainingBatches
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.logs.log_line import get_log_string
+from vision3d_engine.loop.case_results import CaseResults
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.metric_weights import weights_by
 from vision3d_engine.loop.result_checks import ResultChecker, as_numbers
@@ -30,6 +33,7 @@ class EvalPass:
         loader: the data.
         after_iteration: called after each batch with its number.
         name: of several sets, for messages.
+        meters: what takes in the numbers of the steps.
     """
 
     phase = "val"
@@ -42,6 +46,7 @@ class EvalPass:
         loader: ResumableLoader,
         after_iteration: Callable[[int], None],
         name: str | None = None,
+        meters: Any = None,
     ) -> None:
         world = context.world
         self._owner, self._context, self._loader = owner, context, loader
@@ -49,7 +54,7 @@ class EvalPass:
         self._seeds: StepSeeds | None = None
         self._weighs_all_alike = context.hooks.is_default("metric_weight")
         loader.counts_samples = context.progress.counts_samples
-        self.meters = RunningMeans(context.counters.sum_up)
+        self.meters = RunningMeans(context.counters.sum_up) if meters is None else meters
         self._skipping = SkippedBatches(context, loader, self.meters, self.phase, name=name)
         title = self.phase if name is None else f"{self.phase} '{name}'"
         self.runner = Runner(
@@ -79,8 +84,12 @@ class EvalPass:
         limit = self._context.settings.limit_batches
         length = at_most(self._loader.length, limit)
         with self._context.parallel.local_forward(self._owner.model, length):
-            self.runner.run(islice(self._loader.batches(seed, epoch), limit), length)
+            self._walk(seed, epoch, length)
         return with_skipped(self.meters.means(), self.meters)
+
+    def _walk(self, seed: int, epoch: int, length: int | None) -> None:
+        """Run over the batches, ``length`` of them where that is known."""
+        self.runner.run(islice(self._loader.batches(seed, epoch), self._context.settings.limit_batches), length)
 
     def _iterate(self, iteration: int, data_dict: Any) -> None:
         self._context.progress.iteration = iteration
@@ -125,8 +134,12 @@ def follow_main(context: PassContext, summary_dict: dict[str, Any], source: str)
 class TestPass(EvalPass):
     """Walks a test loader once; each batch is taken apart into cases, and each case is evaluated by itself.
 
+    Batches that an earlier attempt has done are left out. What a step draws depends on the number of its batch alone,
+    so that neither this nor the number of processes changes a result.
+
     Args:
         cases_of: returns data and output of each case, given number, data and output of a batch.
+        results: takes in the numbers of the cases, and knows which batches are done.
 
     Attributes:
         last_case: number, data, output and results of the latest case, for the log line.
@@ -141,12 +154,16 @@ class TestPass(EvalPass):
         self,
         owner: Any,
         context: PassContext,
-        loader: ResumableLoader,
+        loader: RemainingBatches,
         after_iteration: Callable[[int], None],
         cases_of: Callable[[int, Any, Any], Iterable[tuple[Any, Any]]],
+        results: CaseResults,
     ) -> None:
-        super().__init__(owner, context, loader, after_iteration)
-        self._cases_of, self._cases = cases_of, 0
+        super().__init__(owner, context, loader, after_iteration, meters=results)
+        self._cases_of, self._cases, self._results_of = cases_of, 0, results
+        self._remaining = loader.remaining
+        seeds = StepSeeds(derived_seed(context.seed, "test"), context.world.device)
+        self._batch_seeds = seeds if loader.is_positioned else None  # else they are set before a batch is read
         self.last_case: tuple[int, Any, Any, Any] = (0, None, None, None)
         self.numbers: dict[str, float] = {}
 
@@ -157,9 +174,24 @@ class TestPass(EvalPass):
         summary_dict = self.walk(context.data_seed("test"), epoch=1)
         context.fire("after_test_epoch", summary_dict)
         self.numbers = follow_main(context, summary_dict, "after_test_epoch")
+        self._results_of.finish(self.numbers)
         text = get_log_string(self.numbers, time_dict=self.runner.clock.means())
         self._owner.log(f"[Test] {text}", level="SUCCESS")
         return summary_dict
+
+    def _walk(self, seed: int, epoch: int, length: int | None) -> None:
+        done, limit = self._results_of.done_here, self._context.settings.limit_batches
+        left = None if limit is None else limit - len(done)
+        self.runner.run(islice(self._remaining(seed, epoch, done), left), length, len(done))
+
+    def _iterate(self, _iteration: int, data_dict: Any) -> None:
+        """Walk one batch; its number counts also those that an earlier attempt has done."""
+        number = self.runner.place[1]
+        self._cases += self._results_of.open_batch(number, self._loader.samples_at(self.runner.place))
+        if self._batch_seeds is not None:
+            self._batch_seeds.seed(self._results_of.batch)
+        super()._iterate(number, data_dict)
+        self._results_of.close_batch()
 
     def _results(self, iteration: int, data_dict: Any) -> Iterator[tuple[dict[str, Any], Any]]:
         """One test batch, case by case; each weighs 1, and a whole batch as much as it has samples."""
@@ -172,8 +204,9 @@ class TestPass(EvalPass):
             raise SkipBatch("test_step returned None")
         cases = list(self._cases_of(iteration, data_dict, output_dict))
         samples = self.runner.place[2] if len(cases) == 1 else 1
-        for data, output in cases:
+        for place, (data, output) in enumerate(cases):
             self._cases = number = self._cases + 1
+            self._results_of.open_case(place, len(cases), partial(owner.sample_name, number, data))
             try:
                 result_dict = self._checks.present(owner.eval_step(number, data, output))
             except SkipBatch as error:
@@ -182,4 +215,5 @@ class TestPass(EvalPass):
             self._checks.check(result_dict)
             hooks.fire("after_test_step", number, data, output, result_dict)
             self.last_case = (number, data, output, result_dict)
+            self._results_of.close_case()
             yield result_dict, self._weights(samples, data, output, result_dict)
