@@ -293,8 +293,8 @@ class _SampleFiles:
 
 _INCOMPLETE = (
     "'{}' has the results of {} batches, and the data set has {}: either the loader has ended early, or processes on "
-    "other machines have gone on with what only they have. Start anew with --overwrite, with exp.output_dir in a folder "
-    "that all machines share"
+    "other machines have gone on with what only they have. Start anew with --overwrite, and exp.output_dir in a "
+    "folder that all machines share"
 )
 _CLASH = (
     "save_result('{}') for the sample '{}': '{}' is there already. Two samples have this name, or one is saved twice: "

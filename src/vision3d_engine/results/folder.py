@@ -73,7 +73,9 @@ class ResultsFolder:
         if not overwrite:
             found = [f"{kind}: {sum(1 for _ in (self.path / kind).iterdir())} files" for kind in self.kinds()]
             message = f"'{self.path}' holds results of an earlier test ({shortened(found)}). Add --resume to go on "
-            raise FolderInUseError(message + "with it, --overwrite to remove them and start anew, or set exp.output_dir")
+            raise FolderInUseError(
+                message + "with it, --overwrite to remove them and start anew, or set exp.output_dir"
+            )
         aside, kinds = self.path / _OVERWRITTEN, self.kinds()
         if aside.exists():
             for kind in kinds:

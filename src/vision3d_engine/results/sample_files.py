@@ -28,7 +28,7 @@ def safe_name(name: str) -> str:
 
 
 def to_arrays(values: Any) -> Arrays:
-    """Return copies on the host of tensors of any device, arrays, numbers and text; entries of a nested dict as ``a/b``.
+    """Return copies on the host of tensors, arrays, numbers and text; entries of a nested dict as ``a/b``.
 
     Raises:
         ResultError: for anything else, naming it.

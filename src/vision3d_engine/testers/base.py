@@ -101,7 +101,9 @@ class BaseTester(Engine, abc.ABC):
             ResultError: in a test that goes on with an earlier attempt, whose records are lost.
         """
         if self._results is not None and self._results.has_former:
-            message = "add_records does not go with --resume: what it kept of the batches that are done is lost. Return "
+            message = (
+                "add_records does not go with --resume: what it kept of the batches that are done is lost. Return "
+            )
             raise ResultError(f"{message}numbers from eval_step, use save_result, or start anew without --resume")
         super().add_records(records)
 
