@@ -12,7 +12,6 @@ from vision3d_engine.core.seeding import StepSeeds, derived_seed
 from vision3d_engine.data.exact_length import at_most
 from vision3d_engine.data.loader_sets import title_of
 from vision3d_engine.data.prefetcher import Prefetcher
-from vision3d_engine.data.remaining import RemainingBatches
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.logs.log_line import get_log_string
 from vision3d_engine.loop.case_results import CaseResults
@@ -138,6 +137,7 @@ class TestPass(EvalPass):
     so that neither this nor the number of processes changes a result.
 
     Args:
+        loader: the data, as `RemainingBatches`.
         cases_of: returns data and output of each case, given number, data and output of a batch.
         results: takes in the numbers of the cases, and knows which batches are done.
 
@@ -154,7 +154,7 @@ class TestPass(EvalPass):
         self,
         owner: Any,
         context: PassContext,
-        loader: RemainingBatches,
+        loader: Any,
         after_iteration: Callable[[int], None],
         cases_of: Callable[[int, Any, Any], Iterable[tuple[Any, Any]]],
         results: CaseResults,
@@ -184,13 +184,13 @@ class TestPass(EvalPass):
         left = None if limit is None else limit - len(done)
         self.runner.run(islice(self._remaining(seed, epoch, done), left), length, len(done))
 
-    def _iterate(self, _iteration: int, data_dict: Any) -> None:
+    def _iterate(self, iteration: int, data_dict: Any) -> None:
         """Walk one batch; its number counts also those that an earlier attempt has done."""
-        number = self.runner.place[1]
-        self._cases += self._results_of.open_batch(number, self._loader.samples_at(self.runner.place))
+        iteration = self.runner.place[1]
+        self._cases += self._results_of.open_batch(iteration, self._loader.samples_at(self.runner.place))
         if self._batch_seeds is not None:
             self._batch_seeds.seed(self._results_of.batch)
-        super()._iterate(number, data_dict)
+        super()._iterate(iteration, data_dict)
         self._results_of.close_batch()
 
     def _results(self, iteration: int, data_dict: Any) -> Iterator[tuple[dict[str, Any], Any]]:

@@ -13,8 +13,8 @@ from vision3d_engine.core.files import GrowingFile
 
 Line = dict[str, Any]
 """``batch``, its number from 0; ``opened``, how many cases it held; ``skipped``, how often something was left out;
-``files``; ``cases``: dicts of ``name``, ``index`` (None where it is not known), ``values``, ``weights`` (one number, or a
-dict by key)."""
+``files``; ``cases``: dicts of ``name``, ``index`` (None where it is not known), ``values``, ``weights`` (one number, or
+a dict by key)."""
 
 
 class Where(NamedTuple):

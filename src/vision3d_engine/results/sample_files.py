@@ -109,13 +109,8 @@ def check_cloud(arrays: Arrays) -> None:
     """Refuse what is no cloud, before it is handed to the thread that writes.
 
     Raises:
-        ResultError: naming the entry, and for a missing plyfile.
+        ResultError: naming the entry.
     """
-    try:
-        import plyfile  # noqa: F401
-    except ImportError as error:
-        message = "save_result(..., format='ply') needs plyfile: pip install plyfile, or leave format out for npz"
-        raise ResultError(message) from error
     points = arrays.get("points")
     if points is None or points.shape[1:] != (3,):
         found = listed(f"{key} {array.shape}" for key, array in arrays.items())

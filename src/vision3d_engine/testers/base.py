@@ -72,9 +72,9 @@ class BaseTester(Engine, abc.ABC):
         index, as with a sampler of a script's own, the number of the batch stands for it.
         """
         name = data_dict.get("name") if isinstance(data_dict, Mapping) else None
-        is_single = isinstance(name, list | tuple) and len(name) == 1
-        found = name[0] if is_single else name
-        return found if isinstance(found, str) else None
+        if isinstance(name, list | tuple) and len(name) == 1:
+            name = name[0]
+        return name if isinstance(name, str) else None
 
     def save_result(self, name: str, values: Mapping[str, Any], format: str = "npz") -> None:  # noqa: A002  as in PIL
         """Write ``results/NAME/SAMPLE.npz`` for the case at hand, whole or not at all, by a thread.
@@ -202,10 +202,9 @@ class BaseTester(Engine, abc.ABC):
 
     def _tell_end(self) -> None:
         """Say once more what came out, over how many cases and of which weights; a script's own loop is its own."""
-        ended = self._pass
-        if ended is None:
+        ended, results = self._pass, self._results
+        if ended is None or results is None:
             return
-        results = self._results
         self._tell_cases(results)
         numbers = (text.partition(": ") for text in get_format_strings(ended.numbers))
         lines = first_of({name: number for name, _, number in numbers})
