@@ -42,7 +42,7 @@ def test_a_tensor_that_is_changed_later_is_saved_as_it_was():
 
 @pytest.mark.parametrize("value", [object(), [torch.ones(2), torch.ones(3)], None, [np.ones(2), np.ones(3)]])
 def test_what_is_no_array_is_refused_by_its_name(value):
-    with pytest.raises(ResultError, match="'odd' is .*expected a tensor"):
+    with pytest.raises(ResultError, match=r"'odd' is .*expected a tensor"):
         to_arrays({"odd": value})
 
 

@@ -59,4 +59,4 @@ def test_a_wrong_wish_for_the_worst_cases_is_said():
 
 def test_the_table_for_people_has_a_line_a_number():
     text = statistics_text(collected([case("a", rre=1.5), case("b", rre=2.5)]).table())
-    assert text.split() == "cases mean median lower_quartile upper_quartile rre 2 2 2 1.75 2.25".split()
+    assert text.split()[-6:] == ["rre", "2", "2", "2", "1.75", "2.25"]

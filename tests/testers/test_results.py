@@ -219,7 +219,7 @@ def test_a_full_disk_ends_the_test_and_says_what_to_do_and_the_test_goes_on_late
         sample_files.write_npz(path, arrays)
 
     monkeypatch.setitem(sample_files.FORMATS, "npz", full)
-    with pytest.raises(FolderError, match="'.*results': No space left on device. Make space, .* --resume"):
+    with pytest.raises(FolderError, match=r"'.*results': No space left on device. Make space, .* --resume"):
         whole(tmp_path)
     assert len(list((tmp_path / "results" / "prediction").iterdir())) == 4
     monkeypatch.setitem(sample_files.FORMATS, "npz", sample_files.write_npz)
