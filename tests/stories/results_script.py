@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 
 from vision3d_engine import BatchTester, build_dataloader
 from vision3d_engine.core import background, files
-from vision3d_engine.loop import case_results
+from vision3d_engine.loop import case_block
 
 folder, lasts = Path(sys.argv[1]), list(map(int, sys.argv[2].split(",")))
 del sys.argv[1:3]
-background._EVERY_S, case_results._CASES = 0.002, 8
+background._EVERY_S, case_block._CASES = 0.002, 8
 left = [lasts[-1]]
 
 

@@ -13,7 +13,7 @@ from tests.toys import Rows, ToyBatchTester, ToySingleTester, linear_model, rows
 from vision3d_engine import build_dataloader
 from vision3d_engine.core.errors import FolderError, FolderInUseError, ResultError
 from vision3d_engine.core.locks import locked_folder
-from vision3d_engine.loop import case_results
+from vision3d_engine.loop import case_block
 from vision3d_engine.results import sample_files
 
 
@@ -34,7 +34,7 @@ class Saving(ToySingleTester):
 
 @pytest.fixture(autouse=True)
 def _short_blocks(monkeypatch):
-    monkeypatch.setattr(case_results, "_CASES", 2)
+    monkeypatch.setattr(case_block, "_CASES", 2)
 
 
 def stopped(folder, at, **trainer):
@@ -376,13 +376,13 @@ def test_another_test_in_the_folder_is_refused_while_one_runs(tmp_path):
 def test_numbers_are_read_in_blocks_and_nothing_else_waits(tmp_path, monkeypatch):
     save_weights(tmp_path)
     waiting = []
-    real = case_results._Block.read
+    real = case_block.CaseBlock.read
 
     def read(self):
         waiting.append(len(self.lines))
         return real(self)
 
-    monkeypatch.setattr(case_results._Block, "read", read)
+    monkeypatch.setattr(case_block.CaseBlock, "read", read)
     ToySingleTester(settings(tmp_path), rows_loader(60, batch_size=1)).run()
     assert max(waiting) == 2
     assert sum(waiting) == 60

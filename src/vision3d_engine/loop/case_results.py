@@ -1,28 +1,24 @@
 """The numbers and files of the cases of a test, kept where a killed test finds them again."""
 
-import time
+import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from vision3d_engine.core.errors import FolderError, ResultError, did_you_mean, listed
-from vision3d_engine.core.tree import describe
+from vision3d_engine.checkpoint.files import plain_state
+from vision3d_engine.core.errors import FolderError, ResultError
 from vision3d_engine.distributed.world import World
-from vision3d_engine.metrics.running_means import SKIPPED, on_host
-from vision3d_engine.metrics.step_rows import NOT_ONE_NUMBER, exact_type
+from vision3d_engine.loop.case_block import CaseBlock
+from vision3d_engine.metrics.running_means import SKIPPED
 from vision3d_engine.results.folder import ResultsFolder
-from vision3d_engine.results.journal import Journal, Journals, Line
-from vision3d_engine.results.sample_files import FORMATS, check_cloud, safe_name, to_arrays
+from vision3d_engine.results.journal import Journal, Journals, Line, files_in
+from vision3d_engine.results.sample_writer import SampleFiles
 from vision3d_engine.results.statistics import Statistics, worst_cases
 from vision3d_engine.results.table import CaseTable, write_summary, write_table
 from vision3d_engine.results.writer import OrderedWriter, as_folder_error
-
-# A block ends with so many cases, or after so many seconds; a test that is killed loses at most its last block.
-_CASES, _SECONDS = 64, 1.0
 
 
 class CaseResults:
@@ -52,9 +48,10 @@ class CaseResults:
         self._done = {batch // size: cases for batch, cases in sorted(done.items()) if batch % size == rank}
         self._has_former = bool(done)
         self._journal = Journal(folder.progress, attempt, rank)
+        self._metrics: Any = None
         self._writer = OrderedWriter(folder.path)
-        self._block = _Block()
-        self._files = _SampleFiles(folder, self._writer)
+        self._block = CaseBlock()
+        self._files = SampleFiles(folder, self._writer)
         self._line: Line = {}
         self._indices: list[int] | None = None
         self._case: dict[str, Any] | None = None
@@ -74,6 +71,13 @@ class CaseResults:
     def has_former(self) -> bool:
         """Whether earlier attempts have done some batches of any process."""
         return self._has_former
+
+    def follow(self, metrics: Any) -> None:
+        """Keep the states of metrics, ``state_dict()``, with each block, as one record with what they cover.
+
+        Those of earlier attempts are handed to ``add_state(state)`` of the main process by `means`.
+        """
+        self._metrics = metrics
 
     # ------------------------------------------------------------------------------------------- batches and cases
 
@@ -135,7 +139,8 @@ class CaseResults:
 
     def _end_block(self) -> None:
         if lines := self._block.read():
-            self._writer.put(partial(self._journal.add, lines))
+            state = None if self._metrics is None else to_bytes(self._metrics.state_dict())
+            self._writer.put(partial(self._journal.add, lines, state))
 
     # ------------------------------------------------------------------------------------------- the end
 
@@ -159,6 +164,7 @@ class CaseResults:
         self._end_block()
         self._writer.flush()
         self._bring_journals()
+        self._add_states()
         found = self._world.gather(self._merge() if self._world.is_main else None)[0]
         self.cases, skipped, means = found
         self.counted = {SKIPPED: skipped} if skipped else {}
@@ -166,11 +172,18 @@ class CaseResults:
 
     def _bring_journals(self) -> None:
         """Let the main process have all journals, also where it shares no folder with the others."""
-        own = Journals(self._folder.progress).paths
+        own = files_in(self._folder.progress)
         there = self._world.gather([path.name for path in own])[0]
         brought = self._world.gather({path.name: path.read_bytes() for path in own if path.name not in there})
         for name, text in [item for each in brought for item in each.items()] if self._world.is_main else ():
             (self._folder.progress / name).write_bytes(text)
+
+    def _add_states(self) -> None:
+        """Let the metrics of the main process have what earlier attempts of all processes have counted."""
+        if self._metrics is None or not self._world.is_main:
+            return
+        for path in Journals(self._folder.progress).states(before=self._journal.attempt):
+            self._metrics.add_state(torch.load(path, map_location="cpu", weights_only=True))
 
     def _merge(self) -> tuple[int, int, dict[str, float]]:
         table = CaseTable(self._folder.progress)
@@ -194,109 +207,19 @@ class CaseResults:
         return worst_cases(CaseTable(self._folder.progress), by, count)
 
 
-class _Block:
-    """Lines whose numbers may still be on the device."""
+def to_bytes(state: Any) -> bytes:
+    """Return a state as a file has it, now, since it goes on counting.
 
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-        self._waiting: list[torch.Tensor] = []
-        self._since = time.monotonic()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it shall be read now."""
-        many = sum(len(line["cases"]) for line in self.lines[-_CASES:]) >= _CASES or len(self.lines) >= _CASES
-        return many or time.monotonic() - self._since >= _SECONDS
-
-    def take(self, key: str, value: Any) -> Any:
-        """Return a number of the host, or what stands for one on a device until the block is read."""
-        if not isinstance(value, torch.Tensor):
-            return _number(key, value)
-        if value.numel() != 1:
-            raise ResultError(NOT_ONE_NUMBER.format(key, describe(value), len(self.lines) + 1))
-        if value.device.type == "cpu":
-            return value.item()
-        copy = torch.empty((), dtype=exact_type(value.device), device=value.device)
-        self._waiting.append(copy.copy_(value.detach().reshape(())))
-        return _Waiting(len(self._waiting) - 1, is_whole=not value.is_floating_point())
-
-    def read(self) -> list[Line]:
-        """Return the lines with all their numbers, in one copy from the device, and begin a new block."""
-        numbers, lines = on_host(self._waiting), self.lines
-        self.lines, self._waiting, self._since = [], [], time.monotonic()
-        for case in (case for line in lines for case in line["cases"]):
-            case["values"] = {key: _read(value, numbers) for key, value in case["values"].items()}
-            case["weights"] = _read(case["weights"], numbers)
-        return lines
-
-
-class _Waiting:
-    """Stands for a number that is on the device."""
-
-    def __init__(self, place: int, *, is_whole: bool) -> None:
-        self.place, self.is_whole = place, is_whole
-
-
-def _read(value: Any, numbers: list[float]) -> Any:
-    if isinstance(value, dict):
-        return {key: _read(item, numbers) for key, item in value.items()}
-    if not isinstance(value, _Waiting):
-        return value
-    return int(numbers[value.place]) if value.is_whole else numbers[value.place]
-
-
-def _number(key: str, value: Any) -> float:
-    """Return a number of the host as JSON has it."""
-    number = value.item() if hasattr(value, "item") else value
-    try:
-        return number if type(number) in {int, float} else float(number)
-    except (TypeError, ValueError) as error:
-        raise ResultError(NOT_ONE_NUMBER.format(key, describe(value), 1)) from error
-
-
-class _SampleFiles:
-    """The files of single samples, each under a name of its own."""
-
-    def __init__(self, folder: ResultsFolder, writer: OrderedWriter) -> None:
-        self._folder, self._writer = folder, writer
-        self._kinds: dict[str, Path] = {}
-        self._under_way: set[Path] = set()
-
-    def save(self, kind: str, sample: str, values: Any, suffix: str) -> str:
-        """Hand a file to the thread that writes, and return its name.
-
-        Raises:
-            ResultError: for a name that a file has already, another format, or values that it cannot hold.
-        """
-        if suffix not in FORMATS:
-            message = f"save_result(..., format='{suffix}'){did_you_mean(suffix, FORMATS)}: there are {listed(FORMATS)}"
-            raise ResultError(message)
-        arrays = to_arrays(values)
-        if suffix == "ply":
-            check_cloud(arrays)
-        path = self._folder_of(safe_name(kind)) / f"{safe_name(sample)}.{suffix}"
-        if path in self._under_way or path.exists():
-            raise ResultError(_CLASH.format(kind, sample, path))
-        self._under_way.add(path)
-        self._writer.put(partial(self._write, path, arrays), sum(array.nbytes for array in arrays.values()))
-        return f"{path.parent.name}/{path.name}"
-
-    def _folder_of(self, kind: str) -> Path:
-        if kind not in self._kinds:
-            self._kinds[kind] = self._folder.open_kind(kind)
-        return self._kinds[kind]
-
-    def _write(self, path: Path, arrays: dict[str, Any]) -> None:
-        FORMATS[path.suffix[1:]](path, arrays)
-        self._under_way.discard(path)
+    Raises:
+        CheckpointError: for what would not load as data only.
+    """
+    buffer = io.BytesIO()
+    torch.save(plain_state(state), buffer)
+    return buffer.getvalue()
 
 
 _INCOMPLETE = (
     "'{}' has the results of {} batches, and the data set has {}: either the loader has ended early, or processes on "
     "other machines have gone on with what only they have. Start anew with --overwrite, and exp.output_dir in a "
     "folder that all machines share"
-)
-_CLASH = (
-    "save_result('{}') for the sample '{}': '{}' is there already. Two samples have this name, or one is saved twice: "
-    "give each sample a name of its own in data_dict['name'], or override sample_name, or save under another kind"
 )
