@@ -34,6 +34,7 @@ class CaseResults:
         about: what ``results.json`` says of the test beside its numbers.
 
     Attributes:
+        former: how many batches earlier attempts of all processes have done.
         batch: number of the batch at hand among those of all processes, from 0.
         counted: how many batches and cases were left out, once `means` has been called.
         cases: how many cases there are, likewise.
@@ -44,9 +45,9 @@ class CaseResults:
         self, folder: ResultsFolder, world: World, attempt: int, total: int | None, about: Mapping[str, Any]
     ) -> None:
         self._folder, self._world, self._total, self._about = folder, world, total, about
-        done, rank, size = Journals(folder.progress).done(), world.rank, world.size
+        done, rank, size = Journals(folder.progress, before=attempt).done(), world.rank, world.size
         self._done = {batch // size: cases for batch, cases in sorted(done.items()) if batch % size == rank}
-        self._has_former = bool(done)
+        self.former = len(done)
         self._journal = Journal(folder.progress, attempt, rank)
         self._metrics: Any = None
         self._writer = OrderedWriter(folder.path)
@@ -66,11 +67,6 @@ class CaseResults:
     def done_here(self) -> set[int]:
         """The batches of this process, counted from 0, that earlier attempts have done."""
         return set(self._done)
-
-    @property
-    def has_former(self) -> bool:
-        """Whether earlier attempts have done some batches of any process."""
-        return self._has_former
 
     def follow(self, metrics: Any) -> None:
         """Keep the states of metrics, ``state_dict()``, with each block, as one record with what they cover.
@@ -182,7 +178,7 @@ class CaseResults:
         """Let the metrics of the main process have what earlier attempts of all processes have counted."""
         if self._metrics is None or not self._world.is_main:
             return
-        for path in Journals(self._folder.progress).states(before=self._journal.attempt):
+        for path in Journals(self._folder.progress, before=self._journal.attempt).states():
             self._metrics.add_state(torch.load(path, map_location="cpu", weights_only=True))
 
     def _merge(self) -> tuple[int, int, dict[str, float]]:

@@ -93,20 +93,21 @@ class Journals:
 
     Args:
         folder: where they lie.
+        before: only of the attempts before this one; None for all.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("attempt-*.jsonl"))
+    def __init__(self, folder: Path, before: int | None = None) -> None:
+        paths = sorted(folder.glob("attempt-*.jsonl"))
+        self.paths = [path for path in paths if before is None or _attempt_of(path) < before]
 
     @property
     def attempts(self) -> int:
         """Number of the last attempt, 0 without one."""
         return max(map(_attempt_of, self.paths), default=0)
 
-    def states(self, before: int) -> list[Path]:
-        """Return the states of all processes of the attempts before one."""
-        found = (_state_of(path) for path in self.paths if _attempt_of(path) < before)
-        return [path for path in found if path is not None]
+    def states(self) -> list[Path]:
+        """Return the newest state of each journal that has one."""
+        return [path for path in map(_state_of, self.paths) if path is not None]
 
     def __iter__(self) -> Iterator[tuple[Where, Line]]:
         """Yield each batch that is done, once, with the place of its line."""

@@ -48,7 +48,7 @@ def opened_results(
         attempt = world.gather(attempt)[0]
         results = CaseResults(folder, world, attempt, _total(loader, settings.limit_batches, world.size), about)
         if attempt > 1:
-            session.logger.info(f"going on with the test in '{folder.path}'")
+            session.logger.info(f"going on with the test in '{folder.path}': {results.former} batches are done")
         with results.writing():
             yield results
 

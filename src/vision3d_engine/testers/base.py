@@ -100,7 +100,7 @@ class BaseTester(Engine, abc.ABC):
         Raises:
             ResultError: in a test that goes on with an earlier attempt, whose records are lost.
         """
-        if self._results is not None and self._results.has_former:
+        if self._results is not None and self._results.former:
             message = (
                 "add_records does not go with --resume: what it kept of the batches that are done is lost. Return "
             )
