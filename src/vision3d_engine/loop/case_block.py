@@ -35,8 +35,6 @@ class CaseBlock:
             return _number(key, value)
         if value.numel() != 1:
             raise ResultError(NOT_ONE_NUMBER.format(key, describe(value), len(self.lines) + 1))
-        if value.device.type == "cpu":
-            return _number(key, value)
         copy = torch.empty((), dtype=exact_type(value.device), device=value.device)
         self._waiting.append(copy.copy_(value.detach().reshape(())))
         return _Waiting(len(self._waiting) - 1, is_whole=not value.is_floating_point())
