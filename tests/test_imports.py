@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "vision3d_engine"
-ROOMS = ("data", "optim", "metrics", "writers", "logs", "checkpoint", "endpoints", "debug")
+ROOMS = ("data", "optim", "metrics", "writers", "logs", "checkpoint", "endpoints", "debug", "results")
 LAYERS = (
     ("core",),
     ("distributed",),

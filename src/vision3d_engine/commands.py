@@ -13,6 +13,7 @@ from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
+from vision3d_engine.results.comparison import compare
 from vision3d_engine.verification import verify_resume
 
 
@@ -63,6 +64,20 @@ def verify(script: Positional[Path], steps: int = 12, kills: int = 6, seed: int 
         print(verify_resume(script, _OF_SCRIPT, steps, kills, seed, say=partial(print, flush=True)))
 
 
+def table(
+    runs: Positional[tuple[Path, ...]], per: str | None = None, numbers: tuple[str, ...] = (), markdown: bool = False
+) -> None:
+    """Print the results of tests side by side: their summaries, or the means of groups of cases.
+
+    Args:
+        runs: folders of runs that were tested.
+        per: a regular expression of case names whose group names a sequence, such as '^(.*)/'; a sequence has a row.
+        numbers: which numbers to show; all by default.
+        markdown: print Markdown.
+    """
+    print(compare(runs, per, numbers, markdown))
+
+
 # What follows the name of the script that verify-resume is given.
 _OF_SCRIPT: list[str] = []
 _COMMANDS = {
@@ -70,6 +85,7 @@ _COMMANDS = {
     "demo": demo,
     "export": export,
     "inspect": inspect,
+    "table": table,
     "verify-resume": verify,
 }
 

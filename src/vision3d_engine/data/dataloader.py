@@ -1,7 +1,7 @@
 """A torch DataLoader whose every sample is addressed by its position in the run."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,26 @@ def copied(loader: Any) -> Any:
     if isinstance(sampler, PositionBatchSampler):
         return _rebuilt(loader, loader.dataset, batch_sampler=sampler)
     return _rebuilt(loader, loader.dataset, sampler=sampler)
+
+
+def without(loader: DataLoader, done: Collection[int]) -> DataLoader:
+    """Return a loader of the same batches but those of some numbers, from 0, which are drawn and not loaded."""
+    if loader.batch_sampler is None:
+        return _rebuilt(loader, loader.dataset, sampler=_Rest(loader.sampler, done))
+    return _rebuilt(loader, loader.dataset, batch_sampler=_Rest(loader.batch_sampler, done))
+
+
+class _Rest:
+    """What a sampler draws, but for what has some numbers."""
+
+    def __init__(self, sampler: Iterable[Any], done: Collection[int]) -> None:
+        self._sampler, self._done = sampler, done
+
+    def __iter__(self) -> Iterator[Any]:
+        return (drawn for number, drawn in enumerate(self._sampler) if number not in self._done)
+
+    def __len__(self) -> int:
+        return len(self._sampler) - len(self._done)  # type: ignore[arg-type]
 
 
 def _rebuilt(loader: DataLoader, dataset: Any, **samplers: Any) -> DataLoader:

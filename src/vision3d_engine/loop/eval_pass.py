@@ -1,18 +1,20 @@
 """One pass over validation or test data: without gradients, every case counted once."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 
 from vision3d_engine.core.errors import SkipBatch
-from vision3d_engine.core.seeding import StepSeeds
+from vision3d_engine.core.seeding import StepSeeds, derived_seed
 from vision3d_engine.data.exact_length import at_most
 from vision3d_engine.data.loader_sets import title_of
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.logs.log_line import get_log_string
+from vision3d_engine.loop.case_results import CaseResults
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.metric_weights import weights_by
 from vision3d_engine.loop.result_checks import ResultChecker, as_numbers
@@ -30,6 +32,7 @@ class EvalPass:
         loader: the data.
         after_iteration: called after each batch with its number.
         name: of several sets, for messages.
+        meters: what takes in the numbers of the steps.
     """
 
     phase = "val"
@@ -42,6 +45,7 @@ class EvalPass:
         loader: ResumableLoader,
         after_iteration: Callable[[int], None],
         name: str | None = None,
+        meters: Any = None,
     ) -> None:
         world = context.world
         self._owner, self._context, self._loader = owner, context, loader
@@ -49,7 +53,7 @@ class EvalPass:
         self._seeds: StepSeeds | None = None
         self._weighs_all_alike = context.hooks.is_default("metric_weight")
         loader.counts_samples = context.progress.counts_samples
-        self.meters = RunningMeans(context.counters.sum_up)
+        self.meters = RunningMeans(context.counters.sum_up) if meters is None else meters
         self.metrics, self._name = context.metrics.new_pass(), name
         self._skipping = SkippedBatches(context, loader, self.meters, self.phase, name=name)
         title = self.phase if name is None else f"{self.phase} '{name}'"
@@ -82,8 +86,13 @@ class EvalPass:
         length = at_most(self._loader.length, limit)
         is_walked = self._context.metrics.walking(self.metrics, self._name)
         with is_walked, self._context.parallel.local_forward(self._owner.model, length):
-            self.runner.run(islice(self._loader.batches(seed, epoch), limit), length)
-        return self.metrics.beside(with_skipped(self.meters.means(), self.meters))
+            self._walk(seed, epoch, length)
+        means = with_skipped(self.meters.means(), self.meters)  # first: it brings the metrics of earlier attempts
+        return self.metrics.beside(means)
+
+    def _walk(self, seed: int, epoch: int, length: int | None) -> None:
+        """Run over the batches, ``length`` of them where that is known."""
+        self.runner.run(islice(self._loader.batches(seed, epoch), self._context.settings.limit_batches), length)
 
     def _iterate(self, iteration: int, data_dict: Any) -> None:
         self._context.progress.iteration = iteration
@@ -130,8 +139,13 @@ def follow_main(context: PassContext, summary_dict: dict[str, Any], source: str)
 class TestPass(EvalPass):
     """Walks a test loader once; each batch is taken apart into cases, and each case is evaluated by itself.
 
+    Batches that an earlier attempt has done are left out. What a step draws depends on the number of its batch alone,
+    so that neither this nor the number of processes changes a result.
+
     Args:
+        loader: the data, as `RemainingBatches`.
         cases_of: returns data and output of each case, given number, data and output of a batch.
+        results: takes in the numbers of the cases, and knows which batches are done.
 
     Attributes:
         last_case: number, data, output and results of the latest case, for the log line.
@@ -146,12 +160,17 @@ class TestPass(EvalPass):
         self,
         owner: Any,
         context: PassContext,
-        loader: ResumableLoader,
+        loader: Any,
         after_iteration: Callable[[int], None],
         cases_of: Callable[[int, Any, Any], Iterable[tuple[Any, Any]]],
+        results: CaseResults,
     ) -> None:
-        super().__init__(owner, context, loader, after_iteration)
-        self._cases_of, self._cases = cases_of, 0
+        super().__init__(owner, context, loader, after_iteration, meters=results)
+        self._cases_of, self._cases, self._results_of = cases_of, 0, results
+        results.follow(self.metrics)
+        self._remaining = loader.remaining
+        seeds = StepSeeds(derived_seed(context.seed, "test"), context.world.device)
+        self._batch_seeds = seeds if loader.is_positioned else None  # else they are set before a batch is read
         self.last_case: tuple[int, Any, Any, Any] = (0, None, None, None)
         self.numbers: dict[str, float] = {}
 
@@ -162,9 +181,24 @@ class TestPass(EvalPass):
         summary_dict = self.walk(context.data_seed("test"), epoch=1)
         context.fire("after_test_epoch", summary_dict)
         self.numbers = follow_main(context, summary_dict, "after_test_epoch")
+        self._results_of.finish(self.numbers)
         text = get_log_string(self.metrics.in_line(self.numbers), time_dict=self.runner.clock.means())
         self._owner.log(f"[Test] {text}{self.metrics.table(self.numbers)}", level="SUCCESS")
         return summary_dict
+
+    def _walk(self, seed: int, epoch: int, length: int | None) -> None:
+        done, limit = self._results_of.done_here, self._context.settings.limit_batches
+        left = None if limit is None else limit - len(done)
+        self.runner.run(islice(self._remaining(seed, epoch, done), left), length, len(done))
+
+    def _iterate(self, iteration: int, data_dict: Any) -> None:
+        """Walk one batch; its number counts also those that an earlier attempt has done."""
+        iteration = self.runner.place[1]
+        self._cases += self._results_of.open_batch(iteration, self._loader.samples_at(self.runner.place))
+        if self._batch_seeds is not None:
+            self._batch_seeds.seed(self._results_of.batch)
+        super()._iterate(iteration, data_dict)
+        self._results_of.close_batch()
 
     def _results(self, iteration: int, data_dict: Any) -> Iterator[tuple[dict[str, Any], Any]]:
         """One test batch, case by case; each weighs 1, and a whole batch as much as it has samples."""
@@ -177,9 +211,10 @@ class TestPass(EvalPass):
             raise SkipBatch("test_step returned None")
         cases = list(self._cases_of(iteration, data_dict, output_dict))
         samples = self.runner.place[2] if len(cases) == 1 else 1
-        for data, output in cases:
+        for place, (data, output) in enumerate(cases):
             self._cases = number = self._cases + 1
             mark = self.metrics.begin_step()
+            self._results_of.open_case(place, len(cases), partial(owner.sample_name, number, data))
             try:
                 result_dict = self._checks.present(owner.eval_step(number, data, output))
             except SkipBatch as error:
@@ -189,4 +224,5 @@ class TestPass(EvalPass):
             self._checks.check(result_dict)
             hooks.fire("after_test_step", number, data, output, result_dict)
             self.last_case = (number, data, output, result_dict)
+            self._results_of.close_case()
             yield result_dict, self._weights(samples, data, output, result_dict)

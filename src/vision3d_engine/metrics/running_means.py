@@ -157,7 +157,7 @@ class RunningMeans:
     def _read(self, also: Sequence[torch.Tensor] = ()) -> list[float]:
         """Bring what waits on the device into the interval, and return the other numbers; one copy for all."""
         groups, self._waiting = list(self._waiting.values()), {}
-        numbers = iter(_on_host([*(rows.sum_up() for rows in groups), *also]))
+        numbers = iter(on_host([*(rows.sum_up() for rows in groups), *also]))
         for rows in groups:
             sums = rows.take(numbers)
             _merge(self._interval, sums)
@@ -166,7 +166,7 @@ class RunningMeans:
         return list(numbers)
 
 
-def _on_host(tensors: Sequence[torch.Tensor]) -> list[float]:
+def on_host(tensors: Sequence[torch.Tensor]) -> list[float]:
     """Return the numbers of tensors of one device, one after the other, in one copy; waits for the device."""
     if len(tensors) <= 1:
         return tensors[0].flatten().tolist() if tensors else []
@@ -179,7 +179,7 @@ def _on_host(tensors: Sequence[torch.Tensor]) -> list[float]:
 def read_numbers(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result dict with its tensors of one element as numbers; one copy from the device."""
     tensors = {key: value for key, value in results.items() if isinstance(value, torch.Tensor)}
-    numbers = zip(tensors, _on_host([*tensors.values()]), strict=True)
+    numbers = zip(tensors, on_host([*tensors.values()]), strict=True)
     read = {key: number if tensors[key].is_floating_point() else int(number) for key, number in numbers}
     return {key: read.get(key, value) for key, value in results.items()}
 

@@ -12,6 +12,7 @@ from vision3d_engine.core.errors import RegistrationError, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.fixed_batches import readers_of
 from vision3d_engine.data.loader_cache import LoaderCache
+from vision3d_engine.data.remaining import RemainingBatches
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 from vision3d_engine.loop.context import Reading, counter, setting
@@ -36,7 +37,8 @@ class Engine(Outlets):
         if session.settings.trainer.fast_dev_run:
             self._hooks.add_last(TryOut(session.folders, session.logger.log))
         self._progress = self._context.progress
-        world, readers = session.world, readers_of(session.settings.trainer.overfit, self._context.data_seed)
+        world, fixed = session.world, readers_of(session.settings.trainer.overfit, self._context.data_seed)
+        readers = {"test": RemainingBatches, **fixed}
         self._loaders = LoaderCache(world.device, world.rank, world.size, session.logger.log, readers)
         self.model: Any = None
         self.cfg = cfg

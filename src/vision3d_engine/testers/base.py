@@ -1,21 +1,24 @@
 """The tester that both kinds of testing share."""
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vision3d_engine.checkpoint.files import available
 from vision3d_engine.checkpoint.loading import load_weights
-from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
+from vision3d_engine.core.errors import CheckpointError, RegistrationError, ResultError, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.logs.closing_block import closing_block, first_of
 from vision3d_engine.logs.log_line import clock_text, get_format_strings, get_log_string
+from vision3d_engine.loop.case_results import CaseResults
 from vision3d_engine.loop.eval_pass import TestPass
 from vision3d_engine.loop.hooks import TEST_HOOKS
 from vision3d_engine.metrics.running_means import read_numbers
+from vision3d_engine.results.statistics import statistics_text, what_is_wrong_with
 from vision3d_engine.run.engine import Engine
 from vision3d_engine.run.session import Session
+from vision3d_engine.run.test_results import opened_results
 
 
 class BaseTester(Engine, abc.ABC):
@@ -29,13 +32,22 @@ class BaseTester(Engine, abc.ABC):
     Raises:
         ConfigError: for wrong settings or flags, all at once.
         FolderError: when the run folder cannot be written.
+
+    Attributes:
+        worst_by: a number's name, and whether the ``"largest"`` or the ``"smallest"`` are the worst, as in
+            ``("RRE", "largest")``: the worst cases are named in the log. None: they are not.
+        worst_count: how many.
     """
+
+    worst_by: tuple[str, str] | None = None
+    worst_count: int = 5
 
     def __init__(self, cfg: Any = None, checkpoint: str | None = None) -> None:
         session = Session(cfg, "test", {"checkpoint": checkpoint})
         super().__init__(session, cfg, TEST_HOOKS, BaseTester, Parallel(session.world))
         self.test_loader: Any = None
         self._loaded_from: Any = None
+        self._results: CaseResults | None = None
 
     def register_loader(self, test_loader: Iterable[Any]) -> None:
         """Register the loader; it yields dicts."""
@@ -52,6 +64,48 @@ class BaseTester(Engine, abc.ABC):
         whole batch of a SingleTester as many samples as were drawn for it.
         """
         return None
+
+    def sample_name(self, iteration: int, data_dict: Any) -> str | None:
+        """Return the name of a case, which its row and its files have; None for its index in the data set.
+
+        By default what the data has under ``"name"``: a text, or a list of one. Where the engine does not know the
+        index, as with a sampler of a script's own, the number of the batch stands for it.
+        """
+        name = data_dict.get("name") if isinstance(data_dict, Mapping) else None
+        if isinstance(name, list | tuple) and len(name) == 1:
+            name = name[0]
+        return name if isinstance(name, str) else None
+
+    def save_result(self, name: str, values: Mapping[str, Any], format: str = "npz") -> None:  # noqa: A002  as in PIL
+        """Write ``results/NAME/SAMPLE.npz`` for the case at hand, whole or not at all, by a thread.
+
+        To be called in ``eval_step`` or ``after_test_step``. Tensors of a device are copied to the host, which waits.
+
+        Args:
+            name: the kind of result, such as ``"prediction"``.
+            values: tensors, arrays, numbers and text by name, also in nested dicts.
+            format: ``"npz"``, or ``"ply"`` for a cloud: ``points`` ``(N, 3)``, and what else has N rows.
+
+        Raises:
+            ResultError: for a sample whose name another one has, and for values that the file cannot hold.
+            FolderError: when an earlier file could not be written.
+        """
+        if self._results is None:
+            raise ResultError(f"save_result('{name}') is called outside of a test: call it in eval_step")
+        self._results.save(str(name), values, format)
+
+    def add_records(self, records: Iterable[Any]) -> None:
+        """Keep one record for each sample of the batch at hand, for `gather_records`.
+
+        Raises:
+            ResultError: in a test that goes on with an earlier attempt, whose records are lost.
+        """
+        if self._results is not None and self._results.former:
+            message = (
+                "add_records does not go with --resume: what it kept of the batches that are done is lost. Return "
+            )
+            raise ResultError(f"{message}numbers from eval_step, use save_result, or start anew without --resume")
+        super().add_records(records)
 
     def load(self, filename: str, key: str | None = None) -> None:
         """Load the weights of a checkpoint, or of any code's file, strictly.
@@ -146,20 +200,36 @@ class BaseTester(Engine, abc.ABC):
         """Test once over the loader."""
         self._records.clear()
         loader = self._loaders.get("test", self.test_loader)
-        self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases)
-        self._pass.test()
+        with opened_results(self._session, type(self).__name__, self._loaded_from, loader) as results:
+            self._results = results
+            self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases, results)
+            self._pass.test()
 
     def _tell_end(self) -> None:
         """Say once more what came out, over how many cases and of which weights; a script's own loop is its own."""
-        ended = self._pass
-        if ended is None:
+        ended, results = self._pass, self._results
+        if ended is None or results is None:
             return
-        cases = sum(self._context.world.gather(ended.last_case[0]))
+        self._tell_cases(results)
         numbers = (text.partition(": ") for text in get_format_strings(ended.metrics.in_line(ended.numbers)))
         lines = first_of({name: number for name, _, number in numbers})
         lines |= {"checkpoint": str(self._loaded_from)} if self._loaded_from is not None else {}
         lines |= {"run folder": str(self._session.folders.output), "time": clock_text(ended.runner.clock.elapsed_s())}
-        self.log(closing_block(f"test ended: {cases:,} cases", lines), level="SUCCESS")
+        self.log(closing_block(f"test ended: {results.cases:,} cases", lines), level="SUCCESS")
+
+    def _tell_cases(self, results: CaseResults) -> None:
+        """Say how the numbers of the cases are spread, and which cases are the worst."""
+        if not self._context.world.is_main or not results.statistics:
+            return
+        self.log(f"cases:\n{statistics_text(results.statistics)}")
+        if self.worst_by is None:
+            return
+        if wrong := what_is_wrong_with(self.worst_by, results.statistics):
+            self.log(wrong, level="WARNING")
+            return
+        worst = results.worst(self.worst_by, self.worst_count)
+        lines = first_of({name: f"{self.worst_by[0]}: {value:.6g}" for name, value in worst})
+        self.log(closing_block(f"worst cases, {self.worst_by[1]} {self.worst_by[0]} first:", lines))
 
     @abc.abstractmethod
     def _cases(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[tuple[Any, Any]]:

@@ -1,0 +1,1 @@
+"""What a test leaves in its folder: one file per sample, one row per case, and a summary."""

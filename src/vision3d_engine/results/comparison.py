@@ -1,0 +1,154 @@
+"""Tests of several runs side by side, read from what they have left in their folders."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vision3d_engine.core.errors import ConfigError, ResultError, did_you_mean, listed
+from vision3d_engine.results.statistics import CaseStatistics
+from vision3d_engine.results.table import ROWS, SUMMARY
+
+Table = list[list[str]]
+"""Rows of cells, the first of them the head."""
+
+_NONE, _ALL = "-", "(all)"
+
+
+def compare(runs: Sequence[Path], per: str | None = None, numbers: Sequence[str] = (), markdown: bool = False) -> str:
+    """Return a table of the numbers of runs.
+
+    Without ``per`` a number has a row, and a run a column: the summaries of the tests, and so the numbers of classes
+    too. With it a group of cases has a row, and each number of each run a column: their means.
+
+    Args:
+        runs: run folders.
+        per: a regular expression of case names, whose first group names the group.
+        numbers: which numbers to show; all by default.
+        markdown: return it as Markdown.
+
+    Raises:
+        ResultError: for a run without results, and a number that none has.
+        ConfigError: for a pattern that is none, or matches no case.
+    """
+    titles = titles_of(runs)
+    found = dict(zip(titles, [_summary(run) if per is None else _groups(run, per) for run in runs], strict=True))
+    table = _by_number(found, numbers) if per is None else _by_group(found, numbers)
+    return as_markdown(table) if markdown else as_text(table)
+
+
+def titles_of(runs: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of paths that differ: names of folders, and as many folders around them as it takes."""
+    parts = [run.absolute().parts for run in runs]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        titles = ["/".join(part[-depth:]) for part in parts]
+        if len(set(titles)) == len(titles):
+            return titles
+    raise ResultError(f"a run is named twice: {listed(runs)}; name each once")
+
+
+def _file_of(run: Path, name: str) -> Path:
+    path = run / name
+    if path.is_file():
+        return path
+    message = (
+        f"'{run}' has no {name}: no test has ended there. Run the test of this run, or name the folder that is its "
+    )
+    raise ResultError(message + "exp.output_dir")
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    return json.loads(_file_of(run, SUMMARY).read_text())["summary"]
+
+
+def _groups(run: Path, per: str) -> dict[str, dict[str, float]]:
+    """Return the means of the cases of a run in each group, and of all together."""
+    path = _file_of(run, ROWS)
+    groups, together = {}, CaseStatistics()
+    for case in _cases(path):
+        if (group := group_of(case["name"], per)) is not None:
+            groups.setdefault(group, CaseStatistics()).add(case)
+            together.add(case)
+    if not groups:
+        message = f"--per '{per}' matches no case of '{run}' (they are called {_first_names(path)}). Give a regular "
+        raise ConfigError(f"{message}expression with a group, of a part of their names, as in '^(.*)/'")
+    return {name: group.means() for name, group in groups.items()} | {_ALL: together.means()}
+
+
+def _first_names(path: Path) -> str:
+    return listed(case["name"] for case in islice(_cases(path), 5))
+
+
+def group_of(name: str, per: str) -> str | None:
+    """Return the group of a case by its name, None for one that the pattern does not match.
+
+    Raises:
+        ConfigError: for a pattern that is none, or has no group.
+    """
+    try:
+        found = re.search(per, name)
+        return None if found is None else found.group(1)
+    except (re.error, IndexError) as error:
+        message = f"--per '{per}': {error}. Give a regular expression with a group, as in '^(.*)/' for what stands "
+        raise ConfigError(f"{message}before the last '/' of a name") from error
+
+
+def _cases(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open() as rows:
+        for row in map(json.loads, rows):
+            values = {key: math.nan if value is None else value for key, value in row["values"].items()}
+            yield {"weights": 1, **row, "values": values}
+
+
+def _by_number(found: Mapping[str, Mapping[str, Any]], numbers: Sequence[str]) -> Table:
+    rows = [[key, *(number_text(run.get(key)) for run in found.values())] for key in _chosen(found.values(), numbers)]
+    return [["", *found], *rows]
+
+
+def _by_group(found: Mapping[str, Mapping[str, Mapping[str, float]]], numbers: Sequence[str]) -> Table:
+    keys = _chosen((group for run in found.values() for group in run.values()), numbers)
+    groups = dict.fromkeys(group for run in found.values() for group in run if group != _ALL)
+    head = ["", *(f"{key} {run}" if len(found) > 1 else key for key in keys for run in found)]
+    rows = [
+        [group, *(number_text(run.get(group, {}).get(key)) for key in keys for run in found.values())]
+        for group in (*groups, _ALL)
+    ]
+    return [head, *rows]
+
+
+def _chosen(runs: Any, numbers: Sequence[str]) -> list[str]:
+    """Return the names of numbers to show.
+
+    Raises:
+        ResultError: for one that no run has.
+    """
+    known = list(dict.fromkeys(key for run in runs for key in run))
+    for name in numbers:
+        if name not in known:
+            message = f"no run has the number '{name}'{did_you_mean(name, known)} (there are: {listed(known)})"
+            raise ResultError(message)
+    return list(numbers) or known
+
+
+def number_text(value: Any) -> str:
+    """Return a number with four digits; a dash where there is none, and of a summary where it is not finite."""
+    if value is None:
+        return _NONE
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def as_text(table: Table) -> str:
+    """Return a table in columns, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    rows = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in table)
+    return "\n".join("  ".join(row).rstrip() for row in rows)
+
+
+def as_markdown(table: Table) -> str:
+    """Return a table in Markdown."""
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))

@@ -1,0 +1,89 @@
+"""Results of several runs side by side, by the command."""
+
+import json
+
+import pytest
+
+from vision3d_engine.commands import main
+
+
+def run_folder(path, summary, cases=()):
+    path.mkdir()
+    (path / "results.json").write_text(json.dumps({"summary": summary}))
+    rows = [{"index": i, "name": name, "values": values, **more} for i, (name, values, more) in enumerate(cases)]
+    (path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    cases = [
+        ("kitchen/0", {"RRE": 1.0}, {}),
+        ("kitchen/1", {"RRE": 4.0}, {"weights": {"RRE": 2}}),
+        ("lab/0", {"RRE": 8.0}, {}),
+        ("other", {"RRE": 100.0}, {}),
+    ]
+    first = run_folder(tmp_path / "first", {"RRE": 2.123456, "IoU/wall": 0.5}, cases)
+    second = run_folder(tmp_path / "second", {"RRE": 1.0, "cases": 12, "loss": None}, [("lab/0", {"RRE": 3.0}, {})])
+    return [str(first), str(second)]
+
+
+def lines(capsys):
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_numbers_have_rows_and_runs_have_columns_and_what_is_missing_is_a_dash(runs, capsys):
+    main(["table", *runs])
+    assert lines(capsys) == [
+        ["first", "second"],
+        ["RRE", "2.123", "1"],
+        ["IoU/wall", "0.5", "-"],
+        ["cases", "-", "12"],
+        ["loss", "-", "-"],
+    ]
+
+
+def test_a_pattern_gives_a_row_to_each_sequence(runs, capsys):
+    main(["table", *runs, "--per", "^(.*)/"])
+    assert lines(capsys) == [
+        ["RRE", "first", "RRE", "second"],
+        ["kitchen", "3", "-"],
+        ["lab", "8", "3"],
+        ["(all)", "4.25", "3"],
+    ]
+
+
+def test_the_table_is_markdown_where_that_is_asked_for(runs, capsys):
+    main(["table", runs[0], "--per", "^(.*)/", "--markdown", "--numbers", "RRE"])
+    expected = "|  | RRE |\n| --- | ---: |\n| kitchen | 3 |\n| lab | 8 |\n| (all) | 4.25 |\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_runs_whose_folders_have_one_name_are_told_apart(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run_folder(tmp_path / name / "outputs", {"x": 1.0})
+    main(["table", *(str(tmp_path / name / "outputs") for name in ("a", "b"))])
+    assert lines(capsys)[0] == ["a/outputs", "b/outputs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--numbers", "RRX"], r"no run has the number 'RRX'; did you mean 'RRE'\? \(there are: RRE, IoU/wall\)"),
+        (["--per", "^seq"], r"matches no case of .*first' \(they are called kitchen/0, kitchen/1, lab/0, other\)"),
+        (["--per", "kitchen"], "no such group. Give a regular expression with a group, as in"),
+        (["--per", "("], "missing \\), unterminated subpattern"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(runs, words, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["table", runs[0], *words])
+
+
+def test_a_run_without_results_and_one_named_twice_are_said(runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=r"empty' has no results.json: no test has ended there. Run the test"):
+        main(["table", str(tmp_path / "empty")])
+    with pytest.raises(SystemExit, match="named twice"):
+        main(["table", runs[0], runs[0]])

@@ -1,0 +1,388 @@
+"""What a test leaves in its folder, and when it goes on with one that was stopped."""
+
+import csv
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toys import Rows, ToyBatchTester, ToySingleTester, linear_model, rows_loader, save_weights, settings
+from vision3d_engine import build_dataloader
+from vision3d_engine.core.errors import FolderError, FolderInUseError, ResultError
+from vision3d_engine.core.locks import locked_folder
+from vision3d_engine.loop import case_block
+from vision3d_engine.results import sample_files
+
+
+class Saving(ToySingleTester):
+    """Saves a file for each sample; stops, as a full disk or a bug may stop it, in a batch."""
+
+    stops_at = 0
+
+    def eval_step(self, iteration, data_dict, output_dict):
+        self.save_result("prediction", {"y": output_dict["prediction"], "draw": torch.rand(())})
+        return super().eval_step(iteration, data_dict, output_dict) | {"draw": torch.rand(()), "iteration": iteration}
+
+    def test_step(self, iteration, data_dict):
+        if iteration == self.stops_at:
+            raise RuntimeError("stopped")
+        return super().test_step(iteration, data_dict)
+
+
+@pytest.fixture(autouse=True)
+def _short_blocks(monkeypatch):
+    monkeypatch.setattr(case_block, "_CASES", 2)
+
+
+def stopped(folder, at, **trainer):
+    toy = Saving(settings(folder, **trainer), rows_loader(7, batch_size=1))
+    toy.stops_at = at
+    with pytest.raises(RuntimeError, match="stopped"):
+        toy.run()
+    return toy
+
+
+def whole(folder, **trainer):
+    toy = Saving(settings(folder, **trainer), rows_loader(7, batch_size=1))
+    toy.run()
+    return toy
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def log_of(toy):
+    return Path(toy.log_file).read_text()
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def test_every_test_leaves_a_row_for_each_case_and_a_summary(tmp_path):
+    model = save_weights(tmp_path)
+    toy = ToyBatchTester(settings(tmp_path))
+    toy.run()
+    data = Rows(5)
+    errors = (model(data.x)[:, 0] - data.y).abs().tolist()
+    rows = rows_of(tmp_path)
+    assert [(row["index"], row["name"]) for row in rows] == [(i, str(i)) for i in range(5)]
+    assert [row["values"]["mae"] for row in rows] == pytest.approx(errors, abs=1e-12)
+    with (tmp_path / "results.csv").open() as file:
+        assert [float(row["mae"]) for row in csv.DictReader(file)] == [row["values"]["mae"] for row in rows]
+    summary = json.loads((tmp_path / "results.json").read_text())
+    assert summary["cases"] == 5
+    assert summary["summary"] == {"mae": toy.summary["mae"]}
+    assert summary["statistics"]["mae"]["median"] == pytest.approx(np.median(errors), abs=1e-12)
+    assert summary["checkpoint"] == str(tmp_path / "checkpoints" / "weights.pth")
+
+
+def test_rows_are_in_the_order_of_the_data_set_also_of_a_loader_that_shuffles(tmp_path):
+    save_weights(tmp_path)
+
+    class Indexed(ToyBatchTester):
+        def eval_step(self, iteration, data_dict, output_dict):
+            return {"y": data_dict["y"]}
+
+    Indexed(settings(tmp_path), build_dataloader(Rows(9), 2, num_workers=0, shuffle=True)).run()
+    assert [row["values"]["y"] for row in rows_of(tmp_path)] == Rows(9).y.tolist()
+
+
+def test_a_case_is_called_what_its_data_say_or_what_the_script_says(tmp_path):
+    save_weights(tmp_path)
+    data = [{"x": torch.zeros(1, 3).double(), "y": torch.zeros(1), "name": [name]} for name in ("a/b", "c")]
+    ToySingleTester(settings(tmp_path), data).run()
+    assert [row["name"] for row in rows_of(tmp_path)] == ["a/b", "c"]
+
+    class Named(ToySingleTester):
+        def sample_name(self, iteration, data_dict):
+            return f"scene {iteration}"
+
+    Named(settings(tmp_path), data).run()
+    assert [row["name"] for row in rows_of(tmp_path)] == ["scene 1", "scene 2"]
+
+
+def test_the_means_honour_the_weights_of_the_cases(tmp_path):
+    save_weights(tmp_path)
+
+    class Weighted(ToySingleTester):
+        def eval_step(self, iteration, data_dict, output_dict):
+            return {"a": torch.tensor(float(iteration)), "b": float("nan") if iteration == 1 else 2.0}
+
+        def metric_weight(self, data_dict, output_dict, result_dict):
+            return {"a": result_dict["a"], "b": 0 if result_dict["a"] == 1 else 1}
+
+    toy = Weighted(settings(tmp_path))
+    toy.run()
+    assert toy.summary == {"a": (1 + 4 + 9) / 6, "b": 2.0}
+
+
+def test_the_log_tells_quartiles_and_the_worst_cases_that_are_asked_for(tmp_path):
+    save_weights(tmp_path)
+    toy = Saving(settings(tmp_path), rows_loader(7, batch_size=1))
+    toy.worst_by, toy.worst_count = ("iteration", "largest"), 2
+    toy.run()
+    text = log_of(toy)
+    assert "lower_quartile" in text
+    assert "worst cases, largest iteration first:\n    6  iteration: 7\n    5  iteration: 6\n" in text
+
+
+def test_a_test_that_saves_no_file_runs_again_and_again_in_one_folder(tmp_path):
+    save_weights(tmp_path)
+    ToySingleTester(settings(tmp_path), rows_loader(7, batch_size=1)).run()
+    (tmp_path / "results" / "mine").mkdir()
+    (tmp_path / "results" / "mine" / "a.npz").write_text("of the script")
+    ToySingleTester(settings(tmp_path)).run()
+    assert len(rows_of(tmp_path)) == 3
+    assert (tmp_path / "results" / "mine" / "a.npz").exists()
+
+
+def test_a_stopped_test_leaves_the_table_of_the_one_before_as_it_was(tmp_path):
+    save_weights(tmp_path)
+    ToySingleTester(settings(tmp_path)).run()
+    before = (tmp_path / "results.jsonl").read_bytes()
+    stopped(tmp_path, at=4)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_a_file_of_each_sample_lies_under_the_name_of_its_kind(tmp_path):
+    save_weights(tmp_path)
+    whole(tmp_path)
+    files = sorted(path.name for path in (tmp_path / "results" / "prediction").iterdir())
+    assert files == [f"{i}.npz" for i in range(7)]
+    found = np.load(tmp_path / "results" / "prediction" / "3.npz")
+    assert found["y"] == pytest.approx(linear_model()(Rows(7).x)[3].detach().numpy())
+
+
+def test_two_samples_of_one_name_are_an_error_that_says_so(tmp_path):
+    save_weights(tmp_path)
+
+    class Same(Saving):
+        def sample_name(self, iteration, data_dict):
+            return "same"
+
+    with pytest.raises(ResultError, match=r"sample 'same': '.*same.npz' is there already. Two samples have this name"):
+        Same(settings(tmp_path)).run()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("nzp", "did you mean 'npz'.*there are npz, ply"), ("ply", "needs 'points'")]
+)
+def test_a_format_that_is_none_or_does_not_fit_is_refused(tmp_path, word, message):
+    save_weights(tmp_path)
+
+    class Wrong(ToySingleTester):
+        def eval_step(self, iteration, data_dict, output_dict):
+            self.save_result("cloud", {"x": data_dict["x"]}, format=word)
+
+    with pytest.raises(ResultError, match=message):
+        Wrong(settings(tmp_path)).run()
+
+
+def test_a_file_outside_of_a_case_is_refused(tmp_path):
+    save_weights(tmp_path)
+
+    class Early(ToySingleTester):
+        def test_step(self, iteration, data_dict):
+            self.save_result("early", {"x": 1})
+
+    with pytest.raises(ResultError, match="outside of a case: call it in eval_step or after_test_step"):
+        Early(settings(tmp_path)).run()
+    with pytest.raises(ResultError, match="outside of a test"):
+        ToySingleTester(settings(tmp_path)).save_result("early", {"x": 1})
+
+
+def test_a_folder_of_the_scripts_own_is_not_written_into(tmp_path):
+    save_weights(tmp_path)
+    own = tmp_path / "results" / "prediction"
+    own.mkdir(parents=True)
+    (own / "0.npz").write_text("of the script")
+    with pytest.raises(FolderInUseError, match="files that no test of the engine has left: rename it"):
+        whole(tmp_path)
+    assert (own / "0.npz").read_text() == "of the script"
+
+
+def test_a_full_disk_ends_the_test_and_says_what_to_do_and_the_test_goes_on_later(tmp_path, monkeypatch):
+    save_weights(tmp_path)
+    written = []
+
+    def full(path, arrays):
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        sample_files.write_npz(path, arrays)
+
+    monkeypatch.setitem(sample_files.FORMATS, "npz", full)
+    with pytest.raises(FolderError, match=r"'.*results': No space left on device. Make space, .* --resume"):
+        whole(tmp_path)
+    assert len(list((tmp_path / "results" / "prediction").iterdir())) == 4
+    monkeypatch.setitem(sample_files.FORMATS, "npz", sample_files.write_npz)
+    whole(tmp_path, resume=True)
+    assert len(list((tmp_path / "results" / "prediction").iterdir())) == 7
+
+
+# ------------------------------------------------------------------------------------------------ going on
+
+
+def test_a_stopped_test_goes_on_with_what_is_missing_and_ends_as_if_it_had_not_been(tmp_path):
+    save_weights(tmp_path / "a")
+    save_weights(tmp_path / "b")
+    undisturbed = whole(tmp_path / "a")
+    stopped(tmp_path / "b", at=6)
+    toy = whole(tmp_path / "b", resume=True)
+    assert [call for call in toy.calls if call[0] == "test_step"] == [("test_step", k) for k in (5, 6, 7)]
+    assert toy.summary == undisturbed.summary
+    for name in ("results.jsonl", "results.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert "test ended: 7 cases" in log_of(toy)
+
+
+def test_batches_that_are_done_are_not_loaded(tmp_path):
+    save_weights(tmp_path)
+    loaded = []
+
+    class Counted(Rows):
+        def __getitem__(self, index):
+            loaded.append(index)
+            return super().__getitem__(index)
+
+    def tester(stops_at):
+        toy = Saving(settings(tmp_path, resume=True), build_dataloader(Counted(7), 1, num_workers=0))
+        toy.stops_at = stops_at
+        return toy
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        tester(6).run()
+    loaded.clear()
+    tester(0).run()
+    assert loaded == [4, 5, 6]
+
+
+def test_a_list_of_batches_goes_on_too(tmp_path):
+    save_weights(tmp_path)
+    batches = [{"x": torch.ones(1, 3).double() * k, "y": torch.zeros(1)} for k in range(7)]
+    for stops_at in (6, 0):
+        toy = Saving(settings(tmp_path, resume=True), batches)
+        toy.stops_at = stops_at
+        if stops_at:
+            with pytest.raises(RuntimeError, match="stopped"):
+                toy.run()
+    toy.run()
+    assert [call for call in toy.calls if call[0] == "test_step"] == [("test_step", k) for k in (5, 6, 7)]
+    assert [row["name"] for row in rows_of(tmp_path)] == [str(k) for k in range(7)]
+
+
+def test_a_finished_test_that_goes_on_says_its_summary_once_more(tmp_path):
+    save_weights(tmp_path)
+    first = whole(tmp_path)
+    again = whole(tmp_path, resume=True)
+    assert ("test_step", 1) not in again.calls
+    assert again.summary == first.summary
+
+
+def test_batches_that_were_left_out_are_counted_over_all_attempts(tmp_path):
+    save_weights(tmp_path)
+
+    class Skipping(Saving):
+        def eval_step(self, iteration, data_dict, output_dict):
+            return None if iteration in {2, 7} else super().eval_step(iteration, data_dict, output_dict)
+
+    for stops_at in (6, 0):
+        toy = Skipping(settings(tmp_path, resume=True), rows_loader(7, batch_size=1))
+        toy.stops_at = stops_at
+        if stops_at:
+            with pytest.raises(RuntimeError, match="stopped"):
+                toy.run()
+    toy.run()
+    assert toy.summary["skipped"] == 2
+    assert [row["values"]["iteration"] for row in rows_of(tmp_path)] == [1, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("changed", ["weights", "seed", "data", "config"])
+def test_a_test_of_something_else_is_not_gone_on_with_and_both_values_are_said(tmp_path, changed):
+    save_weights(tmp_path)
+    stopped(tmp_path, at=5)
+    cfg = settings(tmp_path, resume=True) | ({"voxel": 0.1} if changed == "config" else {})
+    if changed == "seed":
+        cfg["exp"]["seed"] = 7
+    if changed == "weights":
+        torch.save({"model": torch.nn.Linear(3, 1).double().state_dict()}, tmp_path / "checkpoints" / "weights.pth")
+    named = {
+        "weights": "checkpoint was 'sha256:.*', is 'sha256:",
+        "seed": "exp.seed was 0, is 7",
+        "data": "data.samples was 7, is 6",
+        "config": "voxel was None, is 0.1",
+    }[changed]
+    toy = Saving(cfg, rows_loader(6 if changed == "data" else 7, batch_size=1))
+    with pytest.raises(FolderError, match=f"cannot be gone on with: {named}.* or start anew with --overwrite"):
+        toy.run()
+    assert len(list((tmp_path / "results" / "prediction").iterdir())) == 4
+
+
+def test_a_finished_test_without_files_is_followed_by_another_one_also_where_the_script_resumes(tmp_path):
+    save_weights(tmp_path)
+    ToySingleTester(settings(tmp_path)).run()
+    toy = ToySingleTester(settings(tmp_path, resume=True), rows_loader(4, batch_size=1))
+    toy.run()
+    assert len(rows_of(tmp_path)) == 4
+
+
+def test_files_of_an_earlier_test_are_neither_mixed_with_nor_replaced_without_a_word(tmp_path):
+    save_weights(tmp_path)
+    whole(tmp_path)
+    with pytest.raises(FolderInUseError, match=r"\(prediction: 7 files\). Add --resume to go on with it, --overwrite"):
+        whole(tmp_path)
+
+
+def test_overwrite_keeps_the_old_files_until_the_new_test_has_ended(tmp_path):
+    save_weights(tmp_path)
+    whole(tmp_path)
+    results = tmp_path / "results"
+    for _ in range(2):
+        stopped(tmp_path, at=5, overwrite=True)
+        assert len(list((results / ".overwritten" / "prediction").iterdir())) == 7
+        assert len(list((results / "prediction").iterdir())) == 4
+    whole(tmp_path, resume=True)
+    assert not (results / ".overwritten").exists()
+    assert len(list((results / "prediction").iterdir())) == 7
+
+
+def test_records_do_not_go_with_a_resume(tmp_path):
+    save_weights(tmp_path)
+    stopped(tmp_path, at=5)
+
+    class Recording(Saving):
+        def after_test_step(self, iteration, data_dict, output_dict, result_dict):
+            self.add_records([iteration])
+
+    Recording.__name__ = "Saving"
+    with pytest.raises(ResultError, match="add_records does not go with --resume"):
+        Recording(settings(tmp_path, resume=True), rows_loader(7, batch_size=1)).run()
+
+
+def test_another_test_in_the_folder_is_refused_while_one_runs(tmp_path):
+    save_weights(tmp_path)
+    (tmp_path / "results").mkdir()
+    with locked_folder(tmp_path / "results"), pytest.raises(FolderInUseError, match="in use by a run of this process"):
+        whole(tmp_path)
+
+
+def test_numbers_are_read_in_blocks_and_nothing_else_waits(tmp_path, monkeypatch):
+    save_weights(tmp_path)
+    waiting = []
+    real = case_block.CaseBlock.read
+
+    def read(self):
+        waiting.append(len(self.lines))
+        return real(self)
+
+    monkeypatch.setattr(case_block.CaseBlock, "read", read)
+    ToySingleTester(settings(tmp_path), rows_loader(60, batch_size=1)).run()
+    assert max(waiting) == 2
+    assert sum(waiting) == 60
