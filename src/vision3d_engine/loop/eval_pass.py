@@ -123,10 +123,10 @@ def follow_main(context: PassContext, summary_dict: dict[str, Any], source: str)
 
 
 class TestPass(EvalPass):
-    """Walks a test loader once; each batch is taken apart into cases, and each case is evaluated by itself.
+    """Walks a test loader once; each batch becomes cases, and each case is evaluated by itself.
 
     Args:
-        cases_of: returns data and output of each case, given number, data and output of a batch.
+        cases_of: runs the test steps of a batch, given its number and data; returns data and output of each case.
 
     Attributes:
         last_case: number, data, output and results of the latest case, for the log line.
@@ -143,7 +143,7 @@ class TestPass(EvalPass):
         context: PassContext,
         loader: ResumableLoader,
         after_iteration: Callable[[int], None],
-        cases_of: Callable[[int, Any, Any], Iterable[tuple[Any, Any]]],
+        cases_of: Callable[[int, Any], Iterable[tuple[Any, Any]]],
     ) -> None:
         super().__init__(owner, context, loader, after_iteration)
         self._cases_of, self._cases = cases_of, 0
@@ -166,11 +166,7 @@ class TestPass(EvalPass):
         refuse_none(data_dict)
         owner, hooks = self._owner, self._context.hooks
         hooks.fire("before_test_step", iteration, data_dict)
-        with self._context.precision.autocast():
-            output_dict = owner.test_step(iteration, data_dict)
-        if output_dict is None:
-            raise SkipBatch("test_step returned None")
-        cases = list(self._cases_of(iteration, data_dict, output_dict))
+        cases = list(self._cases_of(iteration, data_dict))
         samples = self.runner.place[2] if len(cases) == 1 else 1
         for data, output in cases:
             self._cases = number = self._cases + 1
