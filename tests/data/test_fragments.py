@@ -127,7 +127,7 @@ def test_a_fragment_has_the_rows_of_what_has_one_row_a_point():
 
 
 def test_a_scene_without_a_cloud_is_refused():
-    with pytest.raises(DataError, match="no cloud: expected .N, C. under one of the names points, .* got 'voxels'"):
+    with pytest.raises(DataError, match=r"no cloud: expected \(N, C\) under one of the names points, .* got 'voxels'"):
         count_points({"voxels": torch.rand(5, 3)})
 
 
