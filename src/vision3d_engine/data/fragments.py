@@ -17,8 +17,11 @@ _LEAST_WEIGHT = 1e-3  # of a point at the surface of a sphere, which no other on
 
 def find_cloud(scene: Mapping[str, Any]) -> Any:
     """Return the cloud of a scene: rows ``(N, C)`` under a name that `collate_packed` knows; None without one."""
-    clouds = (scene.get(key) for key in CLOUD_KEYS)
-    return next((each for each in clouds if is_array(each) and each.ndim == 2), None)  # noqa: PLR2004  rows of coordinates
+    for key in CLOUD_KEYS:
+        cloud: Any = scene.get(key)
+        if is_array(cloud) and cloud.ndim == 2:  # noqa: PLR2004  rows of coordinates
+            return cloud
+    return None
 
 
 def count_points(scene: Mapping[str, Any]) -> int:
