@@ -28,8 +28,8 @@ def test_each_process_tests_scenes_of_its_own_and_all_have_the_numbers_of_one(fo
     names = [f"room {index}" for index in range(5)]
     assert alone["names"] == names
     assert sorted(each["names"] for each in found) == [names[rank::size] for rank in range(size)]
-    together = {name: number for each in found for name, number in zip(each["names"], each["accuracies"], strict=True)}
-    assert together == dict(zip(alone["names"], alone["accuracies"], strict=True))
+    together = {name: number for each in found for name, number in zip(each["names"], each["scores"], strict=True)}
+    assert together == dict(zip(alone["names"], alone["scores"], strict=True))
     for each in found:
         assert each["summary"] == pytest.approx(alone["summary"], abs=1e-12)
 
