@@ -148,13 +148,3 @@ def compose(second: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor]) -> tupl
     """Return the motion that does the first and then the second; each is ``(B, 3, 3)``, ``(B, 3)``."""
     rotation = second[0] @ first[0]
     return rotation, (second[0] @ first[1][..., None])[..., 0] + second[1]
-
-
-def rotation_error_deg(estimated: Tensor, true: Tensor) -> Tensor:
-    """Return the angle between rotations ``(..., 3, 3)`` in degrees.
-
-    Computed from the sine and the cosine of the angle, since the cosine alone is blind to small angles.
-    """
-    difference = estimated.double().transpose(-1, -2) @ true.double()
-    sine = (difference - torch.eye(3, dtype=torch.float64, device=true.device)).flatten(-2).norm(dim=-1) / 8**0.5
-    return torch.rad2deg(2 * torch.asin(sine.clamp(max=1.0)))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from data import scan_set
-from model import RegistrationModel, apply_motion, rotation_error_deg
+from model import RegistrationModel, apply_motion
 from picture import draw_pairs
 
 from vision3d_engine import AverageMeter, Config, SingleTester, build_dataloader, load_config
+from vision3d_engine.metrics.registration import rotation_error_deg
 
 CONFIG = Path(__file__).parent / "config.yaml"
 
@@ -37,7 +38,7 @@ class RegistrationTester(SingleTester):
     def eval_step(self, iteration: int, data_dict: Any, output_dict: Any) -> dict[str, Any]:
         """Compare it with the true one: degrees, metres, and whether it is within 10 degrees."""
         rotation, error = data_dict["rotation"], output_dict["translation"] - data_dict["translation"]
-        before = rotation_error_deg(torch.eye(3, device=rotation.device).expand_as(rotation), rotation)
+        before = rotation_error_deg(torch.eye(3, device=rotation.device), rotation)
         after = rotation_error_deg(output_dict["rotation"], rotation)
         shift = error.norm(dim=-1) * data_dict["scale"]
         return {"before_deg": before, "after_deg": after, "shift_m": shift, "within_10_deg": (after < 10).float()}

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from data import training_set, validation_set
-from model import RegistrationModel, apply_motion, rotation_error_deg
+from model import RegistrationModel, apply_motion
 
 from vision3d_engine import Config, IterBasedTrainer, build_dataloader, build_optimizer, build_scheduler, load_config
+from vision3d_engine.metrics.registration import rotation_error_deg
 
 CONFIG = Path(__file__).parent / "config.yaml"
 

@@ -1,6 +1,7 @@
 """A training engine for 3D vision: exact, free, clear."""
 
 from vision3d_engine.core.cli import get_parser, ignore_command_line
+from vision3d_engine.core.colors import label_colors, value_colors
 from vision3d_engine.core.config import Config, load_config
 from vision3d_engine.core.errors import (
     CheckpointError,
@@ -78,8 +79,10 @@ __all__ = [
     "get_logger",
     "get_parser",
     "ignore_command_line",
+    "label_colors",
     "load_config",
     "replay_sample",
     "sample_seed",
     "split_batch",
+    "value_colors",
 ]

@@ -62,6 +62,8 @@ def test_tensors_become_numbers_or_arrays_and_arrays_become_tensors():
     assert isinstance(released["many"], np.ndarray)
     assert released["text"] == "x"
     assert torch.equal(to_tensor([np.arange(3)])[0], torch.arange(3))
+    assert (names := to_tensor({"names": np.array(["a", "b"])})["names"]).tolist() == ["a", "b"]
+    assert isinstance(names, np.ndarray), "torch has no text"
 
 
 # ------------------------------------------------------------------------------------------- paths

@@ -18,7 +18,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
+from vision3d_engine.data.dealing import describe_changes
+from vision3d_engine.data.resumable_loader import ResumableLoader
 
 
 class Noisy(Dataset):

@@ -1,17 +1,18 @@
 """Samples joined to packed batches."""
 
+import pickle
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vision3d_engine import DataError, build_dataloader, collate_packed, split_batch
 from vision3d_engine.core.compare import differences
-from vision3d_engine.core.tree import map_leaves
+from vision3d_engine.core.tree import map_leaves, to_device
 
 
 def rows(start, count, width=3):
@@ -37,7 +38,8 @@ def test_clouds_of_any_size_are_joined_and_the_rest_is_stacked_or_kept():
         "boxes": [[1], []],
         "lengths": [3, 2],
     }
-    assert equal(collate_packed(samples), expected)
+    batch = collate_packed(samples)
+    assert equal(batch | {"lengths": list(batch["lengths"])}, expected)
 
 
 def test_offset_and_batch_are_written_when_asked_for_or_when_samples_have_them():
@@ -154,6 +156,32 @@ def test_what_does_not_go_together_is_an_error_that_names_sample_and_path(sample
         collate_packed(samples)
 
 
+def moved_like_a_batch(batch):
+    """What becomes of a batch between the process that collates it and a step."""
+    return to_device(pickle.loads(pickle.dumps(batch)), "cpu")
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [2, 0], [1], [3, 0, 0]])
+def test_clouds_with_as_many_points_as_there_are_samples_are_cut_as_they_were_joined(sizes):
+    samples = [
+        {"coord": rows(10 * i, n), "segment": torch.arange(n), "class": torch.tensor(i)} for i, n in enumerate(sizes)
+    ]
+    batch = moved_like_a_batch({"scan": collate_packed(samples, offset=True, batch=True)})
+    cases, _ = split_batch(batch, {})
+    for case, sample in zip(cases, samples, strict=True):
+        assert equal(without_packing(case["scan"]), sample)
+        assert type(case["scan"]["lengths"]) is int
+
+
+def test_what_a_script_has_changed_in_a_batch_is_read_anew():
+    batch = collate_packed([{"points": rows(0, 2), "colour": rows(0, 2)}, {"points": rows(5, 3), "colour": rows(5, 3)}])
+    batch["colour"] = torch.tensor([7, 8])
+    batch["points"], batch["lengths"] = rows(0, 4), [1, 3]
+    cases, _ = split_batch(batch, {})
+    assert [case["colour"].item() for case in cases] == [7, 8]
+    assert [len(case["points"]) for case in cases] == [1, 3]
+
+
 # ------------------------------------------------------------------------------------------- the law
 
 
@@ -163,15 +191,12 @@ class Drawn:
     def __init__(self, draw):
         self.draw = draw
         self.count = draw(st.integers(1, 4))
-        self.totals = [{1, self.count, 4}]
+        self.largest = draw(st.sampled_from([1, 2, 3, 6]))
         self.numbers = iter(range(10**9))
 
     def sizes(self):
-        """Sizes of a cloud, of a total that is no other's: else a tensor could be read in two ways."""
-        sizes = [self.draw(st.integers(0, 6)) for _ in range(self.count)]
-        assume(sum(sizes) not in self.totals[0])
-        self.totals[0].add(sum(sizes))
-        return sizes
+        """Sizes of a cloud; many have as many points in all as there are samples, or as another cloud."""
+        return [self.draw(st.integers(0, self.largest)) for _ in range(self.count)]
 
     def array(self, shape):
         dtype = self.draw(st.sampled_from([torch.float32, torch.int64, torch.float16]))
@@ -190,6 +215,7 @@ class Drawn:
         """What has no row a point."""
         kinds = {
             "pose": lambda: self.array([(7, 7)] * self.count),
+            "colour": lambda: self.array([(2,)] * self.count),
             "number": lambda: [self.draw(st.sampled_from([2, 5]))] * self.count,
             "rate": lambda: [0.1 * case for case in range(self.count)],
             "flag": lambda: [bool(case % 2) for case in range(self.count)],
@@ -209,14 +235,15 @@ class Drawn:
             around = (*around, sizes := self.sizes())
             held["points"] = self.cloud(sizes)
         if kind == "pyramid":
-            levels = [self.sizes() for _ in range(self.draw(st.integers(2, 3)))]
+            levels = [self.sizes() for _ in range(self.draw(st.integers(1, 3)))]
             around = (*around, levels[0])
             for key, make, chosen in (
                 ("points", self.cloud, levels),
                 ("neighbors", self.rows_of, levels),
                 ("pools", self.rows_of, levels[1:]),
             ):
-                held[key] = [list(each) for each in zip(*map(make, chosen), strict=True)]
+                if chosen:
+                    held[key] = [list(each) for each in zip(*map(make, chosen), strict=True)]
         for number, sizes in enumerate(around):
             if self.draw(st.booleans()):
                 held[f"feature {number}"] = self.rows_of(sizes)

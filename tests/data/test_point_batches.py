@@ -132,20 +132,14 @@ class Stream(IterableDataset):
         return iter([])
 
 
-class Unmeasured(Dataset):
-    def __len__(self):
-        return 2
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Unmeasured(), r"Unmeasured.lengths must have 2 whole numbers, one a sample, but is None\. Set it"),
         (Clouds([1.5, 2]), "Clouds.lengths must have 2 whole numbers"),
         (Clouds([-1, 2]), "Clouds.lengths must have 2 whole numbers"),
         (Stream(), "Stream is iterable"),
     ],
 )
-def test_a_data_set_that_does_not_state_its_lengths_is_an_error_that_says_how(data, message):
+def test_lengths_that_are_no_whole_numbers_one_a_sample_are_an_error(data, message):
     with pytest.raises(DataError, match=message):
         build_dataloader(data, 4, batch_points=9)

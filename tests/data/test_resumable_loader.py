@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from tests.data.test_dataloader import Noisy, Stay, batches, equal
 from vision3d_engine import DataError, build_dataloader
 from vision3d_engine.data import sampler as sampler_module
+from vision3d_engine.data.dealing import describe_changes
 from vision3d_engine.data.endless_stream import StreamPosition
-from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
+from vision3d_engine.data.resumable_loader import ResumableLoader
 
 
 class Stream(IterableDataset):

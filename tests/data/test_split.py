@@ -157,6 +157,33 @@ def test_lists_of_a_pyramid_may_hold_nothing_but_an_empty_level():
     assert [[level.shape for level in case["pools"]] for case in cases] == [[(0, 1)]] * 2
 
 
+def test_a_pyramid_may_have_one_level_and_one_case():
+    data = {"points": [rows(0, 5)], "features": rows(0, 5), "lengths": [torch.tensor([5])], "names": ["a"]}
+    ((case,), _) = split_batch(data, {"feats": [torch.arange(5)], "boxes": [rows(0, 2)]})
+    assert equal(case, data | {"lengths": [torch.tensor(5)], "names": "a"})
+
+
+def test_a_stacked_pair_may_have_one_level():
+    data = {"points": [rows(0, 5)], "lengths": [torch.tensor([2, 3])], "neighbors": [rows(0, 5)], "batch_size": 1}
+    ((case,), (output,)) = split_batch(data, {"feats": [torch.arange(5)]})
+    assert equal(case, data)
+    assert equal(output["feats"], [torch.arange(5)])
+
+
+def test_stacked_says_which_tensors_have_one_row_a_case_if_there_are_as_many_points():
+    data = {"coord": rows(0, 2), "segment": torch.tensor([3, 4]), "class": torch.tensor([5, 6]), "offset": [1, 2]}
+    cases, outputs = split_batch(data, {"seg": rows(0, 2), "nest": {"class": torch.eye(2)}}, stacked=["class"])
+    assert [(case["coord"].shape, case["segment"].tolist()) for case in cases] == [((1, 3), [3]), ((1, 3), [4])]
+    assert [case["class"].item() for case in cases] == [5, 6]
+    assert [(output["seg"].shape, output["nest"]["class"].shape) for output in outputs] == [((1, 3), (2,))] * 2
+
+
+def test_a_tensor_is_not_cut_by_a_cloud_that_lies_elsewhere_in_the_data():
+    data = {"scan": {"points": rows(0, 3), "lengths": [1, 2]}, "other": {"points": rows(0, 4), "lengths": [1, 3]}}
+    with pytest.raises(DataError, match=r"data_dict\['x'\]: .* not 2 cases"):
+        split_batch(data | {"x": torch.zeros(3)}, {})
+
+
 @dataclass(frozen=True)
 class Scan:
     points: torch.Tensor
@@ -196,6 +223,15 @@ def test_lengths_may_lie_like_what_they_cut():
     cases, _ = split_batch(data, {})
     assert [len(case["points"]["a"]) for case in cases] == [1, 3]
     assert [case["lengths"] for case in cases] == [{"a": 1, "b": 2}, {"a": 3, "b": 2}]
+
+
+def test_lengths_may_name_entries_and_outputs():
+    data = {"points": rows(0, 4), "voxels": rows(0, 4), "lengths": {"points": [1, 3], "voxels": [2, 2], "pred": [1, 3]}}
+    cases, outputs = split_batch(data, {"pred": rows(0, 4), "voxels": {"features": rows(0, 4)}})
+    assert [(len(case["points"]), len(case["voxels"])) for case in cases] == [(1, 2), (3, 2)]
+    assert [(len(each["pred"]), len(each["voxels"]["features"])) for each in outputs] == [(1, 2), (3, 2)]
+    _, outputs = split_batch({"scan": data, "batch_size": 2}, {"scan": {"pred": rows(0, 4)}})
+    assert [len(each["scan"]["pred"]) for each in outputs] == [1, 3]
 
 
 class Graphs:
@@ -275,7 +311,7 @@ def levels(*counts):
         ({"x": torch.zeros(3), "g": Graphs(["a"], None), "batch_size": 3}, r"data_dict\['g'\]: .*not 3 cases"),
         (
             {"x": torch.zeros(2, 4), "lengths": [1, 1]},
-            r"data_dict\['x'\].*in 2 ways: 2 cases or clouds of \[1, 1\] .*Override",
+            r"data_dict\['x'\].*in 2 ways: 2 cases or clouds of \[1, 1\] .*Override.*split_batch.*stacked=\[",
         ),
         ({"x": rows(0, 5), "lengths": [3, 2], "offset": [2, 5]}, r"'x'\].*2 ways: clouds of \[3, 2\] .* of \[2, 3\]"),
         ({"coords": rows(0, 5), "names": ["a", "b"], "batch_size": 2}, "the case of each point, such as coordinates"),

@@ -53,6 +53,17 @@ def test_the_numbers_are_those_of_all_points_at_once_however_they_are_split(batc
     assert total.compute() == pytest.approx(reference(prediction, label), nan_ok=True)
 
 
+def test_numbers_far_from_any_class_are_counted_as_none_and_not_as_a_pair():
+    far = torch.tensor([-(2**40), -1, 4, 5, 256, 2**32 + 1, 2**62])
+    metric = make(ignore_index=256)
+    metric.update(
+        torch.cat([far, torch.ones_like(far), torch.tensor([1])]), torch.cat([torch.ones_like(far), far, far[:1]])
+    )
+    assert metric.matrix.tolist() == [[0] * 4] * 4
+    with pytest.raises(ResultError, match=r"got 7 labels and 7 predictions, of 15 points"):
+        metric.compute()
+
+
 @given(points, st.sampled_from([-1, 255, 0, 2]))
 def test_labels_to_be_ignored_are_left_out_be_they_a_class_or_not(pairs, ignored):
     prediction, label = batch_of([*pairs, (1, ignored)])

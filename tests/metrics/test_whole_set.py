@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.metrics.merging import assert_same, taken_in
 from vision3d_engine import ResultError
@@ -40,6 +41,40 @@ def test_an_update_reads_nothing_from_the_device(make, batch):
     for _ in range(2):
         metric.update(*moved(batch, "meta"))
     assert {held.device.type for held in metric.state_dict().values()} == {"meta"}
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations whose result, or its size, the host must know, as of a boolean mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+    @property
+    def count(self):
+        return sum(name in {"_local_scalar_dense", "item", "nonzero", "bincount", "index"} for name in self.names)
+
+
+KINDS = [torch.int64, torch.int32, torch.uint8]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ignore_index", [None, 0, 255])
+def test_an_update_of_a_confusion_matrix_calls_nothing_that_a_device_is_waited_for(ignore_index, kind):
+    metric, (logits, label) = ConfusionMatrix(4, ignore_index=ignore_index), (torch.randn(2, 4, 5), LABELS.to(kind))
+    with Reads() as reads:
+        metric.update(logits, label)
+        metric.update(label, label)
+    assert reads.names
+    assert reads.count == 0
+    with Reads() as reads:
+        torch.bincount(label[label != 0])
+        float(logits.sum())
+    assert reads.count == 3, "a mask, a count and a number"
 
 
 @pytest.mark.gpu

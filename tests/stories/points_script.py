@@ -5,11 +5,13 @@ import os
 import torch
 from torch.utils.data import Dataset
 
-from vision3d_engine import EpochBasedTrainer, build_dataloader, collate_packed, get_parser
+from vision3d_engine import EpochBasedTrainer, IterBasedTrainer, build_dataloader, collate_packed, get_parser
 
 get_parser().add_argument("folder")
 get_parser().add_argument("max_updates", type=int)
 get_parser().add_argument("--batch_points", type=int, default=100)
+get_parser().add_argument("--accumulate", type=int, default=1)
+get_parser().add_argument("--endless", action="store_true")
 ARGS = get_parser().parse_args()
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -25,9 +27,10 @@ class Clouds(Dataset):
         return {"points": torch.randn(self.lengths[index], 3), "index": index}
 
 
-class Trainer(EpochBasedTrainer):
+class Trainer(IterBasedTrainer if ARGS.endless else EpochBasedTrainer):
     def __init__(self):
         settings = {"max_epoch": None, "max_updates": ARGS.max_updates, "val_every": "never"}
+        settings["grad_acc_steps"] = ARGS.accumulate
         super().__init__({"exp": {"output_dir": ARGS.folder}, "trainer": settings})
         options = {"batch_points": ARGS.batch_points, "shuffle": True, "num_workers": 1, "collate_fn": collate_packed}
         self.register_loader(build_dataloader(Clouds(), 8, **options))

@@ -27,8 +27,44 @@ def test_a_resume_has_the_batches_and_samples_of_a_run_without_a_break(at, tmp_p
     assert sorted(begun + results_of([start(SCRIPT, tmp_path / "cut", 18, "--resume")])) == whole
 
 
-def test_a_resume_on_another_number_of_processes_or_with_another_bound_is_refused(tmp_path):
+def parts_of(folder, *parts, words=()):
+    """Return the batches of a run that goes on so often, by processes and updates, each part in its global order."""
+    found = []
+    for size, updates in parts:
+        processes = start_ranks(SCRIPT, folder, updates, *words, *(["--resume"] if found else []), size=size)
+        found += [line.split(" ", 2)[2] for line in results_of(processes)]
+    return found
+
+
+def assert_same_global_order(tmp_path, *parts, words=()):
+    found = parts_of(tmp_path / "cut", *parts, words=words)
+    whole = parts_of(tmp_path / "whole", (1, len(found)), words=words)
+    assert found == whole
+
+
+def test_a_resume_of_two_processes_on_one_goes_on_with_the_next_batch_of_all(tmp_path):
+    assert_same_global_order(tmp_path, (2, 3), (1, 7))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--endless",)])
+@pytest.mark.parametrize("parts", [[(1, 3), (2, 5), (1, 9)], [(2, 2), (3, 3), (2, 7)], [(2, 5), (1, 13), (3, 15)]])
+def test_processes_of_any_number_go_on_with_the_batches_of_one_also_across_epochs(parts, words, tmp_path):
+    assert_same_global_order(tmp_path, *parts, words=words)
+
+
+def test_a_resume_with_another_bound_is_refused_and_one_with_other_updates_is_said(tmp_path):
     results_of(start_ranks(SCRIPT, tmp_path, 3))
     ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, 5, "--resume", "--batch_points", 90)])
     assert code == 1
-    assert "batch_points was 100, is 90; batches_per_step was 2, is 1" in error
+    assert "batch_points was 100, is 90. Give" in error
+    ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, 5, "--resume")])
+    assert code == 0
+    assert "trainer.grad_acc_steps=2 makes them what they were" in error
+
+
+def test_one_process_that_accumulates_goes_on_as_the_updates_of_two_without_a_word(tmp_path):
+    results_of(start_ranks(SCRIPT, tmp_path, 3))
+    ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, 5, "--resume", "--accumulate", 2)])
+    assert code == 0
+    assert "grad_acc_steps" not in error

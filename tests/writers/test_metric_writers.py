@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -159,7 +160,7 @@ def test_a_killed_run_has_all_that_came_before_its_last_checkpoint(slow_thread, 
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
     assert [step for step, _ in events(tmp_path)["train/loss"]] == [1, 2, 3, 4, 5]
     (log,) = (tmp_path / "logs").glob("*.log")
-    assert log.read_text().count("iter: ") == 5
+    assert log.read_text().count("iter: ") >= 5  # a warning may have taken later ones along
 
 
 def test_a_run_that_an_exception_ends_has_all_its_lines_before_the_error(slow_thread, tmp_path):
@@ -270,7 +271,7 @@ def test_a_full_disk_is_said_once_costs_numbers_but_nothing_raises_and_later_num
         if step % 20 == 0:
             writers.flush()
             writers.positions()
-    writers.points("cloud", torch.zeros(1, 5000, 3), None, step=1)
+    writers.points("cloud", [np.zeros((5000, 3))], None, step=1)
     writers.flush()
     (small_disk / "filler").unlink()
     writers.scalars("train", {"loss": 1000.0}, step=1000)
@@ -373,7 +374,7 @@ def test_numbers_of_processes_other_than_the_main_one_go_nowhere(tmp_path):
     writers.scalars("train", {"loss": 1.0}, step=1)
     writers.row("train", {"loss": 1.0})
     logger.line(lambda: pytest.fail("was put together"))
-    writers.points("cloud", torch.zeros(1, 2, 3), None, step=1)
+    writers.points("cloud", [np.zeros((2, 3))], None, step=1)
     writers.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -625,10 +626,25 @@ def test_a_writer_must_be_a_metric_writer(tmp_path):
         ToyEpochTrainer(settings(tmp_path)).add_writer(print)
 
 
+def test_who_shows_more_than_the_thread_can_write_waits_for_it(slow_thread, writers):
+    """So what waits in memory is never more than a few clouds."""
+
+    class Counts(MetricWriter):
+        count = 0
+
+        def points(self, tag, points, colors, step):
+            self.count += 1
+
+    writers.add(counts := Counts())
+    for step in range(100):
+        writers.points("cloud", [np.zeros((10, 3))], None, step)
+        assert step - counts.count <= 20
+
+
 def test_images_figures_histograms_and_texts_reach_tensorboard(writers, tmp_path):
     from matplotlib.figure import Figure
 
-    writers.images("image", torch.rand(2, 3, 8, 8), 1)
+    writers.images("image", torch.rand(2, 3, 8, 8), 1, "NCHW")
     writers.figures("figure", Figure(figsize=(1, 1)), 1)
     writers.histograms("weights", torch.rand(100), 1)
     writers.text("note", "a text", 1)

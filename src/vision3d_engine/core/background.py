@@ -33,6 +33,11 @@ class BackgroundListener:
         """Whether this is the copy of a forked process, whose locks may be held by threads that it does not have."""
         return os.getpid() != self._pid
 
+    @property
+    def waiting(self) -> int:
+        """How many items are not yet handed on."""
+        return len(self._waiting)
+
     def put(self, item: Any) -> None:
         """Hand an item in."""
         if self.is_inherited:

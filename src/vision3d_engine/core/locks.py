@@ -16,6 +16,7 @@ except ImportError:  # Windows: no lock, as on file systems without locks
     fcntl = None
 
 _NAME = ".lock"
+_PATIENCE_S = 0.1
 _ADVICE = "Wait for it, stop it, or choose another folder"
 _HELD: set[int] = set()  # descriptors of lock files that are open in this process
 
@@ -54,6 +55,24 @@ def locked_folder(folder: Path) -> Iterator[None]:
         if descriptor in _HELD:  # a forked child has closed it when it began
             if _is_same(descriptor, path):  # nobody has moved the folder
                 path.unlink()
+            _close(descriptor)
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Let one process after the other run a block; each waits for those before it. The lock file stays.
+
+    Raises:
+        FolderError: when the lock file cannot be made.
+    """
+    descriptor = _open(path)
+    _HELD.add(descriptor)
+    try:
+        while not _lock(descriptor):
+            time.sleep(_PATIENCE_S)
+        yield
+    finally:
+        if descriptor in _HELD:  # a forked child has closed it when it began
             _close(descriptor)
 
 

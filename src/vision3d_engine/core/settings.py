@@ -106,6 +106,9 @@ class TrainerSettings(Section):
     """Iterations from one log line to the next."""
     curve_axis: Literal["batches", "updates", "samples"] | None = None
     """What all curves lie over (default: those of training over batches, those of validation over epochs)."""
+    write_files: bool = False
+    """Write the clouds, correspondences, images, figures, histograms and texts of a script as files too, into
+    output_dir/files, beside TensorBoard."""
     progress_bar: bool = True
     """Show how far a pass is, on a terminal or in a notebook."""
     save_latest_n_models: int = -1

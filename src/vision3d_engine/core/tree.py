@@ -252,9 +252,24 @@ def to_array(nest: Any) -> Any:
     return map_leaves(release, nest)
 
 
+def host_array(value: Any) -> np.ndarray:
+    """Return a tensor of any device and type, an array, or nested numbers as an array; waits for the device.
+
+    Types that numpy does not have (bfloat16) become float32. Memory is shared where that is possible.
+    """
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
 def to_tensor(nest: Any) -> Any:
-    """Turn numpy arrays into tensors that share their memory."""
-    return map_leaves(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, nest)
+    """Turn numpy arrays of numbers into tensors that share their memory; others, of text, are kept."""
+
+    def convert(leaf: Any) -> Any:
+        return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" else leaf
+
+    return map_leaves(convert, nest)
 
 
 def describe(value: Any) -> str:

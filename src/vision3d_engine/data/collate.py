@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.tree import describe, leaves
-from vision3d_engine.data.packing import PACKING_KEYS
+from vision3d_engine.data.packing import PACKING_KEYS, Lengths
 
 CLOUD_KEYS = ("points", "coord", "coords", "coordinates", "pos", "xyz")
 _NUMBERS = (bool, int, float)
@@ -30,8 +30,8 @@ def collate_packed(
 
     - Its arrays with as many rows as the cloud, in every sample of the batch, hold one row a point, and so do those of
       dicts within it: ``(points, ...)`` of each sample are joined to ``(sum, ...)``.
-    - ``lengths`` in the same dict, a list on the host, has the points of each cloud. Asked for, or if samples have
-      them: ``offset`` says where each cloud ends ``(B,)``, ``batch`` the cloud of each point ``(sum,)``.
+    - ``lengths`` in the same dict, a list on the host, has the points of each cloud, and knows what was joined. On
+      request, or if samples have them: ``offset``, where each cloud ends, and ``batch``, the cloud of each point.
     - If the cloud is a list of arrays, levels of detail, ``lengths`` has a list for each. Lists of arrays with as many
       rows as some level, or none, are joined level by level; an array alone counts as one row a point if it has as
       many rows as the first level. A list of dicts that have clouds is one of levels too.
@@ -58,6 +58,18 @@ def collate_packed(
     return _Collator(asked, tuple(clouds), frozenset(stacked)).join_dicts(samples, _Around(), "")
 
 
+def points_of_clouds(sample: Any, clouds: Collection[str] = CLOUD_KEYS) -> int | None:
+    """Return the points of a sample's cloud, of its first level; of several in dicts within it their sum; else None."""
+    if not isinstance(sample, Mapping):
+        return None
+    for value in (sample.get(key) for key in clouds):
+        cloud: Any = value[0] if isinstance(value, list | tuple) and value else value
+        if _is_cloud(cloud):
+            return len(cloud)
+    found = [points for part in sample.values() if (points := points_of_clouds(part, clouds)) is not None]
+    return sum(found) if found else None
+
+
 class _Around(NamedTuple):
     """The rows of the clouds around a place.
 
@@ -74,6 +86,11 @@ class _Around(NamedTuple):
         if isinstance(rows, list):
             return _Around(self.clouds | {rows[0]}, self.levels.union(rows))
         return self if rows is None else _Around(self.clouds | {rows}, self.levels)
+
+    def rows_of(self, values: Sequence[Any]) -> "_Rows | None":
+        """Return the rows of arrays that have one a point; None of those that have not."""
+        rows = _rows_of(values) if all(map(_is_array, values)) else ()
+        return rows if rows in self.clouds else None
 
     def in_lists(self) -> "_Around":
         """Return what holds within a list of levels; the last ones may be empty."""
@@ -93,6 +110,7 @@ class _Collator:
         self._asked = asked
         self._clouds = [key for key in clouds if key not in stacked]
         self._stacked = stacked
+        self._joined: dict[str, _Rows | None] = {}  # by path; None for one row a sample
 
     def join_dicts(self, dicts: Sequence[Any], around: _Around, path: str) -> dict[str, Any]:
         """Join dicts with the same keys, and say where the clouds in them end."""
@@ -101,7 +119,11 @@ class _Collator:
         packing = {} if rows is None else self._packing(rows, dicts, path)
         around = around.and_of(rows)
         others = [key for key in dicts[0] if key not in packing]
-        return {key: self._entry(key, [each[key] for each in dicts], around, path) for key in others} | packing
+        batch = {key: self._entry(key, [each[key] for each in dicts], around, path) for key in others} | packing
+        return batch if rows is None else batch | {"lengths": Lengths(packing["lengths"], self._joined_within(path))}
+
+    def _joined_within(self, path: str) -> dict[str, _Rows | None]:
+        return {each.removeprefix(path): rows for each, rows in self._joined.items() if each.startswith(path + "[")}
 
     def _entry(self, key: str, values: list[Any], around: _Around, path: str) -> Any:
         return self._join(values, _Around() if key in self._stacked else around, f"{path}[{key!r}]", key)
@@ -114,8 +136,9 @@ class _Collator:
         if kind is list and key not in self._stacked and self._are_levels(values, around, path):
             levels = enumerate(zip(*values, strict=True))
             return [self._join(list(level), around.in_lists(), f"{path}[{at}]") for at, level in levels]
+        self._joined[path] = rows = around.rows_of(values)
         if kind in {torch.Tensor, np.ndarray}:
-            return _join_arrays(values, around, path)
+            return _join_arrays(values, path, is_packed=rows is not None)
         return default_collate(values) if kind in _NUMBERS else list(values)
 
     def _rows_of_cloud(self, dicts: Sequence[Any], path: str) -> _Rows | list[_Rows] | None:
@@ -156,10 +179,10 @@ class _Collator:
         return isinstance(part, Mapping) and self._rows_of_cloud([part], "") is not None
 
 
-def _join_arrays(values: list[Any], around: _Around, path: str) -> torch.Tensor:
+def _join_arrays(values: list[Any], path: str, *, is_packed: bool) -> torch.Tensor:
     """Join arrays of one row a point, stack others."""
     _check_same(values, lambda value: value.dtype, path, "Return one dtype for every sample")
-    if all(map(_is_array, values)) and _rows_of(values) in around.clouds:
+    if is_packed:
         _check_same(values, lambda value: value.shape[1:], path, "Return as many features for every sample")
         return torch.cat(values) if isinstance(values[0], torch.Tensor) else torch.as_tensor(np.concatenate(values))
     fix = (

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch.utils.data import (
 )
 
 from vision3d_engine.core.seeding import seed_worker
+from vision3d_engine.data.measured_lengths import Measuring
 from vision3d_engine.data.point_batches import point_batches
+from vision3d_engine.data.repeating import check_repeat, repeated
 from vision3d_engine.data.sample_seeds import SeededDataset
 from vision3d_engine.data.sampler import PositionBatchSampler, PositionSampler
 
@@ -31,14 +34,14 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
     pin_memory: bool = True,
     drop_last: bool = False,
     batch_points: int | None = None,
+    repeat: int = 1,
+    points_of: Callable[[Any], int] | None = None,
+    lengths_cache: str | Path | None = None,
     **options: Any,
 ) -> DataLoader:
     """Build a DataLoader for one process of however many there are.
 
-    Order and samples are functions of (seed, epoch, position): the same with any number of workers and processes, and
-    after a resume, which skips without loading. Before each sample torch, numpy and python are seeded (about 8 us);
-    generators of other libraries can take `sample_seed`. ``dataset.set_epoch(epoch)`` is called in the worker if there
-    is one. ``loader.dataset`` wraps the data set and hands its attributes on; its ``__getitems__`` is not used.
+    Order and samples are functions of (seed, epoch, position), with any number of workers and processes.
 
     Args:
         dataset: samples; an iterable data set is handed to torch as it is: a resume reads and skips.
@@ -49,26 +52,30 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
         sampler: your own order, which the processes share; one that knows its process gives each its own.
         pin_memory: allow fast copies to the accelerator; without an accelerator it has no effect.
         drop_last: leave out an incomplete last batch.
-        batch_points: most points of one batch; batch_size is then the most samples. The data set says in ``lengths``,
-            or by a method ``lengths()``, how many points each sample has; see `PointBatchSampler`.
+        batch_points: most points of one batch; batch_size is then the most samples; see `point_batches`.
+        repeat: passes over the set in an epoch, each in another order when shuffled; samples have another seed in each.
+        points_of: returns the points of a sample, to be measured by; by default those of its clouds (`collate_packed`).
+        lengths_cache: file that keeps measured lengths; of several processes one measures, the others wait for it.
         options: passed on to torch's DataLoader; a ``batch_sampler`` replaces batch_size, shuffle, sampler, drop_last.
     """
-    options |= {"num_workers": num_workers, "collate_fn": collate_fn}
-    options["pin_memory"] = pin_memory and torch.accelerator.is_available()
-    options.setdefault("worker_init_fn", seed_worker)
+    options |= {"num_workers": num_workers, "collate_fn": collate_fn, "pin_memory": pin_memory}
     order = {"shuffle": bool(shuffle) and sampler is None, "sampler": sampler, "drop_last": drop_last}
     if batch_points is not None:
-        options["batch_sampler"] = point_batches(dataset, batch_points, batch_size, **(options | order))
-    return _built(dataset, batch_size, order, options)
+        chosen = {"how": Measuring(points_of, num_workers, lengths_cache), **options, **order}
+        options["batch_sampler"] = point_batches(dataset, batch_points, batch_size, **chosen)
+    return _built(dataset, batch_size, order | {"repeat": repeat}, options)
 
 
 def _built(dataset: Any, batch_size: int, order: dict[str, Any], options: dict[str, Any]) -> DataLoader:
     """Return torch's loader with a sampler that knows positions."""
     drop_last = order["drop_last"]
+    check_repeat(order["repeat"], isinstance(dataset, IterableDataset))
+    options["pin_memory"] = options["pin_memory"] and torch.accelerator.is_available()
+    options.setdefault("worker_init_fn", seed_worker)
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **options)
     if options.get("batch_sampler") is not None:
-        options["batch_sampler"] = PositionBatchSampler(options["batch_sampler"])
+        options["batch_sampler"] = PositionBatchSampler(repeated(options["batch_sampler"], order["repeat"]))
         return DataLoader(SeededDataset(dataset), **options)
     positions = PositionSampler(dataset, batch_size or 1, **order)
     return DataLoader(SeededDataset(dataset), batch_size=batch_size, sampler=positions, drop_last=drop_last, **options)

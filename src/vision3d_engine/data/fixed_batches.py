@@ -65,6 +65,11 @@ class FixedBatches(ResumableLoader):
         """Batches of an epoch of all processes together; None unless the engine shares them out."""
         return at_most(super().total_length, self._count * self._size)
 
+    @property
+    def is_dealt(self) -> bool:
+        """Whether other processes can go on with the rest: each has batches of its own."""
+        return False
+
     def announce(self, epoch: int) -> None:
         """Tell samplers and data set that the first epoch comes."""
         super().announce(_FIRST_EPOCH)

@@ -7,10 +7,36 @@ import numpy as np
 import torch
 
 from vision3d_engine.core.errors import DataError
-from vision3d_engine.core.tree import entries, leaves
+from vision3d_engine.core.tree import entries, leaves, step
 
 PACKING_KEYS = ("lengths", "offset", "batch")
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class Lengths(list):
+    """The entry ``lengths`` of `collate_packed`: a list that also knows how the entries of its dict were joined.
+
+    So a tensor with as many rows as there are cases and as there are points is cut as it was joined.
+
+    Args:
+        lengths: points of each cloud, or a list of them for each level of detail.
+        joined: points of each sample in an entry of the same dict or of one within, by the path from there; None where
+            the entry has one row a sample.
+    """
+
+    def __init__(self, lengths: Iterable[Any] = (), joined: Mapping[str, Sequence[int] | None] | None = None) -> None:
+        super().__init__(lengths)
+        self.joined = dict(joined or {})
+
+
+def joined_in(nest: Any, path: str) -> dict[str, Sequence[int] | None]:
+    """Return what all `Lengths` of a nest know, by the path from outside of it."""
+    found: dict[str, Sequence[int] | None] = {}
+    for key, part in (entries(nest) or {}).items():
+        if isinstance(part, Lengths):
+            found |= {path + within: rows for within, rows in part.joined.items()}
+        found |= joined_in(part, path + step(nest, key))
+    return found
 
 
 class Packing:
@@ -81,7 +107,7 @@ class Scope:
     def __init__(self, nests: Sequence[Any]) -> None:
         self._nests = nests
         self.packings = packings_in(list(nests))
-        self._pyramids = [pyramid for nest in nests for pyramid in _pyramids_in(nest) if len(pyramid) > 1]
+        self._pyramids = [pyramid for nest in nests for pyramid in _pyramids_in(nest)]
         self._totals = {packing.total for packing in self.packings}
 
     def within(self, nests: Iterable[Any]) -> "Scope":
@@ -90,7 +116,7 @@ class Scope:
 
     def towards(self, key: Any) -> "Scope":
         """Return the scope of an entry, for which the packings under the same key are the nearest."""
-        return self.within(nest[key] for nest in self._nests if isinstance(nest, dict) and key in nest)
+        return self.within(named[key] for nest in self._nests for named in _dicts_at(nest) if key in named)
 
     def levels(self, count: int) -> list[list[Any]]:
         """Return the packings of each of ``count`` levels of detail; empty without such levels."""
@@ -98,7 +124,7 @@ class Scope:
 
     @property
     def has_levels(self) -> bool:
-        """Whether there is more than one level of detail anywhere."""
+        """Whether there are levels of detail anywhere."""
         return bool(self._pyramids)
 
     def nearest(self, rows: int) -> list[Packing]:
@@ -117,6 +143,12 @@ class Scope:
 def is_array(value: Any) -> bool:
     """Tell whether a value has rows, all of one shape."""
     return isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0 and not getattr(value, "is_nested", False)
+
+
+def _dicts_at(nest: Any) -> list[dict[Any, Any]]:
+    """Return a nest, and what its packings are by name if they are in a dict; empty for a packing or a list."""
+    own = [nest, *map(nest.get, PACKING_KEYS)] if isinstance(nest, dict) else []
+    return [each for each in own if isinstance(each, dict)]
 
 
 def _pyramids_in(nest: Any) -> Iterator[list[Any]]:

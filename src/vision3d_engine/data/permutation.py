@@ -1,5 +1,8 @@
 """The permutation of an epoch as a function: which sample stands at which position, without a list of all."""
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
 import numpy as np
 
 from vision3d_engine.core.seeding import seed_at
@@ -52,6 +55,35 @@ class Permutation:
         for key in self._keys:
             left, right = right, left ^ (_mixed(right + key) & self._mask)
         return (left << self._shift) | right
+
+
+class Passes:
+    """Several passes over a set one after the other, each in an order of its own.
+
+    Args:
+        count: number of samples of a pass.
+        passes: how many there are.
+        order_of: returns the order of a pass, given its number.
+    """
+
+    def __init__(self, count: int, passes: int, order_of: Callable[[int], "Permutation | Sequence[int]"]) -> None:
+        self._count, self._passes = count, passes
+        self._order_of = lru_cache(maxsize=2)(order_of)
+
+    def __len__(self) -> int:
+        return self._count * self._passes
+
+    def at(self, positions: range) -> list[int]:
+        """Return the samples at neighbouring positions."""
+        found: list[int] = []
+        position = positions.start
+        while position < positions.stop:
+            number, place = divmod(position, self._count)
+            stop = min(self._count, place + positions.stop - position)
+            order = self._order_of(number)
+            found += order.at(range(place, stop)) if isinstance(order, Permutation) else order[place:stop]
+            position += stop - place
+        return found
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

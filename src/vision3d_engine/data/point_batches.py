@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, Sampler
 
 from vision3d_engine.core.errors import ConfigError, DataError
 from vision3d_engine.core.tree import describe
+from vision3d_engine.data.measured_lengths import Measuring, measured_lengths
 
 _SHARES = range(2, 17)
 
@@ -94,15 +95,19 @@ def _in_order(lengths: list[int], batch_points: int, batch_size: int) -> Iterato
 
 
 def point_batches(
-    dataset: Any, batch_points: int, batch_size: int, *, shuffle: bool, **others: Any
+    dataset: Any, batch_points: int, batch_size: int, *, shuffle: bool, how: Measuring, **others: Any
 ) -> PointBatchSampler:
-    """Return the batches of a data set that states its lengths.
+    """Return the batches of a data set that states its lengths, or whose samples are measured once.
+
+    The bound holds for lengths that are stated or measured: an augmentation that adds points may exceed it. Lengths are
+    read once, whatever ``set_epoch`` changes.
 
     Args:
         dataset: with ``lengths``, the points of each sample, or a method ``lengths()`` that returns them.
         batch_points: most points of a batch.
         batch_size: most samples of a batch.
         shuffle: draw other batches for every epoch.
+        how: how lengths are measured that the data set does not state.
         others: options of the loader, by name; those that choose samples in another way must be off.
     """
     if given := [name for name in ("sampler", "drop_last", "batch_sampler") if others.get(name) not in (None, False)]:
@@ -111,15 +116,17 @@ def point_batches(
     if batch_points < 1 or (batch_size or 1) < 2:  # noqa: PLR2004
         message = f"batch_points={batch_points} with batch_size={batch_size}: batch_size is the most samples of a batch"
         raise ConfigError(f"{message} and must be at least 2, batch_points at least 1. Say batch_size, such as 64")
-    return PointBatchSampler(_lengths_of(dataset), batch_points, batch_size, shuffle=shuffle)
+    return PointBatchSampler(_lengths_of(dataset, how), batch_points, batch_size, shuffle=shuffle)
 
 
-def _lengths_of(dataset: Any) -> np.ndarray:
-    """Return the points of each sample, as the data set states them."""
+def _lengths_of(dataset: Any, how: Measuring) -> np.ndarray:
+    """Return the points of each sample, as the data set states them; else they are measured."""
     if isinstance(dataset, IterableDataset):
         message = f"batch_points needs samples that are loaded by index, and {type(dataset).__name__} is iterable"
         raise DataError(f"{message}. Let it yield samples of a bounded size, or whole batches with batch_size=None")
     stated = getattr(dataset, "lengths", None)
+    if stated is None or how.points_of is not None:
+        return measured_lengths(dataset, how)
     stated = stated() if callable(stated) else stated
     lengths = np.asarray([] if stated is None else stated)
     lengths = lengths if lengths.size else lengths.astype(np.int64)

@@ -1,6 +1,6 @@
 """The one answer about a user's loader: its length, its position, its epochs, its endless stream."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -8,10 +8,11 @@ import torch
 
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.seeding import StepSeeds
-from vision3d_engine.data.dataloader import adopted, copied, sampler_of
-from vision3d_engine.data.endless_stream import EndlessStream, Place, StreamPosition
+from vision3d_engine.data.dataloader import adopted, copied
+from vision3d_engine.data.endless_stream import EndlessStream, Place, StreamPosition, dealt_epochs
 from vision3d_engine.data.exact_length import ExactLength, placed
 from vision3d_engine.data.loader_hints import resume_note, sharing_hint
+from vision3d_engine.data.loader_length import LoaderLength, length_of
 from vision3d_engine.data.sample_seeds import SeededDataset, announce_epoch
 from vision3d_engine.data.workers import opened
 
@@ -21,15 +22,7 @@ Position = tuple[int, int, int, int]
 _CPU = torch.device("cpu")
 
 
-def length_of(loader: Any) -> int | None:
-    """Return the number of batches of a loader, or None when it does not know."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
-
-
-class ResumableLoader:
+class ResumableLoader(LoaderLength):
     """Reads a user's loader, from any epoch and batch on.
 
     How it starts in the middle of an epoch depends on what the loader is:
@@ -68,11 +61,9 @@ class ResumableLoader:
     ) -> None:
         self.registered = registered
         self.name = f"{name} ({type(registered).__name__})"
-        self.loader = copied(adopted(registered)) if is_shared else adopted(registered)
+        super().__init__(copied(adopted(registered)) if is_shared else adopted(registered), rank, size)
         self.counts_samples = counts_samples
         self._device = device
-        self._rank, self._size = rank, size
-        self._sampler = sampler_of(self.loader)
         self.knows_sizes: bool = self._sampler is not None and self._sampler.knows_sizes
         self._state: Any = None
         self._announced: int | None = None
@@ -91,28 +82,6 @@ class ResumableLoader:
     def is_stateful(self) -> bool:
         """Whether the loader saves its own position."""
         return self._sampler is None and all(hasattr(self.loader, name) for name in ("state_dict", "load_state_dict"))
-
-    @property
-    def length(self) -> int | None:
-        """Batches of an epoch on this process, None when not known; `announce` may change it."""
-        return length_of(self.loader)
-
-    @property
-    def total_length(self) -> int | None:
-        """Batches of an epoch of all processes together; None unless the engine shares them out."""
-        return getattr(self._sampler, "total_batches", None)
-
-    @property
-    def longest_length(self) -> int | None:
-        """Batches of an epoch on the process that has most of them, None when not known."""
-        total = self.total_length
-        return self.length if total is None else -(-total // self._size)
-
-    @property
-    def samples_per_step(self) -> int | None:
-        """Samples of one batch of all processes, None when not known."""
-        batch_size = getattr(self.loader, "batch_size", None)
-        return batch_size * self._size if isinstance(batch_size, int) else None
 
     @property
     def note(self) -> str | None:
@@ -177,11 +146,6 @@ class ResumableLoader:
         seed, epoch, _, shift = self._position
         known = getattr(self._sampler, "indices", None)
         return known(seed, place[1] - 1, shift) if known is not None and epoch == place[0] else None
-
-    def _length_at(self, shift: int) -> int | None:
-        """Return this process's number of batches of an epoch that starts at another process."""
-        total = self.total_length
-        return self.length if total is None else len(range((self._rank - shift) % self._size, total, self._size))
 
     def _opened(self, where: Position) -> Iterable[Any]:
         """Return the batches from a position on."""
@@ -251,18 +215,15 @@ class ResumableLoader:
             epoch, start = epoch + 1, 0
 
     def _shared_epochs(self, seed_of: Callable[[int], int], position: StreamPosition) -> Iterator[tuple[Place, Any]]:
-        """Yield this process's batches of the stream that all share; where it goes on is plain arithmetic."""
-        rank, size = self._rank, self._size
-        ahead, before, epoch = position.taken * size + rank, 0, position.first_epoch
-        while True:
-            self.announce(epoch)
-            if not (total := self._sampler.total_batches):  # pyright: ignore[reportOptionalMemberAccess]
-                raise DataError(_NO_BATCH)
-            if ahead < total:
-                start = len(range((rank - before) % size, ahead, size))
-                yield from self.batches(seed_of(epoch), epoch, start, before % size)
-                ahead = total
-            ahead, before, epoch = ahead - total, before + total, epoch + 1
+        """Yield this process's batches of the stream that all share."""
+        for epoch, start, first in dealt_epochs(position, self._rank, self._size, self._announced_total):
+            yield from self.batches(seed_of(epoch), epoch, start, first)
+
+    def _announced_total(self, epoch: int) -> int:
+        self.announce(epoch)
+        if not (total := self._sampler.total_batches):  # pyright: ignore[reportOptionalMemberAccess]
+            raise DataError(_NO_BATCH)
+        return total
 
     def close(self) -> None:
         """Drop the open stream and an adopted loader, so that their workers end."""
@@ -305,9 +266,3 @@ _USED_UP = (
     "the {} is an iterator, such as a generator, and used up after one pass. Register something whose __iter__ starts "
     "anew each time: a DataLoader, a list, or an object whose __iter__ is the generator function"
 )
-
-
-def describe_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return one line for each part of the data that differs between a checkpoint and this run."""
-    changed = [key for key in current if key in saved and saved[key] != current[key]]
-    return [f"{key} was {saved[key]}, is {current[key]}" for key in changed]

@@ -47,7 +47,8 @@ def sample_seed() -> int:
 class SeededDataset(Dataset):
     """A data set that seeds torch, numpy and python for every sample; all else is the user's own data set.
 
-    It also calls ``dataset.set_epoch(epoch)``, if there is one, in the process that loads the sample.
+    It also calls ``dataset.set_epoch(epoch)``, if there is one, in the process that loads the sample. Seeding takes
+    about 8 us a sample; generators of other libraries can take `sample_seed`. ``__getitems__`` is not used.
     """
 
     def __init__(self, dataset: Any) -> None:

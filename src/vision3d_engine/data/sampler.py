@@ -2,19 +2,21 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice, repeat
+from functools import partial
+from itertools import islice, repeat
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
 from vision3d_engine.core.seeding import derived_seed
-from vision3d_engine.data.permutation import Permutation
+from vision3d_engine.data.permutation import Passes, Permutation
+from vision3d_engine.data.repeating import repeated
 from vision3d_engine.data.sample_seeds import SampleIndex
+from vision3d_engine.data.shares import Shares, batch_sizes, number_of_batches
 from vision3d_engine.data.user_samplers import DrawnOrders, announce_to, fingerprint_of, knows_its_process
 from vision3d_engine.distributed.processes import get_rank, get_world_size
 
-_CHUNK = 1024
 _ENDLESS = 2**62
 _Start = tuple[int, int, int, int, int | None]
 
@@ -88,6 +90,7 @@ class PositionSampler(_Positioned):
             processes share what it draws. One that knows its process (``num_replicas``, as ``DistributedSampler`` has
             it, ``world_size`` or ``rank``) or has no length, which is read as it goes, yields this process's own share.
         is_shared: whether processes share what the user's sampler draws; else each has what its own yields.
+        repeat: passes over the set in an epoch, each in another order when shuffled.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class PositionSampler(_Positioned):
         drop_last: bool = False,
         sampler: Iterable[Any] | None = None,
         is_shared: bool = True,
+        repeat: int = 1,
     ) -> None:
         super().__init__()
         self._is_shared = is_shared
@@ -106,7 +110,8 @@ class PositionSampler(_Positioned):
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._drop_last = drop_last
-        self.sampler = sampler
+        self._repeat = repeat
+        self.sampler = repeated(sampler, repeat)
 
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass, also for the user's sampler."""
@@ -126,7 +131,7 @@ class PositionSampler(_Positioned):
     @property
     def total_batches(self) -> int | None:
         """Batches of an epoch of all processes together; None when each process has a share of its own."""
-        return None if self.is_presharded else _batches(self._count, self._batch_size, self._drop_last)
+        return None if self.is_presharded else number_of_batches(self._count, self._batch_size, self._drop_last)
 
     @property
     def knows_sizes(self) -> bool:
@@ -135,9 +140,10 @@ class PositionSampler(_Positioned):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what the order of an epoch is a function of, beside the data."""
+        found = {"drop_last": self._drop_last, "repeat": self._repeat}
         if self.sampler is not None:
-            return {"drop_last": self._drop_last} | fingerprint_of(self.sampler)
-        return {"order": "shuffled" if self._shuffle else "in order", "drop_last": self._drop_last}
+            return found | fingerprint_of(self.sampler)
+        return {"order": "shuffled" if self._shuffle else "in order"} | found
 
     def indices(self, base: int, start: int, shift: int = 0) -> list[int] | None:
         """Return the samples of this process's batch number ``start`` (counted from 0) of an epoch with a seed.
@@ -147,8 +153,7 @@ class PositionSampler(_Positioned):
         if self.sampler is not None:
             return None
         positions = next(iter(self._shares(self._count, start, shift)), range(0))[: self._batch_size]
-        permutation = Permutation(self._count, derived_seed(base, "order")) if self._shuffle else None
-        return list(positions) if permutation is None else list(map(int, permutation.at(positions)))
+        return list(map(int, self._permutation(derived_seed(base, "order")).at(positions)))
 
     def sizes(self, start: int, shift: int = 0) -> Iterator[int]:
         """Return how many samples this process's batches hold, from number ``start`` (counted from 0) on.
@@ -157,14 +162,16 @@ class PositionSampler(_Positioned):
         """
         if self.is_presharded:
             count = len(self.sampler) if hasattr(self.sampler, "__len__") else 0  # type: ignore[arg-type]
-            return _sizes(range(start, _batches(count, self._batch_size, self._drop_last)), self._batch_size, count)
+            return batch_sizes(
+                range(start, number_of_batches(count, self._batch_size, self._drop_last)), self._batch_size, count
+            )
         rank, size = (get_rank() - shift) % get_world_size(), get_world_size()
         own = range(rank + start * size, self.total_batches or 0, size)
-        return _sizes(own, self._batch_size, self._count)
+        return batch_sizes(own, self._batch_size, self._count)
 
     @property
     def _count(self) -> int:
-        return len(self._dataset) if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]
+        return len(self._dataset) * self._repeat if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[SampleIndex]:
         base, epoch, start, shift, most = self._take_start()
@@ -180,14 +187,19 @@ class PositionSampler(_Positioned):
         """Return which sample stands at which position of the epoch."""
         if self.sampler is not None:
             return self.orders.draw(self.sampler, seed)
-        return Permutation(len(self._dataset), seed) if self._shuffle else range(len(self._dataset))
+        count = len(self._dataset)
+        if self._shuffle and self._repeat == 1:
+            return Permutation(count, seed)
+        order_of = partial(_order_of_pass, count, seed) if self._shuffle else lambda _: range(count)
+        return Passes(count, self._repeat, order_of)
 
-    def _shares(self, count: int, start: int, shift: int = 0) -> "_Shares":
-        return _Shares(count, self._batch_size, self._drop_last, start, shift)
+    def _shares(self, count: int, start: int, shift: int = 0) -> Shares:
+        rank, size = (get_rank() - shift) % get_world_size(), get_world_size()
+        return Shares(count, self._batch_size, self._drop_last, start, rank, size)
 
-    def _shared(self, permutation: Any, base: int, epoch: int, shares: "_Shares") -> Iterator[SampleIndex]:
+    def _shared(self, permutation: Any, base: int, epoch: int, shares: Shares) -> Iterator[SampleIndex]:
         for positions in shares:
-            is_function = isinstance(permutation, Permutation)
+            is_function = isinstance(permutation, Permutation | Passes)
             indices = permutation.at(positions) if is_function else permutation[positions.start : positions.stop]
             yield from map(SampleIndex, indices, positions, repeat(epoch), repeat(base))
 
@@ -198,42 +210,8 @@ class PositionSampler(_Positioned):
             yield SampleIndex(index, number * size + rank, epoch, base)
 
 
-def _sizes(numbers: range, batch_size: int, count: int) -> Iterator[int]:
-    """Return the samples of numbered batches, of which the last one may not be full."""
-    full = range(numbers.start, min(numbers.stop, count // batch_size), numbers.step)
-    rest = [count % batch_size] * (len(numbers) - len(full))
-    return chain(repeat(batch_size, len(full)), rest)
-
-
-class _Shares:
-    """The positions of this process's batches from batch ``start`` on, merged to long ranges where they touch."""
-
-    def __init__(self, count: int, batch_size: int, drop_last: bool, start: int, shift: int) -> None:
-        rank, size = (get_rank() - shift) % get_world_size(), get_world_size()
-        batches = _batches(count, batch_size, drop_last)
-        self._end = batches * batch_size if drop_last else count
-        if size == 1:
-            first = start * batch_size
-            self._starts, self._length = range(first, self._end, _CHUNK), _CHUNK
-        else:
-            stride = size * batch_size
-            self._starts = range((rank + start * size) * batch_size, batches * batch_size, stride)
-            self._length = batch_size
-
-    @property
-    def samples(self) -> int:
-        """How many samples these are."""
-        if not self._starts:
-            return 0
-        missing = self._starts[-1] + self._length - self._end
-        return len(self._starts) * self._length - max(missing, 0)
-
-    def __iter__(self) -> Iterator[range]:
-        return (range(first, min(first + self._length, self._end)) for first in self._starts)
-
-
-def _batches(count: int, batch_size: int, drop_last: bool) -> int:
-    return count // batch_size if drop_last else -(-count // batch_size)
+def _order_of_pass(count: int, seed: int, number: int) -> Permutation:
+    return Permutation(count, derived_seed(seed, number) if number else seed)
 
 
 class PositionBatchSampler(_Positioned):

@@ -1,7 +1,7 @@
 """Take a batch apart into its single cases."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from numbers import Number
 from pathlib import PurePath
@@ -15,14 +15,20 @@ from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.tree import describe, entries, rebuilt, step
 from vision3d_engine.data.packing import (
     PACKING_KEYS,
+    Lengths,
     Packing,
     Scope,
     is_array,
     is_whole_number,
+    joined_in,
     packings_in,
     read_packing,
 )
 
+_SAY = (
+    "Override split_batch_dict and say which: split_batch(data_dict, output_dict, stacked=[names of entries with one "
+    "row a case]), and all others have one row a point; of several clouds, the one under the same key is taken"
+)
 _FIX = (
     "Give it one entry a case, or put 'lengths', 'offset' or 'batch' (the case of each point, such as "
     "coordinates[:, 0]) beside it, or override split_batch_dict"
@@ -31,7 +37,9 @@ _FIX = (
 _SHARED = (type(None), Number, str, bytes, Enum, PurePath, np.generic, np.dtype, torch.device, torch.dtype, torch.Size)
 
 
-def split_batch(data_dict: Mapping[str, Any], output_dict: Any) -> tuple[list[Any], list[Any]]:
+def split_batch(
+    data_dict: Mapping[str, Any], output_dict: Any, *, stacked: Collection[str] | None = None
+) -> tuple[list[Any], list[Any]]:
     """Split data and output of a batch into lists with one dict for each case.
 
     - Tensors, arrays and lists with one entry a case are taken apart along it: ``(B, ...)`` becomes ``(...)``.
@@ -49,12 +57,22 @@ def split_batch(data_dict: Mapping[str, Any], output_dict: Any) -> tuple[list[An
     The number of cases B comes from ``batch_size``, else from the first ``lengths``, ``offset`` or ``batch``, else from
     the first tensor, array or batch object, else from the first list.
 
+    A tensor may have as many rows as there are cases and as there are points, if clouds are tiny. What `collate_packed`
+    joined is then cut as it was joined; of other tensors ``stacked`` tells what they are.
+
+    Args:
+        data_dict: the batch.
+        output_dict: what the model returned for it.
+        stacked: names of entries with one row a case. If given, also if empty, all others that may have one row a case
+            or one a point have one a point.
+
     Raises:
         DataError: naming the path of a value that has another leading size, can be read in two ways, or is unknown.
     """
-    splitter = _Splitter(_count_cases(data_dict))
-    scope = Scope([splitter.packings(data_dict)])
-    return list(splitter.split(data_dict, scope, "data_dict")), list(splitter.split(output_dict, scope, "output_dict"))
+    splitter = _Splitter(_count_cases(data_dict), joined_in(data_dict, "data_dict"), stacked)
+    anywhere = Scope([splitter.packings(data_dict)])
+    cases = splitter.split(data_dict, Scope([]), "data_dict")
+    return list(cases), list(splitter.split(output_dict, anywhere, "output_dict"))
 
 
 def _fields(value: Any) -> dict[Any, Any] | None:
@@ -112,10 +130,18 @@ def _sizes_of_record(fields: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
 
 
 class _Splitter:
-    """Splits values into a known number of cases."""
+    """Splits values into a known number of cases.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: number of cases.
+        joined: points of each case in what was collated by the engine, None for one row a case, by path.
+        stacked: see `split_batch`.
+    """
+
+    def __init__(self, size: int, joined: Mapping[str, Sequence[int] | None], stacked: Collection[str] | None) -> None:
         self._size = size
+        self._joined = joined
+        self._stacked = stacked
 
     def packings(self, value: Any) -> Any:
         """Return the packings that a nest speaks of, at their places in it."""
@@ -159,10 +185,13 @@ class _Splitter:
         parts = {
             key: self._split_entry(own[key], part)
             if key in own and (key == "lengths" or Scope([own[key]]).packs(packed))
-            else self.split(part, scope.towards(key), path + _step(value, key))
+            else self.split(part, self._towards(key, scope), path + _step(value, key))
             for key, part in fields.items()
         }
         return self._cases(value, parts)
+
+    def _towards(self, key: Any, scope: Scope) -> Scope:
+        return Scope([]) if self._stacked is not None and key in self._stacked else scope.towards(key)
 
     def _cases(self, value: Any, parts: Mapping[Any, Sequence[Any]]) -> list[Any]:
         """Return containers like a value, one a case, that hold what each entry has become."""
@@ -173,28 +202,47 @@ class _Splitter:
         if isinstance(packing, Packing):
             return [packing.entry_of(case, self._size, entry) for case in range(self._size)]
         parts = entries(entry) or {}
-        return self._cases(entry, {key: self._split_entry(packing[key], part) for key, part in parts.items()})
+        plain = list(entry) if isinstance(entry, Lengths) else entry
+        return self._cases(plain, {key: self._split_entry(packing[key], part) for key, part in parts.items()})
 
     def _split_array(self, value: Any, scope: Scope, path: str) -> Sequence[Any]:
         size, rows = self._size, len(value)
         if rows == 0:
             return [value] * size
-        readings = [] if rows != size else [[value[case] for case in range(size)]]
-        readings += [packing.cut(value, size) for packing in scope.nearest(rows)]
+        has_cases, packings = self._readings(rows, scope, path)
+        readings = [[value[case] for case in range(size)]] if has_cases else []
+        readings += [packing.cut(value, size) for packing in packings]
         if rows in {len(packing.lengths) for packing in scope.packings} - {size}:
             readings.append([value[case::size] for case in range(size)])
         if len(readings) > 1:
             message = f"cannot split {path}: it is {describe(value)}, which can be read in {len(readings)} ways: "
-            raise DataError(message + _ways(rows, size, scope) + ". Override split_batch_dict to say which")
+            raise DataError(message + _ways(rows, size, scope) + f". {_SAY}")
         return readings[0] if readings else self._refuse(value, scope, path)
 
+    def _readings(self, rows: int, scope: Scope, path: str) -> tuple[bool, list[Packing]]:
+        """Return whether an array may have one row a case, and the packings by which it may have one a point."""
+        lengths = self._joined.get(path)
+        if lengths is not None and sum(lengths) == rows:
+            return False, [Packing("lengths", lengths)]
+        if lengths is None and path in self._joined and rows == self._size:
+            return True, []
+        packings = scope.nearest(rows)
+        return rows == self._size and not (packings and self._stacked is not None), packings
+
     def _split_list(self, value: Any, scope: Scope, path: str) -> Sequence[Any]:
-        if self._has_levels(value, scope):
+        joined_by_level = self._joined_by_level(path)
+        if self._has_levels(value, scope) if joined_by_level is None else joined_by_level:
             nearer = scope.levels(len(value)) or [[]] * len(value)
             numbered = enumerate(zip(value, nearer, strict=True))
             parts = {at: self.split(part, scope.within(nests), f"{path}[{at}]") for at, (part, nests) in numbered}
             return self._cases(value, parts)
         return list(value) if len(value) == self._size else self._refuse(value, scope, path)
+
+    def _joined_by_level(self, path: str) -> bool | None:
+        """Tell whether a list was joined level by level; None if that is not known."""
+        if path in self._joined:
+            return False
+        return any(each.startswith(f"{path}[") for each in self._joined) or None
 
     def _has_levels(self, value: Any, scope: Scope) -> bool:
         """Tell whether a list has one entry for each level of detail, and not one for each case."""

@@ -98,7 +98,8 @@ def fingerprint_of(sampler: Any) -> dict[str, Any]:
     seeds = [each.initial_seed() for each in own_generators(sampler) if isinstance(each, torch.Generator)]
     known = {"draws": "num_samples", "batch_points": "batch_points", "most_samples": "most_samples"}
     draws = {key: value for key, name in known.items() if isinstance(value := getattr(sampler, name, None), int)}
-    return {"order": type(sampler).__name__} | draws | ({"seeds of its generators": seeds} if seeds else {})
+    order = {"order": type(getattr(sampler, "once", sampler)).__name__, "repeat": getattr(sampler, "repeat", 1)}
+    return order | draws | ({"seeds of its generators": seeds} if seeds else {})
 
 
 def own_generators(sampler: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """Reading a loader whose batches come from worker processes, which belong to the run."""
 
+import contextlib
 import multiprocessing
 import re
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 from vision3d_engine.core.children import lost_children, starting_children
 from vision3d_engine.core.errors import WorkerError
+from vision3d_engine.data.worker_limits import advice_on
 
 _DIED = re.compile(r"DataLoader worker \(pid")
 _RAISED = re.compile(r"Caught \w+ in DataLoader worker")
@@ -27,7 +29,7 @@ def opened(loader: Iterable[Any]) -> Iterator[Any]:
         return iter(loader)
     context: Any = getattr(loader, "multiprocessing_context", None) or multiprocessing
     context.Lock()  # starts what spawned processes need; before Python 3.12 it would unblock signals when they start
-    with starting_children():
+    with starting_children(), _said():
         stream = iter(loader)
     _WAITING.take_over()
     return _awaited(stream)
@@ -73,13 +75,10 @@ class _Waiting:
         """Return the next batch, or the mark of the end."""
         self._since = time.monotonic()
         try:
-            if self._is_late:
-                self._handle(signal.SIGCHLD, None)
-            return next(stream, _END)
-        except (RuntimeError, OSError, EOFError) as error:
-            if _DIED.match(str(error)) or (lost_children() and not _RAISED.match(str(error))):
-                raise WorkerError(_described(error)) from error
-            raise
+            with _said():
+                if self._is_late:
+                    self._handle(signal.SIGCHLD, None)
+                return next(stream, _END)
         finally:
             self._since = None
 
@@ -88,14 +87,33 @@ class _Waiting:
         return 0.0 if since is None else time.monotonic() - since
 
 
-def _described(error: BaseException) -> str:
-    """Say what is known of the death, and what to do."""
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """Let an error of workers say what is known of it."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        if (said := _described(error)) is not None:
+            raise WorkerError(said) from error
+        raise
+
+
+def _described(error: BaseException) -> str | None:
+    """Say what is known of the death of a worker, or of a limit that it has met, and what to do; else None."""
+    text = str(error).strip()
+    if not _DIED.match(text) and (not lost_children() or _RAISED.match(text)):
+        text = text or repr(error)
+        advice = advice_on(text)
+        return advice and f"a data worker cannot hand over its batch: {text.splitlines()[-1]}. {advice}"
     codes = sorted({-(process.exitcode or 0) for process in lost_children()})
     known = f" (ended by {', '.join(signal.Signals(code).name for code in codes)})" if codes else ""
-    return (
-        f"a data worker has died{known}: {str(error).strip()}. SIGKILL is mostly the system that is out of memory, "
-        "SIGBUS a full /dev/shm, SIGSEGV a library; use fewer workers, or num_workers=0 to see it happen here"
-    )
+    return f"a data worker has died{known}: {text}. {advice_on(text, signal.SIGBUS in codes) or _CAUSES}"
+
+
+_CAUSES = (
+    "SIGKILL is mostly the system that is out of memory, SIGSEGV a library; use fewer workers, or num_workers=0 to see "
+    "it happen here"
+)
 
 
 _WAITING = _Waiting()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vision3d_engine.core.background import BackgroundListener
 from vision3d_engine.core.errors import without_escapes
 from vision3d_engine.core.files import GrowingFile, absolute_path, make_folder
+from vision3d_engine.core.messages import say_by
 
 _LEVELS = {"TRACE": 5, "DEBUG": 10, "INFO": 20, "SUCCESS": 25, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 _COLORS = {"TRACE": 36, "DEBUG": 34, "INFO": 0, "SUCCESS": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 41}  # of ANSI
@@ -213,5 +214,6 @@ def get_logger(log_file: str | Path | None = None, event_dir: str | Path | None 
 def set_logger(logger: Logger | None) -> None:
     """Make a logger the one that `get_logger` returns; None forgets it."""
     _CURRENT.clear()
+    say_by(None if logger is None else logger.log)
     if logger is not None:
         _CURRENT["logger"] = logger

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from vision3d_engine.data.dealing import StepSize
 from vision3d_engine.data.endless_stream import Place, StreamPosition
 
 
@@ -27,6 +28,8 @@ class Progress:
         place: epoch of the data, batch in it and what it weighs, of the last training batch of this process.
         stream_epoch: epoch of the data with which an endless stream started.
         stream_start: training batches that were behind us then.
+        first: process that batch 0 of the open epoch goes to: 0 unless a run goes on with another number of processes.
+        stream_first: the same of an endless stream.
         samples: training samples of all processes, as of the last sum over them; None when that is not known.
         own_samples: those that this process counts: of its own batches, and the main one those before a resume.
         knows_samples: whether the number of samples of every batch was known.
@@ -48,6 +51,8 @@ class Progress:
     place: Place = (1, 0, 1)
     stream_epoch: int = 1
     stream_start: int = 0
+    first: int = 0
+    stream_first: int = 0
     samples: int | None = 0
     own_samples: int = 0
     knows_samples: bool = True
@@ -58,18 +63,32 @@ class Progress:
         """Open the next epoch, unless one is open."""
         if not self.is_open:
             self.epoch += 1
-            self.trained = self.skipped = self.skipped_updates = 0
+            self.trained = self.first = self.skipped = self.skipped_updates = 0
             self.is_trained = False
             self.is_open = True
 
     def restart_stream(self) -> None:
         """Let the endless stream start anew with the next epoch of the data."""
         self.stream_epoch, self.stream_start = self.place[0] + 1, self.total_steps
-        self.place = (self.stream_epoch, 0, 1)
+        self.place, self.stream_first = (self.stream_epoch, 0, 1), 0
+
+    def deal_anew(self, before: StepSize, now: StepSize, *, keeps_iterations: bool) -> None:
+        """Count steps of another size, after which as much of the data is done as before.
+
+        Args:
+            before: what a step took.
+            now: what a step takes.
+            keeps_iterations: the iterations of an epoch are a number of the script's, whatever they take of the data.
+        """
+        taken, self.stream_first = before.deal(self.total_steps - self.stream_start, self.stream_first, now)
+        self.stream_start = self.total_steps - taken
+        if not keeps_iterations:
+            self.trained, self.first = before.deal(self.trained, self.first, now)
 
     def stream_position(self) -> StreamPosition:
         """Return where the endless stream stands."""
-        return StreamPosition(self.stream_epoch, self.total_steps - self.stream_start, self.place)
+        taken = self.total_steps - self.stream_start
+        return StreamPosition(self.stream_epoch, taken, self.place, self.stream_first)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all counters."""

@@ -1,11 +1,12 @@
 """Semantic segmentation and classification: IoU and accuracy over all points of a set."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from vision3d_engine.core.errors import ConfigError, ResultError
-from vision3d_engine.metrics.whole_set import Array, WholeSetMetric, as_classes, counts, outside, tally
+from vision3d_engine.metrics.whole_set import Array, WholeSetMetric, as_classes, counts, tally
 
 
 class ConfusionMatrix(WholeSetMetric):
@@ -25,7 +26,9 @@ class ConfusionMatrix(WholeSetMetric):
         if num_classes < 1 or len(set(self.names)) != len(self.names) or len(self.names) != num_classes:
             message = f"ConfusionMatrix got num_classes {num_classes} and names {list(self.names)}"
             raise ConfigError(f"{message}; expected one class or more, and a name of its own for each")
-        super().__init__(counts=counts(num_classes**2 + 3))  # one bin a pair; ignored; wrong labels; wrong predictions
+        # Rows: labels below 0, the classes, labels above, labels to be ignored; columns: predictions, but for the last.
+        self._shape = num_classes + 3, num_classes + 2
+        super().__init__(counts=counts(*self._shape))
 
     def update(self, prediction: Array, label: Array) -> None:
         """Count points; does not wait for the device.
@@ -36,7 +39,7 @@ class ConfusionMatrix(WholeSetMetric):
             label: True classes, of any shape.
         """
         predicted, true = as_classes(prediction, label, self.num_classes, type(self).__name__)
-        self._add(counts=tally(self._bins(predicted, true), self.num_classes**2 + 3))
+        self._add(counts=tally(self._bins(predicted, true), math.prod(self._shape)).view(self._shape))
 
     def compute(self) -> dict[str, float]:
         """Return the numbers over all points; waits for the device.
@@ -61,19 +64,20 @@ class ConfusionMatrix(WholeSetMetric):
     @property
     def matrix(self) -> torch.Tensor:
         """How many points of each true class (rows) were taken for each class (columns), int64 on the device."""
-        return self._sums["counts"][:-3].view(self.num_classes, self.num_classes).clone()
+        return self._sums["counts"][1:-2, 1:-1].clone()
 
     def _bins(self, predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         """Return the bin in which each point is counted; what is no class must not reach a bin of another pair."""
-        pairs = self.num_classes**2
-        bins = torch.where(outside(predicted, self.num_classes), pairs + 2, true * self.num_classes + predicted)
-        bins = torch.where(outside(true, self.num_classes), pairs + 1, bins)
-        return bins if self.ignore_index is None else torch.where(true == self.ignore_index, pairs, bins)
+        rows, columns = true.clamp(-1, self.num_classes), predicted.clamp(-1, self.num_classes)
+        if self.ignore_index is not None:
+            rows.masked_fill_(true == self.ignore_index, self.num_classes + 1)
+        return columns.add_(rows, alpha=self._shape[1]).add_(self._shape[1] + 1)
 
     def _checked(self) -> torch.Tensor:
         """Return the matrix on the host, or raise an error that tells how many points were no classes."""
         held = self._read()["counts"]
-        wrong_labels, wrong_predictions = held[-2:].tolist()
+        labelled, matrix = held[1:-2], held[1:-2, 1:-1]
+        wrong_labels, wrong_predictions = (held[0] + held[-2]).sum().item(), (labelled.sum() - matrix.sum()).item()
         if wrong_labels or wrong_predictions:
             message = (
                 f"ConfusionMatrix got {wrong_labels} labels and {wrong_predictions} predictions, of {held.sum()} "
@@ -81,4 +85,4 @@ class ConfusionMatrix(WholeSetMetric):
                 f"{self.ignore_index}; map the labels onto the classes, or set ignore_index to those to leave out"
             )
             raise ResultError(message)
-        return held[:-3].view(self.num_classes, self.num_classes)
+        return matrix

@@ -1,10 +1,15 @@
-"""What a script writes: messages, numbers, clouds, and records that are gathered over processes."""
+"""What a script writes: messages, numbers, clouds, pictures, and records that are gathered over processes."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from vision3d_engine.core.errors import DataError
+from vision3d_engine.core.tree import describe
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.records import SampleRecords
+from vision3d_engine.writers.clouds import as_clouds, as_lines, as_marks
+from vision3d_engine.writers.pictures import as_images, finite_numbers
 from vision3d_engine.writers.protocol import MetricWriter
 
 
@@ -19,6 +24,7 @@ class Outlets:
         self._context = context
         self._records = SampleRecords(context.world)
         self._pass: Any = None
+        self._told_dropped: set[str] = set()
 
     @property
     def log_file(self) -> str | None:
@@ -48,16 +54,143 @@ class Outlets:
         """Write numbers to TensorBoard (``phase/key``) and ``metrics.jsonl``; tensors are read, so the host waits."""
         self._context.writers.scalars(phase, {key: float(value) for key, value in event_dict.items()}, int(index))
 
-    def write_points(self, tag: str, points: Any, colors: Any = None, index: int = 0) -> None:
-        """Write point clouds for TensorBoard's mesh tab.
+    # What follows is written by a thread of the main process: to TensorBoard, with trainer.write_files to files, and to
+    # added writers. It is read from the device where it is called, so the host waits there, and nowhere else.
+
+    def write_points(
+        self,
+        tag: str,
+        points: Any,
+        colors: Any = None,
+        index: int = 0,
+        *,
+        labels: Any = None,
+        values: Any = None,
+        palette: Any = None,
+    ) -> None:
+        """Write point clouds, for TensorBoard's mesh tab (of more than 20,000 points evenly many are left out) and PLY.
+
+        Points that hold NaN or infinity are left out, with a warning.
 
         Args:
             tag: name of the clouds.
-            points: ``(B, N, 3)`` tensor or array; of more than 20,000 points a cloud, evenly many are left out.
-            colors: ``(B, N, 3)``, 0 to 255, or None.
-            index: step on TensorBoard's axis.
+            points: one cloud ``(N, 3)``, several of one size ``(B, N, 3)``, or a list of ``(N, 3)`` of any sizes.
+            colors: in the layout of the points, or one colour ``(3,)``, or a list of one for each cloud; whole numbers,
+                and floats of which one is above 1, are 0 to 255; other floats are 0 to 1.
+            index: step on TensorBoard's axis, and in the name of the file.
+            labels: instead of colours, the class of each point; negative ones (ignored) are grey.
+            values: instead of colours, a number for each point, from dark blue over green to yellow.
+            palette: colours of the classes, ``(C, 3)``; None for a fixed one.
+
+        Raises:
+            DataError: for another shape or type, or numbers of points and colours that differ.
         """
-        self._context.writers.points(tag, points, colors, int(index))
+        if self._context.writers.is_here:
+            with self._naming(f"write_points('{tag}')") as call:
+                clouds = as_clouds(points, colors, labels, values, palette)
+                self._say_dropped(call, clouds.dropped, "points")
+            self._context.writers.points(tag, clouds.points, clouds.colors, int(index))
+
+    def write_correspondences(  # noqa: PLR0913  clouds, lines, and how good they are
+        self,
+        tag: str,
+        source_points: Any,
+        target_points: Any,
+        correspondences: Any,
+        is_inlier: Any = None,
+        index: int = 0,
+        *,
+        distances: Any = None,
+        threshold: float | None = None,
+        offset: Any = None,
+    ) -> None:
+        """Write a grey and a blue cloud with lines between them: inliers green, outliers red, or orange if unknown.
+
+        TensorBoard's mesh tab shows at most 20,000 points and 500 lines, evenly taken, a PLY file all, as its edges.
+        Points that hold NaN or infinity are left out with their lines, with a warning.
+
+        Args:
+            tag: name of the picture.
+            source_points: ``(N, 3)``.
+            target_points: ``(M, 3)``.
+            correspondences: ``(K, 2)``, whole numbers: rows of source and target that belong together.
+            is_inlier: ``(K,)`` booleans.
+            index: step on TensorBoard's axis, and in the name of the file.
+            distances: instead of booleans, ``(K,)`` numbers; those up to the threshold are inliers.
+            threshold: see distances.
+            offset: ``(3,)``, by which the target is moved for the picture; zeros leave it where it is, None places it
+                beside the source, along x.
+
+        Raises:
+            DataError: for another shape or type, or a row that a cloud does not have.
+        """
+        if self._context.writers.is_here:
+            with self._naming(f"write_correspondences('{tag}')") as call:
+                marks = as_marks(is_inlier, distances, threshold)
+                lines = as_lines(source_points, target_points, correspondences, marks, offset)
+                self._say_dropped(call, lines.dropped, "points")
+            drawn = lines.points, lines.colors, lines.edges, lines.edge_colors
+            self._context.writers.lines(tag, *drawn, int(index))
+
+    def write_image(self, tag: str, image: Any, index: int = 0, dataformats: str | None = None) -> None:
+        """Write an image, or several of one size.
+
+        Args:
+            tag: name of the image.
+            image: uint8, or floats from 0 to 1, which are clipped; with 1, 3 or 4 channels, or none.
+            index: step on TensorBoard's axis, and in the name of the file.
+            dataformats: its axes, one of HW, CHW, HWC, NCHW, NHWC; may be left out where only one fits the shape.
+
+        Raises:
+            DataError: for another type, or a shape that does not fit or fits two.
+        """
+        if self._context.writers.is_here:
+            with self._naming(f"write_image('{tag}')"):
+                images = as_images(image, dataformats)
+            self._context.writers.images(tag, images, int(index), dataformats="NHWC")
+
+    def write_figure(self, tag: str, figure: Any, index: int = 0) -> None:
+        """Write a figure of matplotlib; it is drawn before this returns, and stays open.
+
+        Raises:
+            DataError: when it is no figure.
+        """
+        if self._context.writers.is_here:
+            if not hasattr(figure, "savefig"):
+                message = f"write_figure('{tag}'): got {describe(figure)}, expected a figure of matplotlib"
+                raise DataError(message + ", such as plt.gcf()")
+            self._context.writers.figures(tag, figure, int(index))
+
+    def write_histogram(self, tag: str, values: Any, index: int = 0) -> None:
+        """Write how the numbers of a tensor are distributed, in 64 bins; NaN and infinity are left out, with a warning.
+
+        Raises:
+            DataError: when they are no real numbers.
+        """
+        if self._context.writers.is_here:
+            with self._naming(f"write_histogram('{tag}')") as call:
+                numbers, dropped = finite_numbers(values)
+                self._say_dropped(call, dropped, "numbers")
+            if len(numbers):
+                self._context.writers.histograms(tag, numbers, int(index))
+
+    def write_text(self, tag: str, text: Any, index: int = 0) -> None:
+        """Write a text; TensorBoard reads it as Markdown."""
+        self._context.writers.text(tag, str(text), int(index))
+
+    @contextmanager
+    def _naming(self, call: str) -> Iterator[str]:
+        """Let an error of a block say in which call it arose."""
+        try:
+            yield call
+        except DataError as error:
+            raise DataError(f"{call}: {error}") from error
+
+    def _say_dropped(self, call: str, count: int, what: str) -> None:
+        """Warn of what a call leaves out, once a call and tag."""
+        if count and call not in self._told_dropped:
+            self._told_dropped.add(call)
+            self.log(f"{call}: {count:,} {what} hold NaN or infinity and are left out", "WARNING")
 
     def add_records(self, records: Iterable[Any]) -> None:
         """Keep one record for each sample of the batch at hand, for `gather_records`; in a validation or test step.

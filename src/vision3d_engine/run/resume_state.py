@@ -13,7 +13,8 @@ from vision3d_engine.core.errors import CheckpointError, RegistrationError, list
 from vision3d_engine.core.portable import decoded, encoded, has_state, with_state
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.dataloader import orders_of
-from vision3d_engine.data.resumable_loader import ResumableLoader, describe_changes
+from vision3d_engine.data.dealing import StepSize, describe_changes
+from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.metrics.running_means import RunningMeans
@@ -148,21 +149,38 @@ class ResumeState:
     # ------------------------------------------------------------------------------------------- restoring
 
     def check(self, state: Mapping[str, Any], name: str) -> None:
-        """Refuse a checkpoint of a run with other data.
+        """Refuse a checkpoint of a run with other data; other processes may share the same batches.
 
         Raises:
             CheckpointError: naming both values.
         """
         all_saved, rank = state.get("fingerprints") or [], self._world.rank
         saved = all_saved[rank] if len(all_saved) == self._world.size else state.get("fingerprint") or {}
-        changes = describe_changes(saved, self._fingerprint(self._train_data()))
+        before, now = self._step_sizes(state)
+        explained = before.may_become(now) if before is not None and self._train_data().is_dealt else frozenset()
+        changes = describe_changes(saved, self._fingerprint(self._train_data()), explained)
         if not changes:
+            if explained and before is not None and now is not None and (said := before.other_updates(now)):
+                self._context.logger.warn(f"'{name}': {said}")
             return
         what = f"'{name}' belongs to a run with other data: {'; '.join(changes)}. "
         if not self._context.settings.allow_changed_data:
             fix = "Give the run what it had, start anew in another folder, or add --allow_changed_data to go on anyway"
             raise CheckpointError(what + fix)
         self._context.logger.warn(what + "Going on anyway, so the run is no longer an exact continuation")
+
+    def _step_sizes(self, state: Mapping[str, Any]) -> tuple[StepSize | None, StepSize | None]:
+        """Return what a step took of the data, and what it takes now."""
+        processes = (state.get("about") or {}).get("processes", 0)
+        before = StepSize.of(state.get("fingerprint") or {}, processes)
+        return before, StepSize.of(self._fingerprint(self._train_data()), self._world.size)
+
+    def _deal_anew(self, state: Mapping[str, Any]) -> None:
+        """Let these processes go on with the batch behind the last one that any process has had."""
+        before, now = self._step_sizes(state)
+        if before is not None and now is not None and before.key == now.key and self._train_data().is_dealt:
+            keeps_iterations = self.asked.state()["num_iters_per_epoch"] is not None
+            self._progress.deal_anew(before, now, keeps_iterations=keeps_iterations)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state; one of an older engine holds less, which goes on with the next epoch."""
@@ -174,6 +192,7 @@ class ResumeState:
         places, loaders, means = (state.get(name) or [] for name in ("places", "loaders", "moments"))
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})
+        self._deal_anew(state)
         self._ending.load_state_dict(state.get("ending") or {})
         logs = state.get("closed_logs") if self._ending.is_finished else state.get("logs")
         self._context.writers.cut_back(logs or {}, self._progress.total_steps)

@@ -27,6 +27,7 @@ from vision3d_engine.loop.progress import Progress
 from vision3d_engine.run.run_folder import Folders
 from vision3d_engine.run.tryout import tried_out
 from vision3d_engine.update.precision import choose_precision
+from vision3d_engine.writers.files import FilesWriter
 from vision3d_engine.writers.metric_writers import MetricWriters
 
 
@@ -58,10 +59,7 @@ class Session:
         self.arguments.fill(self.settings.trainer.model_dump())
         self.folders = Folders(self.settings.exp, self.planned.exp)
         self.logger = self._open_log(role)
-        is_main = self.world.is_main
-        self.writers = MetricWriters(
-            self.folders.events, self.folders.output / "metrics.jsonl", self.logger, enabled=is_main
-        )
+        self.writers = self._make_writers()
         self._announce(warnings)
         seed_everything(self.settings.exp.seed + self.world.rank)
         set_cudnn_deterministic(self.settings.trainer.cudnn_deterministic)
@@ -73,6 +71,12 @@ class Session:
         logger = Logger(log_file, is_main=self.world.is_main, error_file=error_file)
         set_logger(logger)
         return logger
+
+    def _make_writers(self) -> MetricWriters:
+        folders = self.folders
+        files = FilesWriter(folders.output / "files", self.settings.trainer.write_files)
+        jsonl = folders.output / "metrics.jsonl"
+        return MetricWriters(folders.events, jsonl, self.logger, enabled=self.world.is_main, files=files)
 
     def _announce(self, warnings: list[str]) -> None:
         """Say where the run lives and what it runs on."""

@@ -125,6 +125,7 @@ class BaseTester(Engine, abc.ABC):
         try:
             with self._session.running(), self._session.detecting_failures(self._where):
                 self._session.check_arguments()
+                self._context.world.gather(None)  # the main one may still have written the file for a trainer before
                 self.load(self._checkpoint_name())
                 self.model.eval()
                 self._hooks.bind()

@@ -21,15 +21,19 @@ class EpochBasedTrainer(BaseTrainer):
     _schedule_follows = "epoch"
 
     def _lengths(self, settings: Any) -> list[int | None]:
-        length = at_most(self._run.train_data().length, settings.limit_batches)
-        return self._context.world.gather(length)
+        return self._lengths_from(0, settings)
+
+    def _lengths_from(self, first: int, settings: Any) -> list[int | None]:
+        """Return the steps of an epoch whose batch 0 goes to a process, in rank order."""
+        return self._context.world.gather(at_most(self._run.train_data().steps(first), settings.limit_batches))
 
     def _open_data(self, loader: ResumableLoader) -> tuple[list[int | None], Callable[[int], Batches]]:
         loader.announce(self.epoch)
-        return self._lengths(self._context.settings), partial(self._read, loader)
+        return self._lengths_from(self._progress.first, self._context.settings), partial(self._read, loader)
 
     def _read(self, loader: ResumableLoader, done: int) -> Batches:
-        """Return what is left of the epoch when so many batches are done."""
+        """Return what is left of the epoch when so many steps are done."""
         limit = self._context.settings.limit_batches
-        batches = loader.batches(self._context.data_seed("train", self.epoch), self.epoch, done)
+        seed, first = self._context.data_seed("train", self.epoch), self._progress.first
+        batches = loader.batches(seed, self.epoch, loader.own_batches(done, first), first)
         return islice(batches, None if limit is None else max(limit - done, 0))

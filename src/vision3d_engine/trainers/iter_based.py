@@ -57,4 +57,4 @@ class IterBasedTrainer(BaseTrainer):
     def _stream(self, loader: ResumableLoader, number: Any, done: int) -> Batches:
         """Return what is left of the epoch; the stream is endless, so every process has as many batches."""
         seed_of = partial(self._context.data_seed, "train")
-        return islice(loader.stream(seed_of, self._progress.stream_position()), number - done)
+        return islice(loader.stream(seed_of, self._progress.stream_position()), max(number - done, 0))

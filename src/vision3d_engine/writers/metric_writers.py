@@ -15,11 +15,14 @@ import torch
 
 from vision3d_engine.core.background import BackgroundListener
 from vision3d_engine.core.errors import RegistrationError
-from vision3d_engine.core.tree import describe
+from vision3d_engine.core.tree import describe, map_leaves
+from vision3d_engine.writers.files import FilesWriter
 from vision3d_engine.writers.jsonl import JsonLinesWriter
 from vision3d_engine.writers.protocol import MetricWriter
 from vision3d_engine.writers.tensorboard import TensorBoardWriter
 
+_ON_DISK = {"metrics_bytes": "numbers of the run", "events": "numbers of the run", "files": "files of the run"}
+_MOST_WAITING = 16  # calls with clouds, images and the like, which may be large
 _Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # a method of the writers, and with what to call it
 
 
@@ -35,14 +38,22 @@ class MetricWriters:
         jsonl_file: file of the JSON lines.
         logger: is told of what fails; has ``log`` and ``flush``.
         enabled: False on all processes but the main one, where every call returns at once.
+        files: writes clouds, images and the like as files too; None for nobody.
     """
 
-    def __init__(self, event_dir: str | Path, jsonl_file: str | Path, logger: Any, enabled: bool = True) -> None:
-        self._tensorboard = TensorBoardWriter(event_dir)
-        self._jsonl = JsonLinesWriter(jsonl_file)
+    def __init__(
+        self,
+        event_dir: str | Path,
+        jsonl_file: str | Path,
+        logger: Any,
+        enabled: bool = True,
+        files: FilesWriter | None = None,
+    ) -> None:
+        own = {"metrics_bytes": JsonLinesWriter(jsonl_file), "events": TensorBoardWriter(event_dir)}
+        self._own = own if files is None else {**own, "files": files}
         self._logger = logger
         self._enabled = enabled
-        self._delivery = _Delivery({"metrics_bytes": self._jsonl, "events": self._tensorboard}, logger)
+        self._delivery = _Delivery({**self._own}, logger)
         self._listener = BackgroundListener(self._delivery.deliver)
         self._held: list[_Call] = []
         self._is_holding = True
@@ -77,23 +88,30 @@ class MetricWriters:
         """Write numbers as a JSON line only."""
         self._hand_in("row", phase, dict(values), position, time.time())
 
-    def images(self, tag: str, images: Any, step: int, dataformats: str = "NCHW") -> None:
-        """Write images, floats from 0 to 1 or uint8, with the axes that ``dataformats`` names (``"CHW"``, ...)."""
-        self._write_now("images", tag, images, step, dataformats)
+    def _write_data(self, name: str, *args: Any, **options: Any) -> None:
+        """Call a method of all writers as `MetricWriter` describes it, in the thread, with the data as it is now.
 
-    def _write_now(self, name: str, *args: Any, **options: Any) -> None:
-        """Call a method of all writers as `MetricWriter` describes it; returns when they have written."""
-        if self._is_here:
-            self._hand_in(name, *map(_copied, args), **{key: _copied(value) for key, value in options.items()})
+        Who hands in more than the thread can write waits for it, so that memory stays flat.
+        """
+        if self.is_here:
+            self._hand_in(name, *map_leaves(_copied, args), **map_leaves(_copied, options))
+            if self._listener.waiting > _MOST_WAITING:
+                self._listener.flush()
+
+    points = partialmethod(_write_data, "points")
+    lines = partialmethod(_write_data, "lines")
+    images = partialmethod(_write_data, "images")
+    histograms = partialmethod(_write_data, "histograms")
+    text = partialmethod(_write_data, "text")
+
+    def figures(self, tag: str, figure: Any, step: int) -> None:
+        """Write a figure of matplotlib; returns when it is drawn, since a figure cannot be copied."""
+        if self.is_here:
+            self._hand_in("figures", tag, figure, step)
             self._listener.flush()
 
-    points = partialmethod(_write_now, "points")
-    figures = partialmethod(_write_now, "figures")
-    histograms = partialmethod(_write_now, "histograms")
-    text = partialmethod(_write_now, "text")
-
     def _hand_in(self, name: str, *args: Any, **options: Any) -> None:
-        if not self._is_here:
+        if not self.is_here:
             return
         if self._is_holding:
             self._held.append((name, args, options))
@@ -102,7 +120,8 @@ class MetricWriters:
             self._listener.put((name, args, options))
 
     @property
-    def _is_here(self) -> bool:
+    def is_here(self) -> bool:
+        """Whether what is handed in is written: on the main process, but not in its data workers."""
         return self._enabled and not self._listener.is_inherited
 
     def _release(self) -> None:
@@ -141,7 +160,7 @@ class MetricWriters:
     def _as_owner(self, act: Callable[[], None] | None) -> None:
         """Change what is in the files now, or when the run takes them over; only the last request counts."""
         self._asked = None if self._is_owner else act
-        if self._is_owner and self._is_here and act is not None:
+        if self._is_owner and self.is_here and act is not None:
             self._listener.flush()
             act()
 
@@ -150,14 +169,14 @@ class MetricWriters:
         self._as_owner(self._put_aside)
 
     def _put_aside(self) -> None:
-        for writer in (self._jsonl, self._tensorboard):
+        for writer in self._own.values():
             if not writer.is_open and writer.path.exists():
                 stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(writer.path.stat().st_mtime))
                 writer.path.rename(_free_name(writer.path, stamp))
 
     def positions(self) -> dict[str, Any]:
         """Return how far each writer has come, as plain data for `cut_back`; all until now is written before."""
-        if not self._is_here:
+        if not self.is_here:
             return {}
         self.flush()
         found = ((name, self._delivery.attempt(name, "position")) for name in self._delivery.writers)
@@ -183,7 +202,7 @@ class MetricWriters:
     def flush(self) -> None:
         """Write the log lines and numbers of the run until now."""
         self._logger.flush()
-        if self._is_here:
+        if self.is_here:
             if not self._is_holding:
                 self._release()
             self._listener.flush()
@@ -192,7 +211,7 @@ class MetricWriters:
         """Write all there is and close all files; a later number opens them again."""
         self._is_holding = False
         self.flush()
-        if self._is_here:
+        if self.is_here:
             self._delivery.close()
 
 
@@ -223,8 +242,8 @@ class _Delivery:
             with self._lock:
                 return getattr(self.writers[writer], name)(*args, **options)
         except Exception as error:  # noqa: BLE001  any writer's
-            is_disk = isinstance(error, OSError) and writer in ("metrics_bytes", "events")
-            who = "numbers of the run" if is_disk else writer
+            is_disk = isinstance(error, OSError) and writer in _ON_DISK
+            who = _ON_DISK[writer] if is_disk else writer
             if who not in self._failed:
                 self._failed.add(who)
                 act = f"{type(self.writers[writer]).__name__}.{name}"

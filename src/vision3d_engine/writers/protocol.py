@@ -1,15 +1,15 @@
 """What the engine tells whoever writes the numbers of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 class MetricWriter:
     """Receives the numbers of a run: subclass it, override what you want, and hand it to ``trainer.add_writer``.
 
-    On the main process only. Methods are called one at a time; `scalars` in a thread, many calls in a row, so it may
-    take its time. An exception is said once and costs what the call was about, not the run. A `step` counts training
-    batches, epochs in validation, or what the user has chosen (``trainer.curve_axis``, `write_event`).
+    On the main process only. Methods are called one at a time, all but `figures` in a thread, many calls in a row, so
+    they may take their time. An exception is said once and costs what the call was about, not the run. A `step` counts
+    training batches, epochs in validation, or what the user has chosen (``trainer.curve_axis``, `write_event`).
     """
 
     def scalars(
@@ -30,8 +30,20 @@ class MetricWriter:
     def row(self, phase: str, values: Mapping[str, float], position: Mapping[str, Any], time: float) -> None:
         """Write numbers that belong on no curve: the means of a whole training epoch (phase ``"train_epoch"``)."""
 
-    def points(self, tag: str, points: Any, colors: Any, step: int) -> None:
-        """Write clouds ``(B, N, 3)`` with colours ``(B, N, 3)``, 0 to 255, or None."""
+    def points(self, tag: str, points: Sequence[Any], colors: Sequence[Any] | None, step: int) -> None:
+        """Write clouds, each an array ``(N, 3)``, with colours ``(N, 3)`` in uint8 each, or None."""
+
+    def lines(self, tag: str, points: Any, colors: Any, edges: Any, edge_colors: Any, step: int) -> None:
+        """Write points that are joined by lines, such as correspondences.
+
+        Args:
+            tag: what they are called.
+            points: array ``(N, 3)``.
+            colors: ``(N, 3)`` in uint8.
+            edges: ``(M, 2)``, which two points each line joins.
+            edge_colors: ``(M, 3)`` in uint8.
+            step: place on the axis.
+        """
 
     def images(self, tag: str, images: Any, step: int, dataformats: str) -> None:
         """Write images, 0 to 1 or 0 to 255 as uint8, with the axes that ``dataformats`` names."""

@@ -8,20 +8,22 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vision3d_engine.core.files import absolute_path
+from vision3d_engine.writers.pictures import as_images, drawn
 from vision3d_engine.writers.protocol import MetricWriter
 
 # At the end of the names of our files: others in the folder are left alone.
 _SUFFIX = ".engine"
-# Without a material TensorBoard draws points 1 to 2 pixels wide.
-_POINT_MATERIAL = {"material": {"cls": "PointsMaterial", "size": 0.03}}
 _MAX_POINTS = 20_000
+_MAX_LINES = 500
+_POINT_SIZE = 0.008  # of the diagonal of what is drawn; without a size TensorBoard draws points 1 to 2 pixels wide
 _SPARE_BYTES = 1 << 14
 _BATCHES = "total_steps"
 
@@ -59,25 +61,38 @@ class TensorBoardWriter(MetricWriter):
         packed = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()])
         self._events.append((packed, step, time))
 
-    def points(self, tag: str, points: Any, colors: Any, step: int) -> None:
-        """Write clouds for the mesh tab; at most 20,000 points of each are kept."""
-        points = torch.as_tensor(points).detach().cpu()
-        stride = -(-points.shape[1] // _MAX_POINTS)
-        colors = None if colors is None else torch.as_tensor(colors).detach().cpu()[:, ::stride]
-        self._add("mesh", step, tag, points[:, ::stride], colors, None, _POINT_MATERIAL)
+    def points(self, tag: str, points: Sequence[Any], colors: Sequence[Any] | None, step: int) -> None:
+        """Write clouds for the mesh tab; at most 20,000 points of each are kept, evenly many left out."""
+        clouds = [_thinned(cloud, _MAX_POINTS) for cloud in points]
+        painted = None if colors is None else [_thinned(color, _MAX_POINTS) for color in colors]
+        self._add_mesh(tag, clouds, painted, step)
+
+    def lines(self, tag: str, points: Any, colors: Any, edges: Any, edge_colors: Any, step: int) -> None:
+        """Write points and lines for the mesh tab, which has no lines: a row of points stands for each.
+
+        At most 20,000 points and 500 lines are kept.
+        """
+        spacing = _diagonal(points) * _POINT_SIZE / 2
+        dots, painted = _dotted(points, _thinned(edges, _MAX_LINES), _thinned(edge_colors, _MAX_LINES), spacing)
+        cloud = np.concatenate([_thinned(points, _MAX_POINTS), dots])
+        self._add_mesh(tag, [cloud], [np.concatenate([_thinned(colors, _MAX_POINTS), painted])], step)
+
+    def _add_mesh(self, tag: str, clouds: list[np.ndarray], colors: list[np.ndarray] | None, step: int) -> None:
+        size = _POINT_SIZE * max(map(_diagonal, clouds))
+        config = {"material": {"cls": "PointsMaterial", "size": size or 1.0}}
+        points = torch.from_numpy(_stacked(clouds).astype(np.float32))
+        painted = None if colors is None else torch.from_numpy(_stacked(colors))
+        self._add("mesh", step, tag, points, painted, None, config)
 
     def images(self, tag: str, images: Any, step: int, dataformats: str) -> None:
-        """Write images."""
-        self._add("image", step, tag, images, dataformats=dataformats)
+        """Write images, several side by side and without their transparency."""
+        found = as_images(images, dataformats)
+        one, layout = (found[0], "HWC") if len(found) == 1 else (found[..., :3], "NHWC")
+        self._add("image", step, tag, one, dataformats=layout)
 
     def figures(self, tag: str, figure: Any, step: int) -> None:
         """Write a figure as an image."""
-        import numpy as np
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        self._add("image", step, tag, np.asarray(canvas.buffer_rgba())[..., :3], dataformats="HWC")
+        self._add("image", step, tag, drawn(figure), dataformats="HWC")
 
     def histograms(self, tag: str, values: Any, step: int) -> None:
         """Write a histogram of 64 equal bins."""
@@ -217,3 +232,36 @@ def _batches_of(event: Any) -> int:
 
 def _size(path: Path | None) -> int:
     return path.stat().st_size if path is not None and path.exists() else 0
+
+
+# ------------------------------------------------------------------------------------------- the mesh tab
+
+
+def _thinned(rows: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many rows, evenly taken."""
+    return rows[:: max(1, -(-len(rows) // most))]
+
+
+def _stacked(clouds: Sequence[np.ndarray]) -> np.ndarray:
+    """Return clouds as one array ``(B, N, 3)``: the last point of shorter ones is repeated, which nobody sees.
+
+    One without points becomes zeros, since the mesh tab takes no empty one.
+    """
+    clouds = [cloud if len(cloud) else np.zeros((1, 3), cloud.dtype) for cloud in clouds]
+    longest = max(map(len, clouds))
+    return np.stack([cloud[np.minimum(np.arange(longest), len(cloud) - 1)] for cloud in clouds])
+
+
+def _diagonal(points: np.ndarray) -> float:
+    """Return the diagonal of the box around points; 0 without any."""
+    return float(np.linalg.norm(np.ptp(points, axis=0))) if len(points) else 0.0
+
+
+def _dotted(points: np.ndarray, edges: np.ndarray, colors: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return points along lines, at most so far apart, and their colours."""
+    begins, ways = points[edges[:, 0]], points[edges[:, 1]] - points[edges[:, 0]]
+    counts = np.ceil(np.linalg.norm(ways, axis=1) / (spacing or 1)).astype(np.int64) + 1
+    line = np.repeat(np.arange(len(edges)), counts)
+    number = np.arange(len(line)) - np.repeat(np.cumsum(counts) - counts, counts)
+    share = number / np.maximum(counts[line] - 1, 1)
+    return begins[line] + share[:, np.newaxis] * ways[line], colors[line]
