@@ -39,6 +39,7 @@ from vision3d_engine.metrics.whole_set import WholeSetMetric
 from vision3d_engine.optim.optimizer import build_optimizer
 from vision3d_engine.optim.scheduler import build_scheduler
 from vision3d_engine.testers.batch import BatchTester
+from vision3d_engine.testers.scene import SceneTester
 from vision3d_engine.testers.single import SingleTester
 from vision3d_engine.trainers.epoch_based import EpochBasedTrainer
 from vision3d_engine.trainers.iter_based import IterBasedTrainer
@@ -73,6 +74,7 @@ __all__ = [
     "ReplicaError",
     "ResultError",
     "SampleError",
+    "SceneTester",
     "SingleTester",
     "SkipBatch",
     "SummaryBoard",

@@ -16,6 +16,7 @@ from vision3d_engine.core.compare import differences
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "segmentation"
 SHORT = ["--data.num_train", 16, "--data.num_val", 4, "--data.num_test", 4, "--data.batch_size", 2]
+SHORT += ["--data.num_scans", 1, "--data.scan_points", 6000]
 SHORT += ["--trainer.max_epoch", 2, "--log_steps", 1]
 
 
@@ -80,6 +81,12 @@ def test_the_test_script_tells_the_iou_of_each_class_and_draws(straight):
         for name in ("floor", "wall", "table", "chair", "cabinet", "lamp")
     )
     assert (straight / "segmentation.png").stat().st_size > 0
+
+
+def test_a_scan_is_segmented_in_thinned_pieces_and_judged_whole(straight):
+    said = ended_well(started("scans.py", straight))
+    assert re.search(r"\[Test\] accuracy: 0\.\d+, seg/mIoU: 0\.\d+", said)
+    assert "test ended: 1 cases" in said
 
 
 def test_stopped_by_ctrl_c_it_resumes_to_the_same_bits(straight, tmp_path):

@@ -137,14 +137,14 @@ def follow_main(context: PassContext, summary_dict: dict[str, Any], source: str)
 
 
 class TestPass(EvalPass):
-    """Walks a test loader once; each batch is taken apart into cases, and each case is evaluated by itself.
+    """Walks a test loader once; each batch becomes cases, and each case is evaluated by itself.
 
     Batches that an earlier attempt has done are left out. What a step draws depends on the number of its batch alone,
     so that neither this nor the number of processes changes a result.
 
     Args:
         loader: the data, as `RemainingBatches`.
-        cases_of: returns data and output of each case, given number, data and output of a batch.
+        cases_of: runs the test steps of a batch, given its number and data; returns data and output of each case.
         results: takes in the numbers of the cases, and knows which batches are done.
 
     Attributes:
@@ -162,7 +162,7 @@ class TestPass(EvalPass):
         context: PassContext,
         loader: Any,
         after_iteration: Callable[[int], None],
-        cases_of: Callable[[int, Any, Any], Iterable[tuple[Any, Any]]],
+        cases_of: Callable[[int, Any], Iterable[tuple[Any, Any]]],
         results: CaseResults,
     ) -> None:
         super().__init__(owner, context, loader, after_iteration, meters=results)
@@ -205,11 +205,7 @@ class TestPass(EvalPass):
         refuse_none(data_dict)
         owner, hooks = self._owner, self._context.hooks
         hooks.fire("before_test_step", iteration, data_dict)
-        with self._context.precision.autocast():
-            output_dict = owner.test_step(iteration, data_dict)
-        if output_dict is None:
-            raise SkipBatch("test_step returned None")
-        cases = list(self._cases_of(iteration, data_dict, output_dict))
+        cases = list(self._cases_of(iteration, data_dict))
         samples = self.runner.place[2] if len(cases) == 1 else 1
         for place, (data, output) in enumerate(cases):
             self._cases = number = self._cases + 1

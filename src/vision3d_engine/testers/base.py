@@ -6,7 +6,7 @@ from typing import Any
 
 from vision3d_engine.checkpoint.files import available
 from vision3d_engine.checkpoint.loading import load_weights
-from vision3d_engine.core.errors import CheckpointError, RegistrationError, ResultError, listed
+from vision3d_engine.core.errors import CheckpointError, RegistrationError, ResultError, SkipBatch, listed
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.logs.closing_block import closing_block, first_of
@@ -22,7 +22,7 @@ from vision3d_engine.run.test_results import opened_results
 
 
 class BaseTester(Engine, abc.ABC):
-    """Tests a model: subclass `SingleTester` or `BatchTester`, register model and loader, write the steps, call `run`.
+    """Tests a model: subclass one of the testers, register model and loader, write the steps, call `run`.
 
     Args:
         cfg: settings of any kind; only ``exp.*`` and ``trainer.*`` are read.
@@ -232,8 +232,16 @@ class BaseTester(Engine, abc.ABC):
         self.log(closing_block(f"worst cases, {self.worst_by[1]} {self.worst_by[0]} first:", lines))
 
     @abc.abstractmethod
-    def _cases(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[tuple[Any, Any]]:
-        """Return data and output of each case of a batch."""
+    def _cases(self, iteration: int, data_dict: Any) -> Iterable[tuple[Any, Any]]:
+        """Run the test steps of a batch; return data and output of each case."""
+
+    def _tested(self, iteration: int, data_dict: Any) -> Any:
+        """Return what `test_step` makes of a batch, computed in the numbers of ``trainer.precision``."""
+        with self._context.precision.autocast():
+            output_dict = self.test_step(iteration, data_dict)
+        if output_dict is None:
+            raise SkipBatch("test_step returned None")
+        return output_dict
 
     def _after_iteration(self, iteration: int) -> None:
         """Write the numbers of the latest case when a log line is due; batches may have held none yet."""

@@ -28,7 +28,8 @@ class BatchTester(BaseTester):
         """
         return split_batch(data_dict, output_dict)
 
-    def _cases(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[tuple[Any, Any]]:
+    def _cases(self, iteration: int, data_dict: Any) -> Iterable[tuple[Any, Any]]:
+        output_dict = self._tested(iteration, data_dict)
         data_dicts, output_dicts = self.split_batch_dict(iteration, data_dict, output_dict)
         if len(data_dicts) != len(output_dicts):
             message = f"split_batch_dict returned {len(data_dicts)} data dicts and {len(output_dicts)} output dicts"

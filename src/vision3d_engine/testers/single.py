@@ -13,5 +13,5 @@ class SingleTester(BaseTester):
     after_test_epoch.
     """
 
-    def _cases(self, iteration: int, data_dict: Any, output_dict: Any) -> Iterable[tuple[Any, Any]]:
-        return [(data_dict, output_dict)]
+    def _cases(self, iteration: int, data_dict: Any) -> Iterable[tuple[Any, Any]]:
+        return [(data_dict, self._tested(iteration, data_dict))]
