@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -13,6 +14,7 @@ from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
+from vision3d_engine.report.page import write_report
 from vision3d_engine.results.comparison import compare
 from vision3d_engine.verification import verify_resume
 
@@ -78,6 +80,25 @@ def table(
     print(compare(runs, per, numbers, markdown))
 
 
+def report(
+    run: Positional[Path],
+    output: Path | None = None,
+    by: str | None = None,
+    worst: Literal["largest", "smallest"] | None = None,
+    cases: int = 8,
+) -> None:
+    """Write one page of HTML about a run: curves, classes, the test and its worst cases as pictures, settings, notes.
+
+    Args:
+        run: the folder of a run, which may still be under way.
+        output: the file to write; report.html in the folder of the run by default.
+        by: the number by which cases are the worst; what the tester's worst_by says by default.
+        worst: whether its largest or its smallest are the worst; likewise, else the largest.
+        cases: how many cases are shown.
+    """
+    print(f"wrote {write_report(run, output, by, worst, cases)}")
+
+
 # What follows the name of the script that verify-resume is given.
 _OF_SCRIPT: list[str] = []
 _COMMANDS = {
@@ -85,6 +106,7 @@ _COMMANDS = {
     "demo": demo,
     "export": export,
     "inspect": inspect,
+    "report": report,
     "table": table,
     "verify-resume": verify,
 }

@@ -68,7 +68,7 @@ def _groups(run: Path, per: str) -> dict[str, dict[str, float]]:
     """Return the means of the cases of a run in each group, and of all together."""
     path = _file_of(run, ROWS)
     groups, together = {}, CaseStatistics()
-    for case in _cases(path):
+    for case in cases_of(path):
         if (group := group_of(case["name"], per)) is not None:
             groups.setdefault(group, CaseStatistics()).add(case)
             together.add(case)
@@ -79,7 +79,7 @@ def _groups(run: Path, per: str) -> dict[str, dict[str, float]]:
 
 
 def _first_names(path: Path) -> str:
-    return listed(case["name"] for case in islice(_cases(path), 5))
+    return listed(case["name"] for case in islice(cases_of(path), 5))
 
 
 def group_of(name: str, per: str) -> str | None:
@@ -96,7 +96,8 @@ def group_of(name: str, per: str) -> str | None:
         raise ConfigError(f"{message}before the last '/' of a name") from error
 
 
-def _cases(path: Path) -> Iterator[dict[str, Any]]:
+def cases_of(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the cases of a ``results.jsonl``, each with its weights; what was not finite is NaN."""
     with path.open() as rows:
         for row in map(json.loads, rows):
             values = {key: math.nan if value is None else value for key, value in row["values"].items()}

@@ -200,7 +200,8 @@ class BaseTester(Engine, abc.ABC):
         """Test once over the loader."""
         self._records.clear()
         loader = self._loaders.get("test", self.test_loader)
-        with opened_results(self._session, type(self).__name__, self._loaded_from, loader) as results:
+        name = type(self).__name__
+        with opened_results(self._session, name, self._loaded_from, loader, self.worst_by) as results:
             self._results = results
             self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases, results)
             self._pass.test()

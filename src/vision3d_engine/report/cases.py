@@ -1,0 +1,79 @@
+"""The cases of a test: sorted by a number, each with the files that the test has left of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vision3d_engine.core.errors import ResultError
+from vision3d_engine.results.comparison import cases_of
+from vision3d_engine.results.folder import ResultsFolder
+from vision3d_engine.results.journal import Line
+from vision3d_engine.results.sample_files import FORMATS, Arrays, read_sample, safe_name
+from vision3d_engine.results.statistics import what_is_wrong_with, worst_cases
+from vision3d_engine.results.table import ROWS, CaseTable
+
+By = tuple[str, str]
+"""A number's name, and whether the ``"largest"`` or the ``"smallest"`` is the worst."""
+
+
+class Case(NamedTuple):
+    """A case and the number by which it was chosen; None where cases are in the order of the data set."""
+
+    name: str
+    number: float | None
+
+
+class Cases:
+    """The cases of a run's test, also of one that has not ended.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run, self._results = run, ResultsFolder(run)
+        self.numbers = list(dict.fromkeys(key for case in self for key in case["values"]))
+        self.count = sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Line]:
+        """Yield the cases in the order of the data set."""
+        path = self._run / ROWS
+        yield from cases_of(path) if path.is_file() else CaseTable(self._results.progress)
+
+    def sorted(self, by: By | None, count: int) -> list[Case]:
+        """Return the worst cases, the worst first; without ``by`` the first ones.
+
+        Raises:
+            ResultError: for a number that no case has.
+        """
+        if by is None:
+            return [Case(case["name"], None) for case, _ in zip(self, range(count), strict=False)]
+        if wrong := what_is_wrong_with(by, self.numbers):
+            raise ResultError(wrong.replace("worst_by", "--by", 1))
+        return [Case(*found) for found in worst_cases(self, by, count)]
+
+    def files(self, name: str) -> list[Path]:
+        """Return the files of a case."""
+        kinds = (self._results.path / kind for kind in self._results.kinds())
+        paths = (kind / f"{safe_name(name)}.{suffix}" for kind in kinds for suffix in FORMATS)
+        return [path for path in paths if path.is_file()]
+
+    def arrays(self, name: str) -> Arrays:
+        """Return what all files of a case hold together; where two have an entry of one name, as ``KIND/ENTRY``.
+
+        Raises:
+            ResultError: for a file that cannot be read.
+        """
+        found: Arrays = {}
+        for path in self.files(name):
+            for key, array in read_sample(path).items():
+                found[f"{path.parent.name}/{key}" if key in found else key] = array
+        return found
+
+
+def noted_order(summary: dict[str, Any], by: str | None, worst: str | None) -> By | None:
+    """Return by what cases are sorted: as is wished, else as the tester's ``worst_by`` says; None without both."""
+    noted = summary.get("worst_by")
+    number, order = noted if isinstance(noted, list) and len(noted) == 2 else (None, None)  # noqa: PLR2004
+    chosen = by or number
+    return None if chosen is None else (chosen, worst or (order if chosen == number else None) or "largest")
