@@ -1,5 +1,6 @@
 """The command ``vision3d-engine``; each function below is a subcommand, its docstring the help."""
 
+import platform
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from vision3d_engine.demo.train import DemoSettings, run_demo
 from vision3d_engine.report.page import write_report
 from vision3d_engine.results.comparison import compare
 from vision3d_engine.verification import verify_resume
+from vision3d_engine.viewer.server import Viewer
 
 
 def demo(settings: OmitArgPrefixes[DemoSettings]) -> None:
@@ -99,6 +101,31 @@ def report(
     print(f"wrote {write_report(run, output, by, worst, cases)}")
 
 
+def view(
+    run: Positional[Path],
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    by: str | None = None,
+    worst: Literal["largest", "smallest"] | None = None,
+) -> None:
+    """Look at the clouds of a run in the browser: cases of its test, sorted by a number, and steps of its training.
+
+    Args:
+        run: the folder of a run, which may still be under way.
+        host: where it listens: this machine alone by default, 0.0.0.0 for all networks.
+        port: the port, or the next one that is free.
+        by: the number by which cases are sorted; what the tester's worst_by says by default.
+        worst: whether its largest or its smallest come first; likewise, else the largest.
+    """
+    viewer = Viewer(run, host, port, by, worst)
+    print(f"http://{host}:{viewer.port}  (Ctrl-C ends it)")
+    print(f"from another machine: ssh -L {viewer.port}:localhost:{viewer.port} {platform.node()}", flush=True)
+    try:
+        viewer.wait()
+    finally:
+        viewer.close()
+
+
 # What follows the name of the script that verify-resume is given.
 _OF_SCRIPT: list[str] = []
 _COMMANDS = {
@@ -109,6 +136,7 @@ _COMMANDS = {
     "report": report,
     "table": table,
     "verify-resume": verify,
+    "view": view,
 }
 
 

@@ -52,6 +52,10 @@ class Cases:
             raise ResultError(wrong.replace("worst_by", "--by", 1))
         return [Case(*found) for found in worst_cases(self, by, count)]
 
+    def values(self, name: str) -> dict[str, float]:
+        """Return all numbers of a case."""
+        return next((case["values"] for case in self if case["name"] == name), {})
+
     def files(self, name: str) -> list[Path]:
         """Return the files of a case."""
         kinds = (self._results.path / kind for kind in self._results.kinds())

@@ -1,7 +1,7 @@
 """Which curves a page shows together, and a chart of them as SVG."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from vision3d_engine.core.colors import default_palette
 from vision3d_engine.report.markup import Markup, element, joined
 from vision3d_engine.report.run_data import Curves
+from vision3d_engine.results.comparison import number_text
 
 _WIDTH, _HEIGHT = 460, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 36
@@ -32,11 +33,11 @@ class Chart(NamedTuple):
     curves: list[Curve]
 
 
-def names_of_classes(curves: Curves) -> set[str]:
+def names_of_classes(names: Iterable[str]) -> set[str]:
     """Return the numbers that are of single classes, as ``seg/IoU/floor``: in a group that holds no further one."""
-    groups = {key: key.rpartition("/")[0] for _, key in curves}
+    groups = {name: name.rpartition("/")[0] for name in names}
     outer = {parent for group in groups.values() for parent in _around(group)}
-    return {key for key, group in groups.items() if "/" in group and group not in outer}
+    return {name for name, group in groups.items() if "/" in group and group not in outer}
 
 
 def _around(group: str) -> list[str]:
@@ -50,7 +51,7 @@ def charts_of(curves: Curves) -> list[Chart]:
     What is trained on comes first, then what is validated, the learning rates, and all else. Classes of which there are
     more than twelve have none.
     """
-    of_classes = names_of_classes(curves)
+    of_classes = names_of_classes(key for _, key in curves)
     charts: dict[str, list[Curve]] = {}
     for (phase, key), (x, y) in sorted(curves.items(), key=lambda item: _rank(*item[0])):
         group, _, last = key.rpartition("/")
@@ -72,14 +73,14 @@ def _is_rate(key: str) -> bool:
     return key == "lr" or key.startswith("lr/")
 
 
-def classes_of(curves: Curves) -> list[list[str]]:
-    """Return a table, its head first, of the last number of each class: a row a class, a column a phase and number."""
-    of_classes = names_of_classes(curves)
+def classes_of(numbers: Mapping[tuple[str, str], float]) -> list[list[str]]:
+    """Return a table, its head first, of numbers by phase and name: a row a class, a column a phase and a group."""
+    of_classes = names_of_classes(key for _, key in numbers)
     cells: dict[tuple[str, str], str] = {}
-    for (phase, key), (_, y) in curves.items():
+    for (phase, key), number in numbers.items():
         if key in of_classes:
             group, _, last = key.rpartition("/")
-            cells[f"{phase} {group}", last] = f"{y[-1]:.4g}"
+            cells[f"{phase} {group}", last] = number_text(number)
     columns, rows = (list(dict.fromkeys(cell[place] for cell in cells)) for place in (0, 1))
     return [["", *columns], *([row, *(cells.get((column, row), "") for column in columns)] for row in rows)]
 

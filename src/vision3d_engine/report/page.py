@@ -9,7 +9,7 @@ from vision3d_engine.core.errors import EngineError, FolderError
 from vision3d_engine.core.files import absolute_path, atomic_write
 from vision3d_engine.core.settings import Settings
 from vision3d_engine.report.cases import By, Case, Cases, noted_order
-from vision3d_engine.report.charts import charts_of, classes_of, figure
+from vision3d_engine.report.charts import charts_of, classes_of, figure, names_of_classes
 from vision3d_engine.report.markup import Markup, element, joined, table
 from vision3d_engine.report.panels import Panel, panels_of
 from vision3d_engine.report.rendering import data_uri, render
@@ -41,7 +41,7 @@ def write_report(
     """
     data = read_run(absolute_path(run))
     cases = Cases(data.folder)
-    text = _page(data, _test(data, cases, noted_order(data.summary, by, worst), count))
+    text = _page(data, _cases(data, cases, noted_order(data.summary, by, worst), count))
     path = data.folder / PAGE if target is None else absolute_path(target)
     try:
         with atomic_write(path) as file:
@@ -52,7 +52,7 @@ def write_report(
     return path
 
 
-def _page(data: RunData, test: Markup) -> str:
+def _page(data: RunData, worst: Markup) -> str:
     head = joined(
         element("title", f"{data.name}: report"),
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width">'),
@@ -63,7 +63,8 @@ def _page(data: RunData, test: Markup) -> str:
     started, made = data.environment.get("time"), time.strftime("%Y-%m-%d %H:%M")
     below = [str(data.folder), f"started {started}" if started else "", f"report of {made}"]
     title = element("header", element("h1", data.name), element("p", " · ".join(filter(None, below))))
-    body = joined(title, _notes(data.notes), test, _curves(data), _settings(data.settings), _environment(data))
+    numbers = [_notes(data.notes), _summary(data.summary), _classes(data), _curves(data)]
+    body = joined(title, *numbers, worst, _settings(data.settings), _environment(data))
     return f"<!doctype html>\n{element('html', element('head', head), element('body', body), lang='en')}\n"
 
 
@@ -89,39 +90,47 @@ def _notes(notes: list[Note]) -> Markup:
 # ------------------------------------------------------------------------------------------- test
 
 
-def _test(data: RunData, cases: Cases, by: By | None, count: int) -> Markup:
-    if not cases.count:
-        return _section("Test", _hint("no case has been tested here"), id="test")
-    unfinished = "" if data.summary else f"The test has not ended: {cases.count:,} cases are done."
-    parts = [_hint(unfinished), *_summary(data.summary), _worst(cases, by, count)]
-    return _section("Test", *parts, id="test")
-
-
-def _summary(summary: Mapping[str, Any]) -> Iterator[Markup]:
-    """Yield means, quartiles of cases, and of which checkpoint they are."""
-    if checkpoint := summary.get("checkpoint"):
-        yield element("p", f"{summary.get('cases', 0):,} cases, weights of ", element("code", checkpoint))
-    statistics = summary.get("statistics") or {}
+def _summary(summary: Mapping[str, Any]) -> Markup:
+    """Return what has come out of a test that has ended: means, quartiles of cases, of which checkpoint."""
+    if not summary:
+        return _section("Test", _hint("no test has ended here"), id="test")
+    weights = joined(", weights of ", element("code", summary.get("checkpoint"))) if summary.get("checkpoint") else ""
+    statistics, found = summary.get("statistics") or {}, summary.get("summary") or {}
     rows = [[key, *(_cell(row.get(name)) for name in _STATISTICS)] for key, row in statistics.items()]
-    rest = [[key, "", _cell(value)] for key, value in (summary.get("summary") or {}).items() if key not in statistics]
-    if rows or rest:
-        yield table(["", *(name.replace("_", " ") for name in _STATISTICS)], [*rows, *rest], id="numbers")
+    rest = found.keys() - statistics.keys() - names_of_classes(found)
+    rows += [[key, "", _cell(value)] for key, value in found.items() if key in rest]
+    head = ["", *(name.replace("_", " ") for name in _STATISTICS)]
+    count = element("p", f"{summary.get('cases', 0):,} cases", weights)
+    return _section("Test", count, table(head, rows, id="numbers"), id="test")
+
+
+def _classes(data: RunData) -> Markup:
+    """Return the last numbers of single classes of each phase; nothing where there are none."""
+    last = {place: y[-1] for place, (_, y) in data.curves.items()}
+    found = {("test", key): value for key, value in (data.summary.get("summary") or {}).items()}
+    head, *rows = classes_of(last | found)
+    shown = _section("Classes", table(head, [list(row) for row in rows], id="classes"))
+    return shown if rows else joined()
 
 
 def _cell(value: Any) -> str:
     return number_text(value) if value is None or isinstance(value, int | float) else str(value)
 
 
-def _worst(cases: Cases, by: By | None, count: int) -> Markup:
-    chosen = cases.sorted(by, count)
+def _cases(data: RunData, cases: Cases, by: By | None, count: int) -> Markup:
+    """Return the worst cases with pictures of what the test has saved of them; nothing without a test."""
+    chosen, hints = cases.sorted(by, count) if cases.count else [], []
+    if not chosen:
+        return joined()
+    if not data.summary:
+        hints.append(f"The test has not ended: {cases.count:,} cases are done.")
     if by is None:
-        title, hint = "First cases", "For the worst ones set worst_by in the tester, or give --by NUMBER."
-    else:
-        title, hint = f"Worst cases: {by[1]} {by[0]} first", ""
-    pictures = [_case(cases, case, by) for case in chosen]
+        hints.append("For the worst ones set worst_by in the tester, or give --by NUMBER.")
     if not any(cases.files(case.name) for case in chosen):
-        hint += f" To see them here, save what they are made of in eval_step: {_SAVE_RESULT}"
-    return joined(element("h3", title), _hint(hint), element("div", *pictures, id="cases"))
+        hints.append(f"To see them, save what they are made of in eval_step: {_SAVE_RESULT}")
+    title = "First cases" if by is None else f"Worst cases: {by[1]} {by[0]} first"
+    shown = element("div", *(_case(cases, case, by) for case in chosen), class_="cases")
+    return _section(title, *map(_hint, hints), shown, id="cases")
 
 
 def _case(cases: Cases, case: Case, by: By | None) -> Markup:
@@ -149,9 +158,7 @@ def _curves(data: RunData) -> Markup:
         return _section("Curves", _hint("no number has been written yet"), id="curves")
     left_out = len(charts) - _MOST_CHARTS
     more = [_hint(f"{left_out} more charts are left out; TensorBoard has all of them")] if left_out > 0 else []
-    shown = _section("Curves", element("div", *map(figure, charts[:_MOST_CHARTS]), class_="charts"), *more, id="curves")
-    head, *rows = classes_of(data.curves)
-    return joined(shown, _section("Classes", table(head, [list(row) for row in rows], id="classes"))) if rows else shown
+    return _section("Curves", element("div", *map(figure, charts[:_MOST_CHARTS]), class_="charts"), *more, id="curves")
 
 
 # ------------------------------------------------------------------------------------------- settings

@@ -13,7 +13,7 @@ _MOST_POINTS = 60_000
 _LINE_POINTS = 250
 _MARGIN = 0.06
 _AZIMUTH, _ELEVATION = np.radians([-60, 25])
-_SHADE, _REACH = 12.0, 3  # how dark a jump of depth is, and over how many pixels it is seen
+_SHADE, _REACH = 6.0, 3  # how dark a jump of depth is, and over how many pixels it is seen
 
 
 def png(image: np.ndarray) -> bytes:

@@ -10,7 +10,7 @@ body { margin: 0 auto; max-width: 1180px; padding: 24px 28px 60px; background: v
   font: 15px/1.5 system-ui, sans-serif }
 h1 { margin: 0; font-size: 28px } h2 { margin: 40px 0 12px; padding-bottom: 6px; border-bottom: 1px solid var(--line) }
 h2 { font-size: 20px } h3 { margin: 26px 0 8px; font-size: 16px } h4 { margin: 0 0 8px; font-size: 14px }
-header p, .hint, h4 span { color: var(--dim) } header p, .hint { margin: 4px 0 } .hint:empty { display: none }
+header p, .hint, h4 span { color: var(--dim) } header p, .hint { margin: 4px 0 }
 h4 { display: flex; justify-content: space-between; gap: 12px; overflow-wrap: anywhere } h4 span { font-weight: 400 }
 code, pre, td { font-family: ui-monospace, monospace; font-size: 13px }
 code, pre { overflow-wrap: anywhere; white-space: pre-wrap; margin: 0 }
@@ -24,9 +24,10 @@ th, td { padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line) } td { te
 #notes li { border-left: 3px solid var(--line) } time { color: var(--dim); font-size: 13px; white-space: nowrap }
 #notes .SUCCESS { border-color: #28aa46 } #notes .WARNING { border-color: #f0961e }
 #notes .ERROR, #notes .CRITICAL { border-color: #dc3228 }
-#cases { display: flex; flex-wrap: wrap; gap: 16px }
+#cases .hint { margin-bottom: 12px } .cases { display: flex; flex-wrap: wrap; gap: 16px }
 article { background: var(--card); border-radius: 8px; padding: 12px 14px } figure { margin: 0 }
-.panels { display: flex; flex-wrap: wrap; gap: 8px } .panels img { display: block; width: 340px; max-width: 100% }
+.panels { display: flex; flex-wrap: wrap; gap: 8px } .panels figure { flex: 1 1 230px; max-width: 340px }
+.panels img { display: block; width: 100% } article { flex: 1 1 auto }
 .panels figcaption { text-align: center; color: var(--dim); font-size: 13px }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(420px, 1fr)); gap: 20px }
 .chart { background: var(--card); border-radius: 8px; padding: 10px 12px } .chart svg { width: 100%; display: block }

@@ -1,0 +1,86 @@
+"""What a person can choose beside the scene: which case of the test, which step of the training."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from vision3d_engine.report.cases import By, Cases
+from vision3d_engine.report.panels import Panel, panels_of
+from vision3d_engine.results.comparison import number_text
+from vision3d_engine.viewer.sources import TrainingSteps
+
+MOST_CASES = 1000
+_IN_ORDER = "order of the data"
+_PREVIOUS, _NEXT = "previous", "next"
+Show = Callable[[Callable[[], list[Panel]]], None]
+
+
+class CaseControls:
+    """Chooses among the cases of a test, sorted by a number; the worst thousand can be looked at.
+
+    Args:
+        gui: viser's.
+        cases: the cases.
+        by: by what they are sorted first.
+        show: draws what a function returns.
+    """
+
+    def __init__(self, gui: Any, cases: Cases, by: By | None, show: Show) -> None:
+        self._cases, self._show = cases, show
+        self._sorted = cases.sorted(by, MOST_CASES)
+        number, order = by or (_IN_ORDER, "largest")
+        with gui.add_folder("Cases of the test"):
+            self._number = gui.add_dropdown("sorted by", [_IN_ORDER, *cases.numbers], initial_value=number)
+            self._order = gui.add_dropdown("first", ["largest", "smallest"], initial_value=order)
+            self._place = gui.add_slider("case", 1, max(len(self._sorted), 2), 1, 1)
+            turn = gui.add_button_group("turn to", [_PREVIOUS, _NEXT])
+            self._text = gui.add_markdown("")
+        for choice in (self._number, self._order):
+            choice.on_update(lambda _: self._sort())
+        self._place.on_update(lambda _: self.show())
+        turn.on_click(lambda event: self._turn(1 if event.target.value == _NEXT else -1))
+
+    def _sort(self) -> None:
+        by = None if self._number.value == _IN_ORDER else (self._number.value, self._order.value)
+        self._sorted = self._cases.sorted(by, MOST_CASES)
+        self._place.value = 1
+        self.show()
+
+    def _turn(self, places: int) -> None:
+        self._place.value = min(max(self._place.value + places, 1), len(self._sorted))
+        self.show()
+
+    def show(self) -> None:
+        """Show the case that is chosen, and all its numbers."""
+        case = self._sorted[min(self._place.value, len(self._sorted)) - 1]
+        numbers = "".join(f"| {key} | {number_text(value)} |\n" for key, value in self._cases.values(case.name).items())
+        self._text.content = f"`{case.name}`\n\n| number | |\n|---|---|\n{numbers}"
+        self._show(lambda: panels_of(self._cases.arrays(case.name)))
+
+
+class StepControls:
+    """Chooses among the clouds that a training has written, by tag and step.
+
+    Args:
+        gui: viser's.
+        training: the clouds.
+        show: draws what a function returns.
+    """
+
+    def __init__(self, gui: Any, training: TrainingSteps, show: Show) -> None:
+        self._training, self._show = training, show
+        tags = list(training.steps)
+        with gui.add_folder("Steps of the training"):
+            self._tag = gui.add_dropdown("tag", tags, initial_value=tags[0])
+            self._place = gui.add_slider("step", 1, max(map(len, training.steps.values())) + 1, 1, 1)
+            self._text = gui.add_markdown("")
+        self._tag.on_update(lambda _: self.show())
+        self._place.on_update(lambda _: self.show())
+
+    def show(self) -> None:
+        """Show the step that is chosen, the last one of the tag where it has fewer."""
+        tag = self._tag.value
+        steps = self._training.steps[tag]
+        place = min(self._place.value, len(steps))
+        self._text.content = f"step {steps[place - 1]}, {place} of {len(steps)}"
+        self._show(partial(self._training.panels, tag, steps[place - 1]))
