@@ -6,14 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision3d_engine.core.colors import default_palette
 from vision3d_engine.report.markup import Markup, element, joined
 from vision3d_engine.report.run_data import Curves
 from vision3d_engine.results.comparison import number_text
 
 _WIDTH, _HEIGHT = 460, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 36
-_MOST_CURVES = 12
+# Seen on white and on black, and told apart by most people.
+_COLORS = (
+    *("#3f74d8", "#e07b28", "#2f9e5f", "#cc4b8e", "#8b63d6", "#2ba0b4"),
+    *("#b58e22", "#d24343", "#6d7f94", "#79a832", "#a8623c", "#5b5bd6"),
+)
+_MOST_CURVES = len(_COLORS)
 _TICKS = 5
 _EPOCHS, _EPOCHS_NAME = "train_epoch", "train, mean of epoch"
 
@@ -35,7 +39,7 @@ class Chart(NamedTuple):
 
 def names_of_classes(names: Iterable[str]) -> set[str]:
     """Return the numbers that are of single classes, as ``seg/IoU/floor``: in a group that holds no further one."""
-    groups = {name: name.rpartition("/")[0] for name in names}
+    groups = {name: name.rpartition("/")[0] for name in names if not _is_rate(name)}
     outer = {parent for group in groups.values() for parent in _around(group)}
     return {name for name, group in groups.items() if "/" in group and group not in outer}
 
@@ -49,7 +53,7 @@ def charts_of(curves: Curves) -> list[Chart]:
     """Return the charts: a number of all phases and validation sets on one, the classes of a metric on one.
 
     What is trained on comes first, then what is validated, the learning rates, and all else. Classes of which there are
-    more than twelve have none.
+    more than there are colours (12) have none.
     """
     of_classes = names_of_classes(key for _, key in curves)
     charts: dict[str, list[Curve]] = {}
@@ -57,7 +61,7 @@ def charts_of(curves: Curves) -> list[Chart]:
         group, _, last = key.rpartition("/")
         title, name = last, f"{phase} {group}".strip()
         if _is_rate(key):
-            title, name = "lr", last if group else phase
+            title, name = "lr", key.removeprefix("lr/") if group else phase
         elif key in of_classes:
             title, name = group, f"{phase} {last}"
         charts.setdefault(title, []).append(Curve(name.replace(_EPOCHS, _EPOCHS_NAME), np.array(x), np.array(y)))
@@ -91,7 +95,7 @@ def classes_of(numbers: Mapping[tuple[str, str], float]) -> list[list[str]]:
 def thinned(x: np.ndarray, y: np.ndarray, columns: int) -> list[np.ndarray]:
     """Return rows of a curve to be joined: of each of so many columns the least and the greatest number, no others.
 
-    A new piece begins where nothing but NaN lies between two of them. A curve of fewer points is kept as it is.
+    A new piece begins where most of what lies between two of them is NaN. A curve of fewer points is kept as it is.
     """
     kept = np.flatnonzero(np.isfinite(y))
     if len(kept) > 2 * columns:
@@ -104,7 +108,7 @@ def thinned(x: np.ndarray, y: np.ndarray, columns: int) -> list[np.ndarray]:
         kept = np.unique(kept[order[np.concatenate([first, last])]])
     gaps = np.cumsum(~np.isfinite(y))
     between = np.diff(kept) - 1
-    is_gap = (between > 0) & (np.diff(gaps[kept]) == between)
+    is_gap = 2 * np.diff(gaps[kept]) > between
     return [piece for piece in np.split(kept, np.flatnonzero(is_gap) + 1) if len(piece)]
 
 
@@ -133,8 +137,7 @@ class _Axis(NamedTuple):
 
 def figure(chart: Chart) -> Markup:
     """Return a chart with its title, a legend, and axes of which the horizontal one is in training batches."""
-    colors = ["#" + bytes(color).hex() for color in default_palette()[: len(chart.curves)]]
-    colored = list(zip(chart.curves, colors, strict=True))
+    colored = list(zip(chart.curves, _COLORS, strict=False))
     legend = [element("span", element("i", style=f"background:{color}"), curve.name) for curve, color in colored]
     title = element("figcaption", element("b", chart.title), element("span", *legend, class_="legend"))
     drawn = [(curve, color) for curve, color in colored if np.isfinite(curve.y).any()]

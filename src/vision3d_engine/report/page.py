@@ -98,7 +98,7 @@ def _summary(summary: Mapping[str, Any]) -> Markup:
     statistics, found = summary.get("statistics") or {}, summary.get("summary") or {}
     rows = [[key, *(_cell(row.get(name)) for name in _STATISTICS)] for key, row in statistics.items()]
     rest = found.keys() - statistics.keys() - names_of_classes(found)
-    rows += [[key, "", _cell(value)] for key, value in found.items() if key in rest]
+    rows += [[key, "", _cell(value), "", "", ""] for key, value in found.items() if key in rest]
     head = ["", *(name.replace("_", " ") for name in _STATISTICS)]
     count = element("p", f"{summary.get('cases', 0):,} cases", weights)
     return _section("Test", count, table(head, rows, id="numbers"), id="test")

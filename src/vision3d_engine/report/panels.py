@@ -11,7 +11,7 @@ from vision3d_engine.results.sample_files import Arrays
 from vision3d_engine.writers.clouds import as_lines
 
 MOST_PANELS = 6
-_NO_CLOUDS = {"colors", "normals"}
+_NO_CLOUDS = {"colors", "normals", "edge_colors"}
 
 
 class Panel(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core.errors import ConfigError, ResultError, did_you_mean, listed
+from vision3d_engine.results.journal import parsed
 from vision3d_engine.results.statistics import CaseStatistics
 from vision3d_engine.results.table import ROWS, SUMMARY
 
@@ -97,9 +98,9 @@ def group_of(name: str, per: str) -> str | None:
 
 
 def cases_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the cases of a ``results.jsonl``, each with its weights; what was not finite is NaN."""
-    with path.open() as rows:
-        for row in map(json.loads, rows):
+    """Yield the cases of a ``results.jsonl``, each with its weights; what was not finite is NaN, what is not whole is not there."""
+    with path.open("rb") as rows:
+        for row in filter(None, map(parsed, rows)):
             values = {key: math.nan if value is None else value for key, value in row["values"].items()}
             yield {"weights": 1, **row, "values": values}
 
