@@ -80,7 +80,9 @@ def test_a_chart_is_drawn_on_axes_with_ticks_and_a_legend():
     assert page.texts["figcaption"] == ["loss", "train"]
 
 
-@pytest.mark.parametrize("y", [[np.nan, np.nan], [3.0, 3.0], [0.0, 0.0], [-1e299, 1e299], [1e15, 1e15 + 1], [1e-310, 0]])
+@pytest.mark.parametrize(
+    "y", [[np.nan, np.nan], [3.0, 3.0], [0.0, 0.0], [-1e299, 1e299], [1e15, 1e15 + 1], [1e-310, 0]]
+)
 def test_a_chart_of_any_numbers_is_drawn_inside_of_its_box(y):
     paths, page = drawn(Chart("x", [Curve("a", np.array([5.0, 5.0]), np.array(y))]))
     for number in re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", " ".join(paths)):

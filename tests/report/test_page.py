@@ -62,7 +62,7 @@ def test_the_page_of_a_test_has_means_and_quartiles_and_the_worst_cases_as_pictu
 
 def test_cases_are_sorted_by_what_the_command_says(pairs):
     assert report(pairs, "--worst", "smallest", "--cases", "2").texts["h4"] == ["room/0", "RTE: 0", "room/1", "RTE: 1"]
-    with pytest.raises(SystemExit, match="--by names 'RTX', which no case has; did you mean 'RTE'?"):
+    with pytest.raises(SystemExit, match=r"--by names 'RTX', which no case has; did you mean 'RTE'\?"):
         report(pairs, "--by", "RTX")
 
 
@@ -138,8 +138,12 @@ def test_a_file_of_a_case_that_is_damaged_costs_its_pictures_alone(tmp_path):
 def test_warnings_and_errors_of_all_logs_are_on_the_page_in_order(tmp_path):
     folder = metrics(tmp_path / "run")
     (folder / "logs").mkdir()
-    (folder / "logs" / "b.log").write_text("2026-01-02 00:00:00 | INFO | fine\n2026-01-03 00:00:00 | ERROR | bad\n    is 1\n")
-    (folder / "logs" / "a.log").write_text("2026-01-02 00:00:00 | WARNING | odd\n2026-01-02 00:00:01 | SUCCESS | saved\n")
+    (folder / "logs" / "b.log").write_text(
+        "2026-01-02 00:00:00 | INFO | fine\n2026-01-03 00:00:00 | ERROR | bad\n    is 1\n"
+    )
+    (folder / "logs" / "a.log").write_text(
+        "2026-01-02 00:00:00 | WARNING | odd\n2026-01-02 00:00:01 | SUCCESS | saved\n"
+    )
     assert report(folder).texts["pre"] == ["odd", "bad\n    is 1", "neither a run nor a test has ended here yet"]
 
 

@@ -27,7 +27,10 @@ def test_prediction_and_truth_are_beside_each_other_in_the_same_colours():
 
 def test_clouds_of_other_sizes_have_pictures_of_their_own_and_normals_are_no_cloud():
     other = POINTS[:20]
-    assert titles({"points": POINTS, "normals": POINTS, "completed": other, "colors": POINTS}) == ["colors", "completed"]
+    assert titles({"points": POINTS, "normals": POINTS, "completed": other, "colors": POINTS}) == [
+        "colors",
+        "completed",
+    ]
     assert titles({"labels": np.zeros(3, int), "pose": np.eye(4)}) == []
 
 
@@ -38,7 +41,7 @@ def test_a_pair_is_shown_as_it_is_moved_by_each_transform_and_with_its_correspon
     arrays = {"source": POINTS, "target": POINTS[:30], "estimated": shift, "correspondences": pairs}
     given, moved, lines = panels_of(arrays | {"is_inlier": np.array([True, False])})
     assert (given.colors == np.repeat([ORANGE, BLUE], [50, 30], axis=0)).all()
-    np.testing.assert_allclose(moved.points, np.concatenate([POINTS + [5, 0, 0], POINTS[:30]]), rtol=1e-6)
+    np.testing.assert_allclose(moved.points, np.concatenate([POINTS + shift[:3, 3], POINTS[:30]]), rtol=1e-6)
     assert lines.edges.tolist() == [[0, 50], [1, 53]]
     assert (lines.edge_colors == [GREEN, RED]).all()
 

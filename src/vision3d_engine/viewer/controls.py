@@ -23,6 +23,11 @@ class CaseControls:
         cases: the cases.
         by: by what they are sorted first.
         show: draws what a function returns.
+
+    Attributes:
+        number: by which number they are sorted, a choice.
+        first: whether its largest or its smallest come first, a choice.
+        place: which of them is shown, a slider from 1 on.
     """
 
     def __init__(self, gui: Any, cases: Cases, by: By | None, show: Show) -> None:
@@ -30,32 +35,37 @@ class CaseControls:
         self._sorted = cases.sorted(by, MOST_CASES)
         number, order = by or (_IN_ORDER, "largest")
         with gui.add_folder("Cases of the test"):
-            self._number = gui.add_dropdown("sorted by", [_IN_ORDER, *cases.numbers], initial_value=number)
-            self._order = gui.add_dropdown("first", ["largest", "smallest"], initial_value=order)
-            self._place = gui.add_slider("case", 1, max(len(self._sorted), 2), 1, 1)
+            self.number = gui.add_dropdown("sorted by", [_IN_ORDER, *cases.numbers], initial_value=number)
+            self.first = gui.add_dropdown("first", ["largest", "smallest"], initial_value=order)
+            self.place = gui.add_slider("case", 1, max(len(self._sorted), 2), 1, 1)
             turn = gui.add_button_group("turn to", [_PREVIOUS, _NEXT])
             self._text = gui.add_markdown("")
-        for choice in (self._number, self._order):
+        for choice in (self.number, self.first):
             choice.on_update(lambda _: self._sort())
-        self._place.on_update(lambda _: self.show())
+        self.place.on_update(lambda _: self.show())
         turn.on_click(lambda event: self._turn(1 if event.target.value == _NEXT else -1))
 
+    @property
+    def name(self) -> str:
+        """The name of the case that is chosen."""
+        return self._sorted[min(self.place.value, len(self._sorted)) - 1].name
+
     def _sort(self) -> None:
-        by = None if self._number.value == _IN_ORDER else (self._number.value, self._order.value)
+        by = None if self.number.value == _IN_ORDER else (self.number.value, self.first.value)
         self._sorted = self._cases.sorted(by, MOST_CASES)
-        self._place.value = 1
-        self.show()
+        if self.place.value == 1:
+            self.show()
+        self.place.value = 1  # which shows it, if it was another one
 
     def _turn(self, places: int) -> None:
-        self._place.value = min(max(self._place.value + places, 1), len(self._sorted))
-        self.show()
+        self.place.value = min(max(self.place.value + places, 1), len(self._sorted))
 
     def show(self) -> None:
         """Show the case that is chosen, and all its numbers."""
-        case = self._sorted[min(self._place.value, len(self._sorted)) - 1]
-        numbers = "".join(f"| {key} | {number_text(value)} |\n" for key, value in self._cases.values(case.name).items())
-        self._text.content = f"`{case.name}`\n\n| number | |\n|---|---|\n{numbers}"
-        self._show(lambda: panels_of(self._cases.arrays(case.name)))
+        name = self.name
+        numbers = "".join(f"| {key} | {number_text(value)} |\n" for key, value in self._cases.values(name).items())
+        self._text.content = f"`{name}`\n\n| number | |\n|---|---|\n{numbers}"
+        self._show(lambda: panels_of(self._cases.arrays(name)))
 
 
 class StepControls:

@@ -33,6 +33,9 @@ class Viewer:
         ConfigError: when viser is not installed, or it cannot listen there.
         FolderError: when no run has worked in the folder.
         ResultError: when there is nothing to see, or for a number that no case has.
+
+    Attributes:
+        controls: what a person can choose, of cases and of steps, where there are some.
     """
 
     def __init__(
@@ -46,22 +49,28 @@ class Viewer:
             raise ResultError(_NOTHING.format(data.folder))
         self._server = _listening(host, port, data.name)
         gui = self._server.gui
-        gui.configure_theme(show_logo=False, show_share_button=False, control_layout="collapsible")
+        gui.configure_theme(show_logo=False, show_share_button=False)
+        gui.main_panel.dock_right()
         self._scene = Scene(self._server, _POINT_SIZES[-1])
         self._error = gui.add_markdown("", visible=False)
-        found: list[CaseControls | StepControls] = []
+        self.controls: list[CaseControls | StepControls] = []
         if cases.count:
-            found.append(CaseControls(gui, cases, order, self._show))
+            self.controls.append(CaseControls(gui, cases, order, self._show))
         if training.steps:
-            found.append(StepControls(gui, training, self._show))
+            self.controls.append(StepControls(gui, training, self._show))
         size = gui.add_slider("point size", *_POINT_SIZES)
         size.on_update(lambda _: self._scene.set_point_size(size.value))
-        found[0].show()
+        self.controls[0].show()
 
     @property
     def port(self) -> int:
         """The port on which it listens."""
         return self._server.get_port()
+
+    @property
+    def said(self) -> str:
+        """Why nothing is shown; empty when something is."""
+        return self._error.content if self._error.visible else ""
 
     def _show(self, read: Callable[[], list[Panel]]) -> None:
         """Draw clouds; where they cannot be read, or there are none, say so beside the scene."""
