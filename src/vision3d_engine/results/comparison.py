@@ -98,7 +98,7 @@ def group_of(name: str, per: str) -> str | None:
 
 
 def cases_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the cases of a ``results.jsonl``, with weights; what was not finite is NaN, a line that is not whole is left out."""
+    """Yield the cases of a ``results.jsonl`` in whole lines, each with weights; what was not finite is NaN."""
     with path.open("rb") as rows:
         for row in filter(None, map(parsed, rows)):
             values = {key: math.nan if value is None else value for key, value in row["values"].items()}

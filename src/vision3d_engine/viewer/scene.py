@@ -1,5 +1,6 @@
 """Draws clouds side by side into viser's scene, all of one scale."""
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,9 @@ _GAP = 0.15
 _THICKNESS = 0.006  # of lines
 _IN_ONE_ROW = 3
 _ROOT = "/shown"
-_DIRECTION = np.array([0.26, -0.9, 0.35])
+_DIRECTION = np.array([0, -0.93, 0.37])
+_VIEW, _ASPECT = math.radians(40), 1.25  # of the camera: a small angle, so that all clouds are seen alike
+_TURN = (math.cos(math.radians(-15)), 0.0, 0.0, math.sin(math.radians(-15)))  # by -30 degrees, as in reports
 
 
 def laid_out(panels: Sequence[Panel]) -> list[tuple[Panel, np.ndarray]]:
@@ -41,8 +44,8 @@ def _grid(count: int) -> tuple[int, int]:
 
 def _camera(count: int) -> tuple[float, ...]:
     """Return from where so many clouds are all seen, from the front and a little from above."""
-    columns, rows = _grid(count)
-    return tuple((_DIRECTION * (0.6 + 0.5 * max(columns, (1 + _GAP) * rows))).tolist())
+    columns, rows = ((1 + _GAP) * each for each in _grid(count))
+    return tuple((_DIRECTION * (max(columns / _ASPECT, rows) / (2 * math.tan(_VIEW / 2)) + 0.5)).tolist())
 
 
 class Scene:
@@ -59,6 +62,7 @@ class Scene:
         self._lock = threading.Lock()  # viser calls back in threads
         server.scene.set_up_direction("+z")
         server.initial_camera.look_at = (0.0, 0.0, 0.0)
+        server.initial_camera.fov = _VIEW
 
     def show(self, panels: Sequence[Panel]) -> None:
         """Draw clouds in place of those that are shown."""
@@ -70,16 +74,15 @@ class Scene:
             self._clouds = [self._draw(place, *one) for place, one in enumerate(placed)]
 
     def _draw(self, place: int, panel: Panel, middle: np.ndarray) -> Any:
-        scene, name, position = self._server.scene, f"{_ROOT}/{place}", tuple(middle.tolist())
-        options = {"point_size": self._point_size, "point_shape": "circle", "position": position}
+        scene, name = self._server.scene, f"{_ROOT}/{place}"
+        scene.add_frame(name, show_axes=False, wxyz=_TURN, position=tuple(middle.tolist()))
+        options = {"point_size": self._point_size, "point_shape": "circle"}
         cloud = scene.add_point_cloud(f"{name}/points", panel.points, panel.colors, **options)
         if len(panel.edges):
             colors = np.repeat(panel.edge_colors[:, np.newaxis], 2, axis=1)
-            scene.add_line_segments(
-                f"{name}/lines", panel.points[panel.edges], colors, thickness=_THICKNESS, position=position
-            )
-        above = (0, 0, float(panel.points[:, 2].max()) + _GAP / 2)
-        scene.add_label(f"{name}/title", panel.title, position=tuple((middle + above).tolist()))
+            scene.add_line_segments(f"{name}/lines", panel.points[panel.edges], colors, thickness=_THICKNESS)
+        above = (0.0, 0.0, float(panel.points[:, 2].max()) + _GAP / 2)
+        scene.add_label(f"{name}/title", panel.title, position=above, anchor="bottom-center")
         return cloud
 
     def set_point_size(self, point_size: float) -> None:
