@@ -168,7 +168,7 @@ def _settings(settings: Mapping[str, Any]) -> Markup:
     """Return what differs from the engine's defaults, or has none, and folded in what does not."""
     found, defaults = dict(_flat(settings)), dict(_flat(Settings().model_dump(mode="json")))
     if not found:
-        return _section("Settings", _hint("no config.yaml was found"), id="settings")
+        return _section("Settings", _hint("no config.yaml was found; a training writes it"), id="settings")
     chosen = {key: value for key, value in found.items() if key not in defaults or value != defaults[key]}
     rest = {key: value for key, value in found.items() if key not in chosen}
     folded = element("details", element("summary", f"{len(rest)} settings as they are by default"), _pairs(rest))
@@ -176,6 +176,8 @@ def _settings(settings: Mapping[str, Any]) -> Markup:
 
 
 def _environment(data: RunData) -> Markup:
+    if not data.environment:
+        return _section("Environment", _hint("no env.json was found; a training writes it"), id="environment")
     return _section("Environment", _pairs(dict(_flat(data.environment))), id="environment")
 
 

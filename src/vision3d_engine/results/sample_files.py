@@ -156,11 +156,13 @@ def _joined(columns: Arrays) -> Arrays:
     for key, names in _KNOWN.items():
         if all(name in columns for name in names):
             arrays[key] = np.stack([columns.pop(name) for name in names], axis=1)
-    groups: dict[str, list[np.ndarray]] = {}
+    groups: dict[str, Arrays] = {}
     for name, column in columns.items():
         key, _, place = name.rpartition("_")
-        groups.setdefault(key if key and place.isdecimal() else name, []).append(column)
-    return arrays | {key: np.stack(group, axis=1) if len(group) > 1 else group[0] for key, group in groups.items()}
+        groups.setdefault(key if key and place.isdecimal() else name, {})[name] = column
+    for key, group in groups.items():
+        arrays |= group if len(group) == 1 else {key: np.stack(list(group.values()), axis=1)}
+    return arrays
 
 
 FORMATS: dict[str, Callable[[Path, Arrays], None]] = {"npz": write_npz, "ply": write_ply}
