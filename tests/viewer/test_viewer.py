@@ -89,6 +89,16 @@ def test_the_worst_case_is_drawn_first_and_others_when_they_are_chosen(tmp_path,
     assert shown[-1] == ["source and target", "truth", "estimated", "correspondences"]
 
 
+def test_the_step_of_the_training_that_is_chosen_is_drawn(painted, viewing):
+    viewer = viewing(painted)
+    shown = []
+    viewer._scene.show = lambda panels: shown.append([(panel.title, panel.points[0, 0]) for panel in panels])
+    (choices,) = viewer.controls
+    choices.place.value = 3
+    choices.tag.value = "val/two"
+    assert shown == [[("val/one", 3)], [("val/two 0", 3), ("val/two 1", 3)]]
+
+
 def test_a_case_without_a_file_is_said_to_have_no_cloud(tmp_path, viewing):
     folder = run_pairs(tmp_path / "run")
     (folder / "results" / "pair" / "room_4.npz").unlink()

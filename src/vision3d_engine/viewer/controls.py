@@ -75,22 +75,26 @@ class StepControls:
         gui: viser's.
         training: the clouds.
         show: draws what a function returns.
+
+    Attributes:
+        tag: what is shown, a choice.
+        place: which step of it, a slider from 1 on.
     """
 
     def __init__(self, gui: Any, training: TrainingSteps, show: Show) -> None:
         self._training, self._show = training, show
         tags = list(training.steps)
         with gui.add_folder("Steps of the training"):
-            self._tag = gui.add_dropdown("tag", tags, initial_value=tags[0])
-            self._place = gui.add_slider("step", 1, max(map(len, training.steps.values())) + 1, 1, 1)
+            self.tag = gui.add_dropdown("tag", tags, initial_value=tags[0])
+            self.place = gui.add_slider("step", 1, max(2, *map(len, training.steps.values())), 1, 1)
             self._text = gui.add_markdown("")
-        self._tag.on_update(lambda _: self.show())
-        self._place.on_update(lambda _: self.show())
+        self.tag.on_update(lambda _: self.show())
+        self.place.on_update(lambda _: self.show())
 
     def show(self) -> None:
         """Show the step that is chosen, the last one of the tag where it has fewer."""
-        tag = self._tag.value
+        tag = self.tag.value
         steps = self._training.steps[tag]
-        place = min(self._place.value, len(steps))
+        place = min(self.place.value, len(steps))
         self._text.content = f"step {steps[place - 1]}, {place} of {len(steps)}"
         self._show(partial(self._training.panels, tag, steps[place - 1]))
