@@ -186,7 +186,7 @@ class CaseResults:
         if self._total is not None and table.batches != self._total:
             raise FolderError(_INCOMPLETE.format(self._folder.path, table.batches, self._total))
         with as_folder_error(self._folder.output):
-            statistics = write_table(self._folder.output, table)
+            statistics = write_table(self._folder.output, table, self._folder.test)
         self.statistics = statistics.table()
         return len(table), table.skipped, statistics.means()
 
@@ -195,7 +195,7 @@ class CaseResults:
         if self._world.is_main:
             found = {"cases": self.cases, "summary": dict(numbers), "statistics": self.statistics}
             with as_folder_error(self._folder.output):
-                write_summary(self._folder.output, {**self._about, **found})
+                write_summary(self._folder.output, {**self._about, **found}, self._folder.test)
                 self._folder.finish()
 
     def worst(self, by: tuple[str, str], count: int) -> list[tuple[str, float]]:

@@ -37,10 +37,13 @@ class BaseTester(Engine, abc.ABC):
         worst_by: a number's name, and whether the ``"largest"`` or the ``"smallest"`` are the worst, as in
             ``("RRE", "largest")``: the worst cases are named in the log. None: they are not.
         worst_count: how many.
+        test_name: what the test is called, for several in one run folder: with ``"lomatch"`` it leaves
+            ``results-lomatch.csv`` and so on. ``--test_name`` wins over it.
     """
 
     worst_by: tuple[str, str] | None = None
     worst_count: int = 5
+    test_name: str = ""
 
     def __init__(self, cfg: Any = None, checkpoint: str | None = None) -> None:
         session = Session(cfg, "test", {"checkpoint": checkpoint})
@@ -200,7 +203,8 @@ class BaseTester(Engine, abc.ABC):
         """Test once over the loader."""
         self._records.clear()
         loader = self._loaders.get("test", self.test_loader)
-        with opened_results(self._session, type(self).__name__, self._loaded_from, loader) as results:
+        tester, name = type(self).__name__, self._context.settings.test_name or self.test_name
+        with opened_results(self._session, tester, name, self._loaded_from, loader) as results:
             self._results = results
             self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases, results)
             self._pass.test()
