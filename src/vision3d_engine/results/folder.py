@@ -1,4 +1,4 @@
-"""The folder ``results`` of a test, or ``results-NAME``: who works in it, which test it is of, and what is left of one that was killed."""
+"""The folder ``results`` of a test: who works in it, which test it is of, and what is left of one that was killed."""
 
 import json
 import shutil
