@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -10,7 +10,16 @@ from numpy import ndarray
 
 _INK, _ORANGE, _BLUE = "#1f2933", "#e08a2b", "#2f6fb0"
 
-Pair = tuple[ndarray, ndarray, ndarray, float, float]
+
+class Pair(NamedTuple):
+    """Source, target and moved source ``(N, 3)``, a name, and the rotation errors before and after in degrees."""
+
+    source: ndarray
+    target: ndarray
+    moved: ndarray
+    name: str
+    before_deg: float
+    after_deg: float
 
 
 def draw_pairs(path: Path, pairs: Sequence[Pair]) -> None:
@@ -18,15 +27,16 @@ def draw_pairs(path: Path, pairs: Sequence[Pair]) -> None:
 
     Args:
         path: where to.
-        pairs: source, target and moved source ``(N, 3)``, and the rotation errors before and after in degrees.
+        pairs: their clouds, names and errors.
     """
     figure = Figure(figsize=(3.2 * len(pairs), 6.6))
     FigureCanvasAgg(figure)
-    figure.text(0.02, 0.95, "Registration of a real scan: source (orange) onto target (blue)", fontsize=14, color=_INK)
-    for column, (source, target, moved, before, after) in enumerate(pairs):
-        for row, (cloud, text) in enumerate(((source, f"before: {before:.0f}°"), (moved, f"after: {after:.1f}°"))):
+    figure.text(0.02, 0.95, "Registration: source (orange) onto target (blue)", fontsize=14, color=_INK)
+    for column, pair in enumerate(pairs):
+        before, after = f"{pair.name}: {pair.before_deg:.0f}° apart", f"registered: {pair.after_deg:.1f}° apart"
+        for row, (cloud, text) in enumerate(((pair.source, before), (pair.moved, after))):
             axes = figure.add_subplot(2, len(pairs), row * len(pairs) + column + 1, projection="3d")
-            _draw(axes, cloud, target, text)
+            _draw(axes, cloud, pair.target, text)
     figure.subplots_adjust(left=0.0, right=1.0, top=0.93, bottom=0.0, wspace=0.0, hspace=0.02)
     figure.savefig(path, dpi=90, facecolor="white")
 
