@@ -18,7 +18,7 @@ from vision3d_engine.distributed.processes import is_master
 from vision3d_engine.metrics.registration import moved, rotation_error_deg, translation_error
 
 CONFIG = Path(__file__).parent / "config.yaml"
-RIGHT_DEG, RIGHT_M = 10.0, 0.1
+RIGHT_DEG, RIGHT_SHIFT = 10.0, 0.2  # lengths are in the unit of a pair, the radius of its patch
 SHOWN = 4
 
 
@@ -35,22 +35,23 @@ class RegistrationTester(SingleTester):
         self.test_set = make_set(data.num_test, data.num_points, data.max_angle_deg, cfg.exp.seed + 99)
         self.register_loader(build_dataloader(self.test_set, batch_size=1, num_workers=0))
         self.register_model(RegistrationModel(rounds=cfg.model.train_rounds))
-        self.recall = self.register_metric("pairs", RegistrationRecall(RIGHT_DEG, RIGHT_M))
+        self.recall = self.register_metric("pairs", RegistrationRecall(RIGHT_DEG, RIGHT_SHIFT))
         self.rounds = cfg.model.test_rounds
 
     def test_step(self, iteration: int, data_dict: Any) -> Any:
-        """Estimate the motion of a pair, whose clouds fit into the unit sphere."""
+        """Estimate the motion of a pair."""
         rotation, translation = self.model(data_dict["source"], data_dict["target"], self.rounds)[-1]
         return {"rotation": rotation, "translation": translation}
 
     def eval_step(self, iteration: int, data_dict: Any, output_dict: Any) -> dict[str, Any]:
-        """Compare it with the true one, in degrees and metres, and keep both."""
-        estimated, true = (in_metres(motion, data_dict["scale"]) for motion in (output_dict, data_dict))
+        """Compare it with the true one, and keep both."""
+        estimated, true = as_transform(output_dict), as_transform(data_dict)
         self.recall.update(estimated, true)
-        self.save_result("transforms", {"estimated": estimated[0], "true": true[0]})
+        kept = {"estimated": estimated[0], "true": true[0], "metres_of_unit": data_dict["scale"][0]}
+        self.save_result("transforms", kept)
         unmoved = rotation_error_deg(torch.eye(4, device=true.device), true)
         rre, rte = rotation_error_deg(estimated, true), translation_error(estimated, true)
-        registered = (rre < RIGHT_DEG) & (rte < RIGHT_M)
+        registered = (rre < RIGHT_DEG) & (rte < RIGHT_SHIFT)
         return {"RRE_before": unmoved, "RRE": rre, "RTE": rte, "registered": registered.float()}
 
     def after_test_epoch(self, summary_dict: dict[str, Any]) -> None:
@@ -58,22 +59,23 @@ class RegistrationTester(SingleTester):
         if is_master():
             rows = [json.loads(line) for line in Path(f"{self.results_dir}.jsonl").read_text().splitlines()]
             rows.sort(key=lambda row: row["values"]["RRE"])
-            draw_pairs(self.results_dir / "typical.png", [self.drawn(row) for row in typical(rows)])
-            draw_pairs(self.results_dir / "worst.png", [self.drawn(row) for row in rows[: -SHOWN - 1 : -1]])
+            draw_pairs(self.results_dir / "typical.png", "Typical pairs", [self.drawn(row) for row in typical(rows)])
+            worst = [self.drawn(row) for row in rows[: -SHOWN - 1 : -1]]
+            draw_pairs(self.results_dir / "worst.png", "The worst pairs", worst)
 
     def drawn(self, row: dict[str, Any]) -> Pair:
-        """Return the clouds of a row of the table, in its unit, with the source as it was moved."""
+        """Return the clouds of the pair of a row of the table, and what became of the source."""
         pair, values = self.test_set[row["index"]], row["values"]
         with np.load(self.results_dir / "transforms" / f"{row['name']}.npz") as saved:
-            estimated = torch.from_numpy(saved["estimated"])
-        found = moved(pair["source"] * pair["scale"], estimated) / pair["scale"]
-        clouds = (cloud.numpy() for cloud in (pair["source"], pair["target"], found))
+            motions = [torch.from_numpy(saved[name]) for name in ("estimated", "true")]
+        found, truth = (moved(pair["source"], motion) for motion in motions)
+        clouds = (cloud.numpy() for cloud in (pair["source"], pair["target"], found, truth))
         return Pair(*clouds, row["name"], values["RRE_before"], values["RRE"])
 
 
-def in_metres(motion: Any, scale: Tensor) -> Tensor:
-    """Return the transform ``(B, 4, 4)`` of a ``rotation`` and a ``translation``, given the metres of one unit."""
-    rotation, translation = motion["rotation"], motion["translation"] * scale[:, None]
+def as_transform(motion: Any) -> Tensor:
+    """Return a ``rotation`` ``(B, 3, 3)`` and a ``translation`` ``(B, 3)`` as one matrix ``(B, 4, 4)``."""
+    rotation, translation = motion["rotation"], motion["translation"]
     transform = torch.eye(4, device=rotation.device).repeat(len(rotation), 1, 1)
     transform[:, :3] = torch.cat([rotation, translation[:, :, None]], dim=2)
     return transform

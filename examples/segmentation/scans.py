@@ -1,7 +1,7 @@
 """Test the segmentation on dense scans, piece by piece: ``python examples/segmentation/scans.py``.
 
-What it says of each scan lies in ``results-scans/prediction/scan-0.ply`` and so on, coloured by class, for any viewer of
-PLY files, and the truth beside it.
+What it says of each scan lies in ``results-scans/prediction/scan-0.ply`` and so on, coloured by class, for any viewer
+of PLY files, and the truth beside it.
 """
 
 import sys

@@ -88,14 +88,13 @@ def test_the_scripts_train_and_test_in_a_shortened_form(tmp_path):
     assert re.findall(r"^\w+", table, re.MULTILINE) == ["shape", "terrain", "left", "middle", "right"]
 
 
-def test_a_transform_in_metres_does_what_the_motion_does_in_units():
-    from test import in_metres
+def test_a_transform_moves_points_as_its_motion_does():
+    from test import as_transform
 
-    rotation, translation = torch.linalg.qr(torch.randn(2, 3, 3)).Q, torch.randn(2, 3)
-    points, scale = torch.randn(2, 9, 3), torch.tensor([2.0, 0.5])
-    transform = in_metres({"rotation": rotation, "translation": translation}, scale)
-    found = moved(points * scale[:, None, None], transform) / scale[:, None, None]
-    assert torch.allclose(found, points @ rotation.transpose(1, 2) + translation[:, None], atol=1e-5)
+    motion = {"rotation": torch.linalg.qr(torch.randn(2, 3, 3)).Q, "translation": torch.randn(2, 3)}
+    points = torch.randn(2, 9, 3)
+    expected = points @ motion["rotation"].transpose(1, 2) + motion["translation"][:, None]
+    assert torch.allclose(moved(points, as_transform(motion)), expected.double(), atol=1e-5)
 
 
 def test_the_quick_maximum_over_neighbours_equals_the_plain_one_with_its_gradient():
