@@ -167,6 +167,27 @@ def test_tests_of_other_names_stay_beside_each_other_in_one_folder(tmp_path):
         assert len(list((tmp_path / name / "prediction").iterdir())) == cases
 
 
+def test_a_script_finds_all_files_and_rows_of_its_test_when_it_has_ended(tmp_path):
+    save_weights(tmp_path)
+    found = {}
+
+    class Drawing(LoMatch):
+        def after_test_epoch(self, summary_dict):
+            super().after_test_epoch(summary_dict)
+            rows = Path(f"{self.results_dir}.jsonl").read_text().splitlines()
+            found["rows"] = [json.loads(row)["name"] for row in rows]
+            found["files"] = sorted(path.stem for path in (self.results_dir / "prediction").iterdir())
+
+    for stops_at in (6, 0):
+        toy = Drawing(settings(tmp_path, resume=True), rows_loader(7, batch_size=1))
+        toy.stops_at = stops_at
+        if stops_at:
+            with pytest.raises(RuntimeError, match="stopped"):
+                toy.run()
+    toy.run()
+    assert found["rows"] == found["files"] == [str(k) for k in range(7)]
+
+
 def test_a_named_test_goes_on_with_its_own_attempt_alone(tmp_path):
     save_weights(tmp_path)
     stopped(tmp_path, at=5)
