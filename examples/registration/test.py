@@ -69,8 +69,8 @@ class RegistrationTester(SingleTester):
         with np.load(self.results_dir / "transforms" / f"{row['name']}.npz") as saved:
             motions = [torch.from_numpy(saved[name]) for name in ("estimated", "true")]
         found, truth = (moved(pair["source"], motion) for motion in motions)
-        clouds = (cloud.numpy() for cloud in (pair["source"], pair["target"], found, truth))
-        return Pair(*clouds, row["name"], values["RRE_before"], values["RRE"])
+        source, target, found, truth = (cloud.numpy() for cloud in (pair["source"], pair["target"], found, truth))
+        return Pair(source, target, found, truth, row["name"], values["RRE_before"], values["RRE"])
 
 
 def as_transform(motion: Any) -> Tensor:
