@@ -168,6 +168,7 @@ class CaseResults:
 
     def _bring_journals(self) -> None:
         """Let the main process have all journals, also where it shares no folder with the others."""
+        self._world.gather(None)  # until then others may write, and remove the states that newer ones replace
         own = files_in(self._folder.progress)
         there = self._world.gather([path.name for path in own])[0]
         brought = self._world.gather({path.name: path.read_bytes() for path in own if path.name not in there})
