@@ -70,7 +70,7 @@ def table(
     """Print the results of tests side by side: their summaries, or the means of groups of cases.
 
     Args:
-        runs: folders of runs that were tested.
+        runs: folders of runs that were tested, each with all its tests, or RUN:NAME for one of them.
         per: a regular expression of case names whose group names a sequence, such as '^(.*)/'; a sequence has a row.
         numbers: which numbers to show; all by default.
         markdown: print Markdown.
