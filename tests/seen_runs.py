@@ -39,8 +39,9 @@ class PairTester(SingleTester):
         return {"RTE": float(data_dict["index"]), "time": 1.5}
 
 
-def run_pairs(folder, **trainer):
-    PairTester(folder, **trainer).run()
+def run_pairs(folder, name="", **trainer):
+    tester = type("Named", (PairTester,), {"test_name": name}) if name else PairTester
+    tester(folder, **trainer).run()
     return folder
 
 

@@ -74,7 +74,7 @@ def table(
     """Print the results of tests side by side: their summaries, or the means of groups of cases.
 
     Args:
-        runs: folders of runs that were tested.
+        runs: folders of runs that were tested, each with all its tests, or RUN:NAME for one of them.
         per: a regular expression of case names whose group names a sequence, such as '^(.*)/'; a sequence has a row.
         numbers: which numbers to show; all by default.
         markdown: print Markdown.
@@ -92,7 +92,7 @@ def report(
     """Write one page of HTML about a run: curves, classes, the test and its worst cases as pictures, settings, notes.
 
     Args:
-        run: the folder of a run, which may still be under way.
+        run: the folder of a run, which may still be under way, or RUN:NAME for one of several tests in it.
         output: the file to write; report.html in the folder of the run by default.
         by: the number by which cases are the worst; what the tester's worst_by says by default.
         worst: whether its largest or its smallest are the worst; likewise, else the largest.
@@ -111,7 +111,7 @@ def view(
     """Look at the clouds of a run in the browser: cases of its test, sorted by a number, and steps of its training.
 
     Args:
-        run: the folder of a run, which may still be under way.
+        run: the folder of a run, which may still be under way, or RUN:NAME for one of several tests in it.
         host: where it listens: this machine alone by default, 0.0.0.0 for all networks.
         port: the port, or the next one that is free.
         by: the number by which cases are sorted; what the tester's worst_by says by default.

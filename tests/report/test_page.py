@@ -161,3 +161,15 @@ def test_a_folder_that_is_no_run_is_refused_and_a_target_can_be_named(tmp_path, 
     with pytest.raises(SystemExit, match="cannot write"):
         main(["report", str(pairs), "--output", str(tmp_path / "missing" / "page.html")])
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_one_of_several_tests_of_a_run_is_chosen_by_its_name(tmp_path):
+    folder = run_pairs(run_pairs(tmp_path / "run"), name="night")
+    assert "Other tests of this run, as in report RUN:NAME: 'night'." in report(folder).texts["p"]
+    (folder / "results" / "pair" / "room_4.npz").unlink()
+    main(["report", f"{folder}:night"])
+    page = Page((folder / "report-night.html").read_text())
+    assert "Test night" in page.texts["h2"]
+    assert len(page.attributes("img", "src")) == 5 * 4
+    with pytest.raises(SystemExit, match=r"has no test 'nigth'; did you mean 'night'\?"):
+        main(["report", f"{folder}:nigth"])

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vision3d_engine.core.errors import ResultError
-from vision3d_engine.results.comparison import cases_of
+from vision3d_engine.core.files import absolute_path
+from vision3d_engine.results.comparison import RunTest, cases_of, tests_of
 from vision3d_engine.results.folder import ResultsFolder
 from vision3d_engine.results.journal import Line
+from vision3d_engine.results.names import FOLDER, ROWS, SUMMARY, tests_in
 from vision3d_engine.results.sample_files import FORMATS, Arrays, read_sample, safe_name
 from vision3d_engine.results.statistics import what_is_wrong_with, worst_cases
-from vision3d_engine.results.table import ROWS, CaseTable
+from vision3d_engine.results.table import CaseTable
 
 By = tuple[str, str]
 """A number's name, and whether the ``"largest"`` or the ``"smallest"`` is the worst."""
@@ -27,18 +29,17 @@ class Cases:
     """The cases of a run's test, also of one that has not ended.
 
     Args:
-        run: the run folder.
+        test: which test of which run.
     """
 
-    def __init__(self, run: Path) -> None:
-        self._run, self._results = run, ResultsFolder(run)
+    def __init__(self, test: RunTest) -> None:
+        self._path, self._results = test.file(ROWS), ResultsFolder(test.run, test.name)
         self.numbers = list(dict.fromkeys(key for case in self for key in case["values"]))
         self.count = sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Line]:
         """Yield the cases in the order of the data set."""
-        path = self._run / ROWS
-        yield from cases_of(path) if path.is_file() else CaseTable(self._results.progress)
+        yield from cases_of(self._path) if self._path.is_file() else CaseTable(self._results.progress)
 
     def sorted(self, by: By | None, count: int) -> list[Case]:
         """Return the worst cases, the worst first; without ``by`` the first ones.
@@ -73,6 +74,19 @@ class Cases:
             for key, array in read_sample(path).items():
                 found[f"{path.parent.name}/{key}" if key in found else key] = array
         return found
+
+
+def asked_test(run: Path) -> RunTest:
+    """Return the test that ``RUN:NAME`` names, ended or not; of ``RUN`` the one without a name, else the first.
+
+    Raises:
+        ResultError: when the run has no such test.
+    """
+    folder, colon, name = str(run).rpartition(":")
+    if run.is_dir() or not colon:
+        return RunTest(absolute_path(run), next(iter(tests_in(run)), ""))
+    test = RunTest(absolute_path(folder), name)
+    return test if test.file(FOLDER).is_dir() or test.file(SUMMARY).is_file() else tests_of(run)[0]
 
 
 def noted_order(summary: dict[str, Any], by: str | None, worst: str | None) -> By | None:

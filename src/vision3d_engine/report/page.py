@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vision3d_engine.core.errors import EngineError, FolderError
+from vision3d_engine.core.errors import EngineError, FolderError, listed
 from vision3d_engine.core.files import absolute_path, atomic_write
 from vision3d_engine.core.settings import Settings
-from vision3d_engine.report.cases import By, Case, Cases, noted_order
+from vision3d_engine.report.cases import By, Case, Cases, asked_test, noted_order
 from vision3d_engine.report.charts import charts_of, classes_of, figure, names_of_classes
 from vision3d_engine.report.markup import Markup, element, joined, table
 from vision3d_engine.report.panels import Panel, panels_of
@@ -16,8 +16,8 @@ from vision3d_engine.report.rendering import data_uri, render
 from vision3d_engine.report.run_data import Note, RunData, read_run
 from vision3d_engine.report.style import STYLE
 from vision3d_engine.results.comparison import number_text
+from vision3d_engine.results.sample_files import safe_name
 
-PAGE = "report.html"
 _MOST_CHARTS = 60
 _STATISTICS = ("cases", "mean", "median", "lower_quartile", "upper_quartile")
 _SAVE_RESULT = 'self.save_result("cloud", {"points": ..., "label": ..., "prediction": ...})'
@@ -29,8 +29,8 @@ def write_report(
     """Write the report on a run, also on one that has not ended, and return its path.
 
     Args:
-        run: the run folder.
-        target: the file to write; ``report.html`` in the run folder by default.
+        run: the run folder, or ``RUN:NAME`` for one of several tests in it.
+        target: the file to write; ``report.html``, or ``report-NAME.html``, in the run folder by default.
         by: the number by which cases are the worst (default: what the tester's ``worst_by`` says).
         worst: whether its ``"largest"`` or its ``"smallest"`` are the worst (default: likewise, else the largest).
         count: how many cases are shown.
@@ -39,10 +39,11 @@ def write_report(
         FolderError: when no run has worked there, or the file cannot be written.
         ResultError: for a number that no case has.
     """
-    data = read_run(absolute_path(run))
-    cases = Cases(data.folder)
+    test = asked_test(run)
+    data, cases = read_run(test), Cases(test)
     text = _page(data, _cases(data, cases, noted_order(data.summary, by, worst), count))
-    path = data.folder / PAGE if target is None else absolute_path(target)
+    own = f"report-{safe_name(test.name)}.html" if test.name else "report.html"
+    path = data.folder / own if target is None else absolute_path(target)
     try:
         with atomic_write(path) as file:
             file.write(text.encode())
@@ -63,7 +64,7 @@ def _page(data: RunData, worst: Markup) -> str:
     started, made = data.environment.get("time"), time.strftime("%Y-%m-%d %H:%M")
     below = [str(data.folder), f"started {started}" if started else "", f"report of {made}"]
     title = element("header", element("h1", data.name), element("p", " · ".join(filter(None, below))))
-    numbers = [_notes(data.notes), _summary(data.summary), _classes(data), _curves(data)]
+    numbers = [_notes(data.notes), _summary(data), _classes(data), _curves(data)]
     body = joined(title, *numbers, worst, _settings(data.settings), _environment(data))
     return f"<!doctype html>\n{element('html', element('head', head), element('body', body), lang='en')}\n"
 
@@ -90,10 +91,13 @@ def _notes(notes: list[Note]) -> Markup:
 # ------------------------------------------------------------------------------------------- test
 
 
-def _summary(summary: Mapping[str, Any]) -> Markup:
+def _summary(data: RunData) -> Markup:
     """Return what has come out of a test that has ended: means, quartiles of cases, of which checkpoint."""
+    summary, title = data.summary, f"Test {data.test}".strip()
+    others = f"Other tests of this run, as in report RUN:NAME: {listed(data.others)}."
+    hints = [_hint(others)] if data.others else []
     if not summary:
-        return _section("Test", _hint("no test has ended here"), id="test")
+        return _section(title, _hint("no test has ended here"), *hints, id="test")
     weights = joined(", weights of ", element("code", summary.get("checkpoint"))) if summary.get("checkpoint") else ""
     statistics, found = summary.get("statistics") or {}, summary.get("summary") or {}
     rows = [[key, *(_cell(row.get(name)) for name in _STATISTICS)] for key, row in statistics.items()]
@@ -101,7 +105,7 @@ def _summary(summary: Mapping[str, Any]) -> Markup:
     rows += [[key, "", _cell(value), "", "", ""] for key, value in found.items() if key in rest]
     head = ["", *(name.replace("_", " ") for name in _STATISTICS)]
     count = element("p", f"{summary.get('cases', 0):,} cases", weights)
-    return _section("Test", count, table(head, rows, id="numbers"), id="test")
+    return _section(title, count, table(head, rows, id="numbers"), *hints, id="test")
 
 
 def _classes(data: RunData) -> Markup:

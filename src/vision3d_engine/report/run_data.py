@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from vision3d_engine.core.errors import ConfigError, FolderError
 from vision3d_engine.core.yaml_files import read_yaml
-from vision3d_engine.results.table import ROWS, SUMMARY
+from vision3d_engine.results.comparison import RunTest
+from vision3d_engine.results.names import ROWS, SUMMARY, tests_in
 
 CONFIG, ENVIRONMENT, NUMBERS = "config.yaml", "env.json", "metrics.jsonl"
-LOGS, RESULTS = "logs", "results"
+LOGS = "logs"
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) \| ([A-Z]+) \| (.*)")
 _NOTED = {"WARNING", "ERROR", "CRITICAL"}
 _ENDS = re.compile(r"(run|test) ended")
@@ -40,7 +41,9 @@ class RunData(NamedTuple):
         settings: its config, by section; empty without one.
         environment: where it ran, likewise.
         curves: its numbers.
-        summary: ``results.json`` of its test; empty before one has ended.
+        test: the name of the test; may be empty.
+        others: the names of other tests that have ended there.
+        summary: ``results.json`` of the test; empty before it has ended.
         notes: the last ones of all its logs, the oldest first.
     """
 
@@ -48,6 +51,8 @@ class RunData(NamedTuple):
     settings: dict[str, Any]
     environment: dict[str, Any]
     curves: Curves
+    test: str
+    others: list[str]
     summary: dict[str, Any]
     notes: list[Note]
 
@@ -57,14 +62,14 @@ class RunData(NamedTuple):
         return str(section(self.settings, "exp").get("name") or self.folder.name)
 
 
-def read_run(folder: Path) -> RunData:
-    """Read what is in a run folder.
+def read_run(test: RunTest) -> RunData:
+    """Read what is in a run folder, of its tests one.
 
     Raises:
         FolderError: when no run has worked there.
     """
-    folder = folder.absolute()
-    if not any((folder / name).exists() for name in (CONFIG, NUMBERS, LOGS, RESULTS, ROWS, SUMMARY)):
+    folder, summary = test.run, test.file(SUMMARY)
+    if not any((folder / name).exists() for name in (CONFIG, NUMBERS, LOGS, summary, test.file(ROWS))):
         message = f"'{folder}' is no run: it has none of {CONFIG}, {NUMBERS}, {SUMMARY} and {LOGS}/. Name the folder "
         raise FolderError(f"{message}that is exp.output_dir of a run")
     settings = _settings(folder / CONFIG)
@@ -74,7 +79,9 @@ def read_run(folder: Path) -> RunData:
         settings=settings,
         environment=_json(folder / ENVIRONMENT),
         curves=read_curves(folder / NUMBERS),
-        summary=_json(folder / SUMMARY),
+        test=test.name,
+        others=[repr(name) for name in tests_in(folder) if name != test.name],
+        summary=_json(summary),
         notes=read_notes(logs),
     )
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core.errors import ConfigError, EngineError, ResultError
-from vision3d_engine.core.files import absolute_path
-from vision3d_engine.report.cases import Cases, noted_order
+from vision3d_engine.report.cases import Cases, asked_test, noted_order
 from vision3d_engine.report.panels import Panel
 from vision3d_engine.report.run_data import read_run
 from vision3d_engine.viewer.controls import CaseControls, StepControls
@@ -23,7 +22,7 @@ class Viewer:
     """Shows the clouds of a run in browsers, until it is closed.
 
     Args:
-        run: the run folder.
+        run: the run folder, or ``RUN:NAME`` for one of several tests in it.
         host: the address on which it listens: that of this machine alone, or ``0.0.0.0`` for all networks.
         port: where; the next one that is free.
         by: the number by which cases are sorted (default: what the tester's ``worst_by`` says).
@@ -41,8 +40,8 @@ class Viewer:
     def __init__(
         self, run: Path, host: str = "127.0.0.1", port: int = 8080, by: str | None = None, worst: str | None = None
     ) -> None:
-        data = read_run(absolute_path(run))
-        cases, training = Cases(data.folder), TrainingSteps(data.folder)
+        test = asked_test(run)
+        data, cases, training = read_run(test), Cases(test), TrainingSteps(test.run)
         order = noted_order(data.summary, by, worst)
         cases.sorted(order, 1)
         if not cases.count and not training.steps:
