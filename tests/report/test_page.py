@@ -173,3 +173,16 @@ def test_one_of_several_tests_of_a_run_is_chosen_by_its_name(tmp_path):
     assert len(page.attributes("img", "src")) == 5 * 4
     with pytest.raises(SystemExit, match=r"has no test 'nigth'; did you mean 'night'\?"):
         main(["report", f"{folder}:nigth"])
+
+
+class Painter(PairTester):
+    def eval_step(self, iteration, data_dict, output_dict):
+        for kind in ("prediction", "truth"):
+            self.save_result(kind, {"points": data_dict["source"], "colors": data_dict["source"]}, format="ply")
+        return {"RTE": 0.0}
+
+
+def test_files_with_entries_of_one_name_are_pictures_beside_each_other(tmp_path):
+    Painter(tmp_path / "run").run()
+    titles = report(tmp_path / "run", "--cases", "1").attributes("img", "alt")
+    assert titles == ["prediction of room/0", "truth of room/0"]

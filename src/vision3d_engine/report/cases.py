@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from vision3d_engine.core.errors import ResultError
 from vision3d_engine.core.files import absolute_path
+from vision3d_engine.report.panels import MOST_PANELS, Panel, panels_of
 from vision3d_engine.results.comparison import RunTest, cases_of, tests_of
 from vision3d_engine.results.folder import ResultsFolder
 from vision3d_engine.results.journal import Line
@@ -63,17 +64,24 @@ class Cases:
         paths = (kind / f"{safe_name(name)}.{suffix}" for kind in kinds for suffix in FORMATS)
         return [path for path in paths if path.is_file()]
 
-    def arrays(self, name: str) -> Arrays:
-        """Return what all files of a case hold together; where two have an entry of one name, as ``KIND/ENTRY``.
+    def panels(self, name: str) -> list[Panel]:
+        """Return what is to be seen of a case: of all its files together, or of each where names clash.
 
         Raises:
             ResultError: for a file that cannot be read.
+            DataError: for entries that cannot be shown.
         """
-        found: Arrays = {}
-        for path in self.files(name):
-            for key, array in read_sample(path).items():
-                found[f"{path.parent.name}/{key}" if key in found else key] = array
-        return found
+        found = {path.parent.name: read_sample(path) for path in self.files(name)}
+        together: Arrays = {key: array for arrays in found.values() for key, array in arrays.items()}
+        if len(together) == sum(map(len, found.values())):
+            return panels_of(together)
+        shown = [(kind, panels_of(arrays)) for kind, arrays in found.items()]
+        titled = [_titled(kind, panel, len(panels)) for kind, panels in shown for panel in panels]
+        return titled[:MOST_PANELS]
+
+
+def _titled(kind: str, panel: Panel, count: int) -> Panel:
+    return panel._replace(title=kind if count == 1 else f"{kind}: {panel.title}")
 
 
 def asked_test(run: Path) -> RunTest:

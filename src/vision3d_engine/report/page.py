@@ -11,7 +11,7 @@ from vision3d_engine.core.settings import Settings
 from vision3d_engine.report.cases import By, Case, Cases, asked_test, noted_order
 from vision3d_engine.report.charts import charts_of, classes_of, figure, names_of_classes
 from vision3d_engine.report.markup import Markup, element, joined, table
-from vision3d_engine.report.panels import Panel, panels_of
+from vision3d_engine.report.panels import Panel
 from vision3d_engine.report.rendering import data_uri, render
 from vision3d_engine.report.run_data import Note, RunData, read_run
 from vision3d_engine.report.style import STYLE
@@ -141,7 +141,7 @@ def _case(cases: Cases, case: Case, by: By | None) -> Markup:
     number = "" if by is None else f"{by[0]}: {number_text(case.number)}"
     head = element("h4", case.name, element("span", number))
     try:
-        pictures = [_picture(panel, case.name) for panel in panels_of(cases.arrays(case.name))]
+        pictures = [_picture(panel, case.name) for panel in cases.panels(case.name)]
     except EngineError as error:  # a case that cannot be shown costs its pictures
         pictures = [_hint(f"no picture: {error}")]
     return element("article", head, element("div", *pictures, class_="panels"))

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from vision3d_engine.report.cases import By, Cases
-from vision3d_engine.report.panels import Panel, panels_of
+from vision3d_engine.report.panels import Panel
 from vision3d_engine.results.comparison import number_text
 from vision3d_engine.viewer.sources import TrainingSteps
 
@@ -65,7 +65,7 @@ class CaseControls:
         name = self.name
         numbers = "".join(f"| {key} | {number_text(value)} |\n" for key, value in self._cases.values(name).items())
         self._text.content = f"`{name}`\n\n| number | |\n|---|---|\n{numbers}"
-        self._show(lambda: panels_of(self._cases.arrays(name)))
+        self._show(partial(self._cases.panels, name))
 
 
 class StepControls:
