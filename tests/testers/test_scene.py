@@ -287,7 +287,7 @@ def _fragment(**entries):
     [
         (
             lambda iteration, scene: [take_points(scene, torch.arange(100, 290))],
-            "110 of 300 points of scene 1 are in no fragment with a finite weight above 0, the first is 0: let split_scene",
+            "110 of 300 points of scene 1 are in no fragment with a finite weight above 0, the first is 0: let",
         ),
         (_fragment(weight=torch.zeros(300)), "300 of 300 points of scene 1 are in no fragment"),
         (lambda iteration, scene: None, "split_scene yields no point of scene 1"),

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from vision3d_engine.core.children import leaving_with, running_children
@@ -35,9 +34,9 @@ def _folder(pid: int) -> Path:
     return Path(tempfile.gettempdir()) / f"vision3d_engine-{pid}-{key[:32]}"
 
 
-def _file(parent: int, child: BaseProcess) -> Path:
-    """Return the file of a child; its number alone may come again, and so may the name that somebody gives."""
-    return _folder(parent) / f"{child.name}-{child.pid}"
+def _file(parent: int, name: str, pid: int | None) -> Path:
+    """Return the file of a child, also by its name, since the number of one that is dead may come again."""
+    return _folder(parent) / f"{name}-{pid}"
 
 
 @contextmanager
@@ -79,7 +78,7 @@ def _own_file(pid: int) -> int | None:
     if parent is None or parent.pid is None or _SIGNAL is None or signal.getsignal(_SIGNAL) != signal.SIG_DFL:
         return None
     try:
-        path = _file(parent.pid, multiprocessing.current_process())
+        path = _file(parent.pid, multiprocessing.current_process().name, pid)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError:  # nobody has asked
         return None
@@ -92,7 +91,7 @@ def stacks_of_children() -> Iterator[str]:
     """Yield for each child that keeps a file what it loads, and where it is now."""
     is_own = _folder(os.getpid()) in _MADE
     for child in running_children() if is_own else ():
-        path = _file(os.getpid(), child)
+        path = _file(os.getpid(), child.name, child.pid)
         if child.pid is not None and path.exists():
             yield f"{child.name}, process {child.pid}: {_asked(child.pid, path)}"
 
