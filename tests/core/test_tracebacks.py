@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import traceback
+from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 import torch
@@ -180,3 +181,74 @@ def test_errors_that_have_led_to_one_keep_the_users_lines_too(tmp_path):
 
     _, lines = failed(Chained(settings(tmp_path)), ValueError)
     assert frames(lines) == ["train_step", "failed", "train_step"]
+
+
+class SpeechlessError(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int
+
+
+@pytest.mark.parametrize("kind", [SpeechlessError, type("SpeechlessToo", (SpeechlessError, RuntimeError), {})])
+def test_an_error_that_cannot_tell_its_text_arrives_as_it_is(tmp_path, capfd, kind):
+    class Fails(ToyEpochTrainer):
+        def train_step(self, epoch, iteration, data_dict):
+            raise kind
+
+    _, lines = failed(Fails(settings(tmp_path)), kind)
+    assert frames(lines) == ["failed", "train_step"]
+    assert lines[-1] == "in training epoch 1, iteration 1, samples 0, 1"
+    assert f"stopped by {kind.__name__}: <exception str() failed> (in training epoch 1" in console(capfd)[0]
+
+
+def test_a_sample_whose_error_cannot_tell_its_text_is_named(tmp_path):
+    class Fails(Rows):
+        def __getitem__(self, index):
+            raise SpeechlessError
+
+    toy = ToyEpochTrainer(settings(tmp_path), build_dataloader(Fails(6), 2, num_workers=0))
+    error, _ = failed(toy, SampleError)
+    assert str(error).startswith("sample 0 of Fails raised SpeechlessError: <exception str() failed> (epoch 1")
+
+
+def test_an_error_that_takes_no_attributes_is_shown_with_its_line_and_its_batch(tmp_path):
+    class Fails(ToyEpochTrainer):
+        def train_step(self, epoch, iteration, data_dict):
+            raise FrozenError(7)
+
+    error, lines = failed(Fails(settings(tmp_path)), FrozenInstanceError)  # by python's own contextlib
+    assert error.__context__ == FrozenError(7)
+    assert frames(lines)[0] == "train_step"
+    assert "in training epoch 1, iteration 1, samples 0, 1" in lines
+
+
+def test_an_error_of_the_user_that_speaks_like_a_data_worker_keeps_its_text_and_its_arguments(tmp_path):
+    text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+
+    class Fails(ToyEpochTrainer):
+        def train_step(self, epoch, iteration, data_dict):
+            raise ValueError(text, 5)
+
+    error, lines = failed(Fails(settings(tmp_path)), ValueError)
+    assert error.args == (text, 5)
+    assert frames(lines) == ["failed", "train_step"]
+
+
+class CodedError(Exception):
+    def __init__(self, text, code=3):
+        super().__init__(text, code)
+
+
+def test_an_error_of_a_data_worker_keeps_what_else_its_class_gives_it(tmp_path):
+    def collate(samples):
+        raise CodedError("a bad cloud")
+
+    toy = ToyEpochTrainer(settings(tmp_path), rows_loader(num_workers=1, collate_fn=collate))
+    error, _ = failed(toy, CodedError)
+    assert error.args[1] == 3
+    assert "DataLoader worker process 0:\n" in error.args[0]
+    assert "Caught" not in error.args[0]

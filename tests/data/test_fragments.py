@@ -78,7 +78,7 @@ def test_more_points_at_one_place_than_a_sphere_may_have_are_covered_all_the_sam
 def test_voxel_picks_take_one_point_of_every_voxel_until_all_are_taken(points, size):
     picks = list(voxel_picks(points, size))
     assert_covered(points, picks)
-    cells = (points / size).floor()
+    cells = (points.double() / size).floor()
     voxels, counts = cells.unique(dim=0, return_counts=True)
     assert len(picks) == counts.max()
     for pick in picks:
@@ -88,15 +88,42 @@ def test_voxel_picks_take_one_point_of_every_voxel_until_all_are_taken(points, s
 
 def test_voxels_far_apart_are_told_apart():
     points = torch.tensor([[0.0, 0, 0], [1e12, 1e12, 1e12], [-1e12, 1e12, 0]], dtype=torch.float64)
-    (pick,) = voxel_picks(points, 1e-3)
+    (pick,) = voxel_picks(points, 1e-9)
     assert sorted(pick.tolist()) == [0, 1, 2]
 
 
 @given(CLOUDS, SIZES)
 def test_a_subsample_has_one_point_a_voxel_and_says_which_stands_for_each(points, size):
     index, inverse = voxel_subsample(points, size)
-    assert len(index) == len((points / size).floor().unique(dim=0))
-    assert torch.equal((points / size).floor()[index][inverse], (points / size).floor())
+    cells = (points.double() / size).floor()
+    assert len(index) == len(cells.unique(dim=0))
+    assert torch.equal(cells[index][inverse], cells)
+
+
+def far_off(dtype):
+    """Points in a box of 1,000 that lies far from the origin, as in coordinates of a map."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(500, 3, generator=generator, dtype=torch.float64) * 1000 + 5e8).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32, torch.float64])
+def test_bounds_hold_far_from_the_origin_for_points_of_any_type(dtype):
+    points = far_off(dtype)
+    exact = points.double()
+    index, inverse = voxel_subsample(points, 20)
+    assert (exact[index][inverse] - exact).norm(dim=1).max() <= 20 * 3**0.5
+    assert len(index) == len((exact / 20).floor().unique(dim=0))
+    for block in overlapping_blocks(points, 20):
+        assert (exact[block].amax(0) - exact[block].amin(0))[:2].max() <= 20
+    for sphere, weight in spheres(points, 50):
+        center = exact[sphere[weight.argmax()]]
+        assert (exact[sphere] - center).norm(dim=1).max() <= 50
+
+
+def test_voxels_far_from_the_origin_are_not_made_coarser_by_the_rounding_of_float32():
+    points = (torch.rand(2000, 3, generator=torch.Generator().manual_seed(0)).double() + 1e6).float()
+    cells = (points.double() / 0.02).floor()
+    assert len(voxel_subsample(points, 0.02)[0]) == len(cells.unique(dim=0))
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_data_worker_that_hangs_is_shown_with_its_sample_and_its_line(tmp_path
     (hanging,) = [worker for worker in workers if "sample 3 (epoch 1, position 3)" in worker]
     assert "test_hang_watch.py" in hanging
     assert "in __getitem__" in hanging
-    assert not list(Path(tempfile.gettempdir()).glob(f"vision3d_engine-{os.getpid()}"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"vision3d_engine-{os.getpid()}*"))
 
 
 def test_the_watch_can_be_turned_off(tmp_path):

@@ -287,7 +287,7 @@ def _fragment(**entries):
     [
         (
             lambda iteration, scene: [take_points(scene, torch.arange(100, 290))],
-            "110 of 300 points of scene 1 are in no fragment with a weight above 0, the first is 0: let split_scene",
+            "110 of 300 points of scene 1 are in no fragment with a finite weight above 0, the first is 0: let",
         ),
         (_fragment(weight=torch.zeros(300)), "300 of 300 points of scene 1 are in no fragment"),
         (lambda iteration, scene: None, "split_scene yields no point of scene 1"),
@@ -318,6 +318,88 @@ def test_fragments_that_do_not_make_the_scene_stop_the_test_and_say_why(tmp_path
 def test_a_step_without_a_row_a_point_stops_the_test_and_says_what_is_expected(tmp_path, returned, message):
     with pytest.raises(ResultError, match=message):
         run(tmp_path, split_scene=_fragment(), test_step=lambda iteration, data_dict: returned)
+
+
+@pytest.mark.parametrize("cut", [torch.arange(300).split(300), torch.arange(300).split(150)])
+def test_a_step_whose_classes_change_within_a_scene_stops_the_test(tmp_path, cut):
+    class Changing(ToySceneTester):
+        fragment_batch_size = 1
+
+        def split_scene(self, iteration, data_dict):
+            yield from [take_points(data_dict, index) for index in (*cut, *cut)]
+
+        def test_step(self, iteration, data_dict):
+            self.sizes.append(len(self.sizes))
+            return {"logits": self.model(data_dict["points"])[:, : CLASSES if len(self.sizes) == 1 else 1]}
+
+    with pytest.raises(ResultError, match=rf"expected a tensor \({len(cut[0])}, 5\), as before in this scene"):
+        Changing(tmp_path).run()
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
+def test_weights_that_are_no_numbers_from_0_on_are_refused(tmp_path, weight):
+    weights = torch.ones(300).index_fill(0, torch.tensor(7), weight)
+    cut = lambda points: [(torch.arange(300), torch.full((300,), 2.0)), (torch.arange(300), weights)]  # noqa: E731
+    with pytest.raises(DataError, match=r"fragment\['weight'\] of scene 1 is NaN, infinite or below 0 at some points"):
+        run(tmp_path, cut=cut)
+
+
+def test_weights_whose_sum_is_infinite_are_refused(tmp_path):
+    weight = torch.full((300,), 1e308, dtype=torch.float64)
+    with pytest.raises(DataError, match="300 of 300 points of scene 1 are in no fragment with a finite weight"):
+        run(tmp_path, cut=lambda points: [(torch.arange(300), weight)] * 2)
+
+
+def test_fragments_whose_points_and_indices_differ_in_length_are_refused_though_the_batch_fits(tmp_path):
+    def split_scene(iteration, scene):
+        points = scene["points"]
+        yield {"points": points[:290], "index": torch.arange(300)}
+        yield {"points": torch.cat([points, points[:10]]), "index": torch.arange(300)}
+
+    with pytest.raises(DataError, match="of scene 1 have 290, 310 points, and 300, 300 in their index"):
+        run(tmp_path, split_scene=split_scene)
+
+
+def test_logits_of_thinned_fragments_may_be_brought_back_to_the_points_of_the_index(tmp_path):
+    class Thinned(ToySceneTester):
+        def split_scene(self, iteration, data_dict):
+            index, self.inverse = voxel_subsample(data_dict["points"], 0.5)
+            yield {"points": data_dict["points"][index], "index": torch.arange(300)}
+
+        def fragment_logits(self, output_dict):
+            return output_dict["logits"][self.inverse]
+
+    toy = Thinned(tmp_path)
+    toy.run()
+    assert len(toy.seen[0][1]["prediction"]) == 300
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_views_that_are_made_in_place_leave_scene_and_other_views_as_they_are(tmp_path, size):
+    class InPlace(ToySceneTester):
+        fragment_batch_size = size
+
+        def split_scene(self, iteration, data_dict):
+            fragment, index = {}, torch.empty(100, dtype=torch.long)
+            for at in (0, 100, 200):  # of one buffer and one dict
+                index.copy_(torch.arange(at, at + 100))
+                fragment.update(points=data_dict["points"][at : at + 100], index=index)
+                yield fragment
+
+        def augmentations(self):
+            return [lambda fragment: fragment, self.flip, self.flip]
+
+        def flip(self, fragment):
+            fragment["points"].mul_(-1)
+            return fragment
+
+    toy = InPlace(tmp_path)
+    toy.run()
+    data_dict, output_dict = toy.seen[0]
+    points = make_scene()["points"]
+    assert torch.equal(data_dict["points"], points)
+    expected = (network()(points) + network()(-points)) / 2
+    torch.testing.assert_close(output_dict["logits"], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_several_scenes_in_one_batch_are_refused(tmp_path):

@@ -2,9 +2,13 @@
 
 A worker keeps a small file, in which its latest sample stands; on a signal `faulthandler` writes the stack behind it,
 also when C code does not come back. Nothing is asked of a worker before, and it costs a sample two microseconds.
+
+The signal would end a worker that does not listen. So its parent makes the folder of the files anew, under a name that
+no other process can have used before, and a file is of one worker alone, which listens before it writes.
 """
 
 import faulthandler
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -13,33 +17,45 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-from vision3d_engine.core.children import running_children
+from vision3d_engine.core.children import leaving_with, running_children
 
 _SIGNAL = getattr(signal, "SIGUSR2", None)
 _WIDTH = 200  # bytes of the line with the sample
 _WAIT_S, _LOOK_S = 2.0, 0.05
+_MADE: set[Path] = set()
 
 
 def _folder(pid: int) -> Path:
-    """Return where the children of a process keep their files."""
-    return Path(tempfile.gettempdir()) / f"vision3d_engine-{pid}"
+    """Return where the children of a process keep their files; both know the random key that they have in common."""
+    key = hashlib.sha256(b"vision3d_engine" + multiprocessing.current_process().authkey).hexdigest()
+    return Path(tempfile.gettempdir()) / f"vision3d_engine-{pid}-{key[:32]}"
+
+
+def _file(parent: int, name: str, pid: int | None) -> Path:
+    """Return the file of a child, also by its name, since the number of one that is dead may come again."""
+    return _folder(parent) / f"{name}-{pid}"
 
 
 @contextmanager
 def asking_children() -> Iterator[None]:
     """Let children that load their first sample in a block keep a file; it is there as long as the block lasts."""
     folder = _folder(os.getpid())
-    is_own = not folder.exists()  # else that of a run around this one
-    with suppress(OSError):
-        folder.mkdir(mode=0o700)
     try:
+        folder.mkdir(mode=0o700)
+    except OSError:  # it is that of a run around this one, or nobody is asked
         yield
-    finally:
-        if is_own:
-            shutil.rmtree(folder, ignore_errors=True)
+        return
+    _MADE.add(folder)
+    with leaving_with(partial(_remove, folder)):
+        yield
+
+
+def _remove(folder: Path) -> None:
+    _MADE.discard(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def note_sample(text: str) -> None:
@@ -62,7 +78,8 @@ def _own_file(pid: int) -> int | None:
     if parent is None or parent.pid is None or _SIGNAL is None or signal.getsignal(_SIGNAL) != signal.SIG_DFL:
         return None
     try:
-        file = os.open(_folder(parent.pid) / str(pid), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        path = _file(parent.pid, multiprocessing.current_process().name, pid)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError:  # nobody has asked
         return None
     os.lseek(file, _WIDTH, os.SEEK_SET)
@@ -72,8 +89,9 @@ def _own_file(pid: int) -> int | None:
 
 def stacks_of_children() -> Iterator[str]:
     """Yield for each child that keeps a file what it loads, and where it is now."""
-    for child in running_children():
-        path = _folder(os.getpid()) / str(child.pid)
+    is_own = _folder(os.getpid()) in _MADE
+    for child in running_children() if is_own else ():
+        path = _file(os.getpid(), child.name, child.pid)
         if child.pid is not None and path.exists():
             yield f"{child.name}, process {child.pid}: {_asked(child.pid, path)}"
 

@@ -7,7 +7,7 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +20,7 @@ _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 _GRACE_S = 1.0
 _STARTED: WeakKeyDictionary[BaseProcess, int] = WeakKeyDictionary()  # with the process that has started it
+_LAST_ACTS: list[Callable[[], object]] = []
 
 
 @contextmanager
@@ -89,12 +90,25 @@ def running_children() -> list[BaseProcess]:
     return [process for process in _own_children() if process.exitcode is None]
 
 
+@contextmanager
+def leaving_with(act: Callable[[], object]) -> Iterator[None]:
+    """Do something when a block is left, also when `end_process` ends this process within it."""
+    _LAST_ACTS.append(act)
+    try:
+        yield
+    finally:
+        _LAST_ACTS.remove(act)
+        act()
+
+
 def end_process() -> NoReturn:
     """End this process now, with its children: its main thread hangs where no exception reaches it."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
     end_children()
+    for act in _LAST_ACTS:
+        act()
     os._exit(1)
 
 

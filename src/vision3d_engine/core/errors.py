@@ -80,6 +80,19 @@ class NonFiniteError(EngineError):
     """A loss, a gradient or a weight holds NaN or infinity."""
 
 
+def text_of(error: BaseException) -> str:
+    """Return the message of any error, as python prints it: one of a script's own may fail to tell it."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  whatever the script raises
+        return "<exception str() failed>"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to any error, also to one of a script's own that takes no attributes, such as a frozen dataclass."""
+    BaseException.__setattr__(error, "__notes__", [*getattr(error, "__notes__", ()), note])
+
+
 def did_you_mean(name: str, known: Iterable[str], similarity: float = 0.6) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest other name, whatever its case; empty when none is near."""
     by_lower_case = {each.lower(): each for each in map(str, known) if each != name}

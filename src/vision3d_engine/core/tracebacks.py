@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from vision3d_engine.core.errors import EngineError
+from vision3d_engine.core.errors import EngineError, text_of
 
 _ENGINE = str(Path(__file__).parents[1]) + os.sep
 _INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-_LIBRARIES = (_ENGINE, str(torch.__path__[0]), *_INSTALLED)
+_TORCH = str(torch.__path__[0])
+_LIBRARIES = (_ENGINE, _TORCH, *_INSTALLED)
 _TYPED = ("<ipython", "<stdin")  # what people type; other names of this kind are of generated and frozen code
 _BEGIN = "Traceback (most recent call last):\n"
 # What torch makes of an error in a data worker, of which only text arrives.
@@ -45,11 +46,11 @@ def shorten(error: BaseException) -> None:
     """
     short, told = users_part(error.__traceback__), _FromWorker.find(error)
     if short is not None or told is not None or isinstance(error, EngineError):
-        error.__traceback__ = short
+        error.with_traceback(short)
     if told is not None:
-        error.args = (type(error.args[0])(told.short),)
+        error.args = (type(error.args[0])(told.short), *error.args[1:])
     for led in _chain(error):
-        led.__traceback__ = users_part(led.__traceback__)
+        led.with_traceback(users_part(led.__traceback__))
     if isinstance(error, EngineError) and all(led.__traceback__ is None for led in _chain(error)):
         error.__cause__ = None  # its message tells of it
 
@@ -57,7 +58,7 @@ def shorten(error: BaseException) -> None:
 def cause_of(error: BaseException) -> str:
     """Return kind and message of an error; of one from a data worker those that it had there."""
     told = _FromWorker.find(error)
-    text = f"{type(error).__name__}: {str(error).strip()}" if told is None else told.cause
+    text = f"{type(error).__name__}: {text_of(error).strip()}" if told is None else told.cause
     return text.removesuffix(": ")
 
 
@@ -103,7 +104,8 @@ class _FromWorker:
     def find(cls, error: BaseException) -> "_FromWorker | None":
         """Return what is told of an error; None if it was raised in this process."""
         text: Any = error.args[0] if error.args and isinstance(error.args[0], str) else ""
-        found = _FROM_WORKER.match(text)
+        raised_in = [entry.tb_frame.f_code.co_filename for entry in _entries(error.__traceback__)][-1:]
+        found = _FROM_WORKER.match(text) if "".join(raised_in).startswith(_TORCH) else None
         return None if found is None else cls(type(error).__name__, found[1], text[found.end() :])
 
 

@@ -79,7 +79,7 @@ def _blocks(points: Tensor, size: float, stride: float, max_points: int | None) 
 
 def _windows(values: Tensor, size: float, stride: float) -> Iterator[Tensor]:
     """Yield, in rising order, the positions of the values in each window on a line that holds any."""
-    ordered, order = values.sort(stable=True)
+    ordered, order = values.double().sort(stable=True)
     ordered = ordered - ordered[0]
     count = max(ceil((float(ordered[-1]) - size) / stride), 0) + 1
     starts = torch.arange(count, device=values.device, dtype=values.dtype) * stride
@@ -178,7 +178,7 @@ def voxel_subsample(points: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:
 
 def _voxels(points: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:
     """Return the voxel of each point ``(N,)``, numbered from 0, and how many points each voxel has."""
-    cells = (points / voxel_size).floor().long()
+    cells = (points.double() / voxel_size).floor()
     voxels, counts = torch.unique(cells[:, 0], return_inverse=True, return_counts=True)[1:]
     for axis in cells.T[1:]:  # numbered anew for each axis, so that the number of voxels of a box does not overflow
         ranks = torch.unique(axis, return_inverse=True)[1]
@@ -188,11 +188,16 @@ def _voxels(points: Tensor, voxel_size: float) -> tuple[Tensor, Tensor]:
 
 
 def _checked(points: Tensor, **lengths: float) -> Tensor:
-    """Return finite points ``(N, C)`` as float32 or float64; refuse others, and lengths that are not positive."""
+    """Return finite points ``(N, C)``, as float32 or, where that would round them, as float64.
+
+    Raises:
+        DataError: for other points, and for lengths that are not positive.
+    """
     _check_positive(**lengths)
     if not isinstance(points, Tensor) or points.ndim != 2 or points.shape[1] < 2 or not len(points):  # noqa: PLR2004
         raise DataError(f"a scene is cut by its points: expected a tensor (N, 3), N above 0, got {describe(points)}")
-    points = points if points.dtype == torch.float64 else points.float()
+    least = torch.float32 if points.is_floating_point() else torch.float64
+    points = points.to(torch.promote_types(points.dtype, least))
     if (count := int((~points.isfinite()).any(dim=1).sum())) > 0:
         message = f"{count} of {len(points)} points of a scene hold NaN or infinity, which lie in no fragment"
         raise DataError(f"{message}: leave them out when the scene is loaded")

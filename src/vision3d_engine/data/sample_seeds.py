@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 from torch.utils.data import Dataset
 
 from vision3d_engine.core.child_stacks import is_child, note_sample
-from vision3d_engine.core.errors import DataError, SampleError
+from vision3d_engine.core.errors import DataError, SampleError, text_of
 from vision3d_engine.core.seeding import seed_at, seed_host
 
 
@@ -106,7 +106,7 @@ def load_sample(dataset: Any, sample: SampleIndex) -> Any:
         return dataset[sample.index]
     except Exception as error:  # noqa: BLE001  it is raised again
         message = (
-            f"sample {sample.index!r} of {type(dataset).__name__} raised {type(error).__name__}: {error} "
+            f"sample {sample.index!r} of {type(dataset).__name__} raised {type(error).__name__}: {text_of(error)} "
             f"(epoch {sample.epoch}, position {sample.position}). To load it again with the same random numbers: "
             f"vision3d_engine.replay_sample(dataset, {sample.index!r}, epoch={sample.epoch}, seed={seed})"
         )

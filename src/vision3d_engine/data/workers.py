@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from vision3d_engine.core.children import lost_children, starting_children
-from vision3d_engine.core.errors import WorkerError
+from vision3d_engine.core.errors import WorkerError, text_of
 from vision3d_engine.data.worker_limits import advice_on
 
 _DIED = re.compile(r"DataLoader worker \(pid")
@@ -100,7 +100,7 @@ def _said() -> Iterator[None]:
 
 def _described(error: BaseException) -> str | None:
     """Say what is known of the death of a worker, or of a limit that it has met, and what to do; else None."""
-    text = str(error).strip()
+    text = text_of(error).strip()
     if not _DIED.match(text) and (not lost_children() or _RAISED.match(text)):
         text = text or repr(error)
         advice = advice_on(text)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vision3d_engine.core.errors import ConfigError
+from vision3d_engine.core.errors import ConfigError, text_of
 from vision3d_engine.core.tracebacks import users_part
 from vision3d_engine.distributed.coordination.hold import Hold
 from vision3d_engine.distributed.coordination.transport_errors import is_lost_connection
@@ -107,7 +107,7 @@ class Debugger:
             raise
 
     def _look_into(self, error: Exception, own: TracebackType) -> None:
-        self._say(f"{type(error).__name__}: {error}", "ERROR")
+        self._say(f"{type(error).__name__}: {text_of(error)}", "ERROR")
         prompt = _Prompt(self)
         self.opened()
         prompt.reset()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from vision3d_engine.core.errors import DataError, shortened
+from vision3d_engine.core.errors import DataError, add_note, shortened
 from vision3d_engine.data.endless_stream import Place
 from vision3d_engine.data.prefetcher import Prefetcher
 from vision3d_engine.endpoints.context_manager import get_context_manager
@@ -95,7 +95,7 @@ class Runner:
             try:
                 self._iterate(iteration, data_dict)
             except Exception as error:
-                error.add_note(f"in {self._where(iteration, self.place)}{_named(data_dict)}")
+                add_note(error, f"in {self._where(iteration, self.place)}{_named(data_dict)}")
                 raise
             if mark is not None:
                 clock.stop(mark)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vision3d_engine.core.errors import ConfigError, ResultError, SkipBatch, listed, shortened
+from vision3d_engine.core.errors import ConfigError, ResultError, SkipBatch, listed, shortened, text_of
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.metrics.running_means import SKIPPED, RunningMeans
@@ -67,7 +67,7 @@ class SkippedBatches:
         self._said += 1
         if self._said <= _SAID:
             more = ". More of this pass are only counted" if self._said == _SAID else ""
-            reason = str(error) or type(error).__name__
+            reason = text_of(error) or type(error).__name__
             self._context.logger.warn(f"skipped: {reason} ({self.where(iteration, place)}){more}")
 
     def where(self, iteration: int, place: Place) -> str:
@@ -279,4 +279,4 @@ def let_go_of(error: Exception, device: torch.device) -> None:
 def _is_out_of_memory(error: Exception) -> bool:
     """Tell whether an allocator had no memory; torch has a class of its own for some devices alone."""
     is_named = isinstance(error, torch.OutOfMemoryError)
-    return is_named or any(part in str(error) for part in ("out of memory", "can't allocate memory"))
+    return is_named or any(part in text_of(error) for part in ("out of memory", "can't allocate memory"))

@@ -9,7 +9,7 @@ import torch
 
 from vision3d_engine.checkpoint.files import plain_state
 from vision3d_engine.checkpoint.loading import with_names_of
-from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed
+from vision3d_engine.core.errors import CheckpointError, RegistrationError, listed, text_of
 from vision3d_engine.core.portable import decoded, encoded, has_state, with_state
 from vision3d_engine.core.tree import describe
 from vision3d_engine.data.dataloader import orders_of
@@ -282,5 +282,5 @@ def _load(part: Any, state: Any, name: str) -> None:
     try:
         part.load_state_dict(with_names_of(part.state_dict(), decoded(state)))
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        message = f"state '{name}' of the checkpoint does not fit {describe(part)}: {error}"
+        message = f"state '{name}' of the checkpoint does not fit {describe(part)}: {text_of(error)}"
         raise CheckpointError(message) from error

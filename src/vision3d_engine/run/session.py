@@ -11,7 +11,7 @@ import torch
 from vision3d_engine.core.cli import Arguments, command_line, forced
 from vision3d_engine.core.config import read_settings
 from vision3d_engine.core.durations import parse_duration
-from vision3d_engine.core.errors import ProcessError
+from vision3d_engine.core.errors import ProcessError, add_note
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic, set_tf32
 from vision3d_engine.core.tracebacks import ShortTracebacks, cause_of
 from vision3d_engine.data.loader_hints import LoaderHints
@@ -163,7 +163,7 @@ class Session:
             raise error.with_traceback(None) from None
         except Exception as error:
             if not getattr(error, "__notes__", ()):  # a step says more than that
-                error.add_note(f"the run was in {where()}")
+                add_note(error, f"the run was in {where()}")
             self._log_failure(error)
             raise
 

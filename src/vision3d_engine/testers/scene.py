@@ -3,16 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from vision3d_engine.core.errors import ConfigError, DataError, ResultError, listed
-from vision3d_engine.core.tree import describe
+from vision3d_engine.core.tree import describe, map_leaves
 from vision3d_engine.data.collate import CLOUD_KEYS, collate_packed
 from vision3d_engine.data.fragments import count_points, find_cloud, take_points
 from vision3d_engine.data.packing import PACKING_KEYS
 from vision3d_engine.data.split import split_batch
 from vision3d_engine.testers.base import BaseTester
-from vision3d_engine.testers.scene_votes import VOTES, SceneVotes, checked_fragment, checked_logits
+from vision3d_engine.testers.scene_votes import VOTES, SceneVotes, checked_fragment
 
 Fragment = dict[str, Any]
 
@@ -42,14 +43,15 @@ class SceneTester(BaseTester):
 
         Each is a dict of what the network takes, such as `take_points` makes, with ``index (n,)``, which points of the
         scene its own are, and possibly ``weight (n,)``, what its votes weigh (1 by default). Yielded one by one, no
-        more of them are in memory than one batch has. By default the whole scene is one fragment.
+        more of them are in memory than one batch has; each is copied. By default the whole scene is one fragment.
         """
         return [take_points(data_dict, torch.arange(count_points(data_dict)))]
 
     def augmentations(self) -> Sequence[Callable[[Fragment], Fragment]]:
         """Return functions of a fragment, each of which returns another view of it that votes too.
 
-        By default there is none, and only fragments as `split_scene` returns them vote.
+        Each gets a copy of its own, which it may change in place. By default there is none, and only fragments as
+        `split_scene` returns them vote.
         """
         return ()
 
@@ -71,19 +73,16 @@ class SceneTester(BaseTester):
         votes = SceneVotes(num_points := count_points(scene), self.vote, where)
         views = (checked_fragment(each, num_points, where) for each in self._views(iteration, scene))
         for fragments in self._batches(views):
-            lengths = [len(fragment["index"]) for fragment in fragments]
             output_dict = self._tested(iteration, self.collate_fragments(fragments))
-            logits = checked_logits(self.fragment_logits(output_dict), sum(lengths), where)
-            for fragment, own in zip(fragments, logits.split(lengths), strict=True):
-                votes.add(fragment, own)
+            votes.add(fragments, self.fragment_logits(output_dict))
         return [(scene, votes.output(scene.get("inverse")))]
 
     def _views(self, iteration: int, scene: Any) -> Iterator[Any]:
-        """Yield each fragment, followed by its other views."""
+        """Yield each fragment, followed by its other views; none shares memory with another one, or with the scene."""
         augmentations = self.augmentations()
         for fragment in self.split_scene(iteration, scene) or ():
-            yield fragment
-            yield from (augment(fragment) for augment in augmentations)
+            yield map_leaves(_copied, fragment)
+            yield from (augment(map_leaves(_copied, fragment)) for augment in augmentations)
 
     def _batches(self, fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
         """Yield as many fragments in a row as both bounds allow, and one at least."""
@@ -124,6 +123,12 @@ def scene_of(data_dict: Any) -> dict[str, Any]:
         message += "batch_size=1, or None for scenes as the data set returns them, with the cloud (N, C) under one of "
         raise DataError(f"{message}the names {listed(CLOUD_KEYS)}")
     return scenes[0]
+
+
+def _copied(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.clone()
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def _is_count(number: Any) -> bool:

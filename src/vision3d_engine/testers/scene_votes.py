@@ -1,13 +1,14 @@
 """What fragments say of the points of one scene, added up."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vision3d_engine.core.errors import DataError, ResultError
+from vision3d_engine.core.errors import DataError, ResultError, listed
 from vision3d_engine.core.tree import describe
+from vision3d_engine.data.fragments import find_cloud
 
 VOTES = {"logits": "logits", "softmax": "probabilities"}  # what is added up, and the name of its mean
 
@@ -29,10 +30,27 @@ class SceneVotes:
         self._sums = self._weights = self._visits = torch.empty(0)
         self._expected_visits = 0
 
-    def add(self, fragment: Mapping[str, Any], logits: Tensor) -> None:
-        """Add the votes of a fragment, with ``index (n,)`` and possibly ``weight (n,)``; ``logits`` is ``(n, C)``."""
+    def add(self, fragments: Sequence[Mapping[str, Any]], logits: Any) -> None:
+        """Add the votes of a batch of fragments, with ``index (n,)`` and possibly ``weight (n,)``.
+
+        Args:
+            fragments: as `checked_fragment` returns them.
+            logits: ``(points, C)``, one row a point of the fragments in their order.
+
+        Raises:
+            DataError: when a fragment has not one point for each of its index.
+            ResultError: when logits have another form, or other classes than those of the fragments before.
+        """
+        lengths = [len(fragment["index"]) for fragment in fragments]
+        _check_lengths(fragments, lengths, self._where)
+        classes = self._sums.shape[1] if self._expected_visits else None
+        rows = checked_logits(logits, sum(lengths), classes, self._where)
         if not self._expected_visits:
-            self._begin(logits)
+            self._begin(rows)
+        for fragment, own in zip(fragments, rows.split(lengths), strict=True):
+            self._add_one(fragment, own)
+
+    def _add_one(self, fragment: Mapping[str, Any], logits: Tensor) -> None:
         votes = logits.detach().to(self._sums.dtype)
         votes = votes.softmax(dim=1) if self._vote == "softmax" else votes
         weight = torch.ones(len(votes)) if fragment.get("weight") is None else fragment["weight"]
@@ -65,11 +83,13 @@ class SceneVotes:
     def _check(self) -> None:
         if not self._expected_visits:
             raise DataError(f"split_scene yields no point of {self._where}: yield fragments that cover all of them")
-        without = (self._weights <= 0).nonzero()[:, 0]
+        without = (~((self._weights > 0) & self._weights.isfinite())).nonzero()[:, 0]
         if len(without) > 0:
-            message = f"{len(without)} of {self._num_points} points of {self._where} are in no fragment with a weight "
-            message += f"above 0, the first is {int(without[0])}: let split_scene yield fragments that cover them, or "
-            raise DataError(message + "leave them out of the scene and bring them back by data_dict['inverse']")
+            message = f"{len(without)} of {self._num_points} points of {self._where} are in no fragment with a finite "
+            message += f"weight above 0, the first is {int(without[0])}: let split_scene yield fragments that cover "
+            raise DataError(
+                message + "them, or leave them out of the scene and bring them back by data_dict['inverse']"
+            )
         if int(self._visits.sum()) != self._expected_visits:
             message = f"a fragment of {self._where} has a point twice in its index, so one of its votes would be lost"
             raise DataError(f"{message}: let split_scene yield each point once a fragment (index.unique())")
@@ -80,11 +100,29 @@ def checked_fragment(fragment: Any, num_points: int, where: str) -> dict[str, An
     if not isinstance(fragment, dict):
         raise DataError(f"a fragment of {where} is {describe(fragment)}; split_scene must yield dicts with 'index'")
     index = checked_index("fragment['index']", fragment.get("index"), num_points, where)
-    weight = fragment.get("weight")
-    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != index.shape):
-        message = f"fragment['weight'] of {where} is {describe(weight)}; expected a tensor {tuple(index.shape)}"
-        raise DataError(f"{message}, one weight for each point of its index")
+    if fragment.get("weight") is not None:
+        _check_weight(fragment["weight"], index, where)
     return fragment
+
+
+def _check_weight(weight: Any, index: Tensor, where: str) -> None:
+    is_weight = isinstance(weight, Tensor) and weight.shape == index.shape
+    if not is_weight or not bool(((weight >= 0) & weight.isfinite()).all()):
+        got = "NaN, infinite or below 0 at some points" if is_weight else describe(weight)
+        message = f"fragment['weight'] of {where} is {got}; expected a tensor {tuple(index.shape)}"
+        raise DataError(f"{message}, one weight for each point of its index, from 0 on")
+
+
+def _check_lengths(fragments: Sequence[Mapping[str, Any]], lengths: Sequence[int], where: str) -> None:
+    """Refuse clouds and indices of other lengths where their sums are the same, so that logits look as if they fitted.
+
+    Other sums are no fault: `fragment_logits` may bring what was predicted for thinned points back to the index.
+    """
+    clouds = [find_cloud(fragment) for fragment in fragments]
+    points = [length if cloud is None else len(cloud) for cloud, length in zip(clouds, lengths, strict=True)]
+    if sum(points) == sum(lengths) and points != list(lengths):
+        message = f"fragments of {where} have {listed(points)} points, and {listed(lengths)} in their index"
+        raise DataError(f"{message}: let split_scene yield one row of the cloud for each point of the index")
 
 
 def checked_index(name: str, index: Any, num_points: int, where: str) -> Tensor:
@@ -97,11 +135,11 @@ def checked_index(name: str, index: Any, num_points: int, where: str) -> Tensor:
     return index
 
 
-def checked_logits(logits: Any, rows: int, where: str) -> Tensor:
-    """Return the logits of a batch of fragments; refuse what has not one row a point."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows:  # noqa: PLR2004  (points, classes)
-        message = (
-            f"the logits of fragments of {where} are {describe(logits)}; expected a tensor ({rows}, C), one row a "
-        )
+def checked_logits(logits: Any, rows: int, classes: int | None, where: str) -> Tensor:
+    """Return the logits of a batch of fragments; refuse what has not one row a point, or other classes."""
+    is_table = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == rows  # noqa: PLR2004
+    if not is_table or not 0 < logits.shape[1] == (classes or logits.shape[1]):
+        form = f"({rows}, C), one row" if classes is None else f"({rows}, {classes}), as before in this scene, one row"
+        message = f"the logits of fragments of {where} are {describe(logits)}; expected a tensor {form} a "
         raise ResultError(message + "point of the packed batch. Return them from test_step or fragment_logits")
     return logits

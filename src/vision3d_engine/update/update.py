@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
-from vision3d_engine.core.errors import ResultError, listed
+from vision3d_engine.core.errors import ResultError, listed, text_of
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.optim.named_optimizers import optimizers_of
@@ -150,7 +150,7 @@ class Update:
             with self._parallel.walked_back_to(parameters, others) as inputs:
                 self._backward(self._precision.scale(loss), inputs=inputs)
         except RuntimeError as error:
-            if not any(part in str(error) for part in _USED_UP):
+            if not any(part in text_of(error) for part in _USED_UP):
                 raise
             raise ResultError(_REACHES_BACK) from error
 

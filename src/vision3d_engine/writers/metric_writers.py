@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vision3d_engine.core.background import BackgroundListener
-from vision3d_engine.core.errors import RegistrationError
+from vision3d_engine.core.errors import RegistrationError, text_of
 from vision3d_engine.core.tree import describe, map_leaves
 from vision3d_engine.writers.files import FilesWriter
 from vision3d_engine.writers.jsonl import JsonLinesWriter
@@ -247,7 +247,7 @@ class _Delivery:
             if who not in self._failed:
                 self._failed.add(who)
                 act = f"{type(self.writers[writer]).__name__}.{name}"
-                said = f"{act} raised {type(error).__name__}: {error}; its numbers are lost"
+                said = f"{act} raised {type(error).__name__}: {text_of(error)}; its numbers are lost"
                 reason = getattr(error, "strerror", None) or error
                 self._logger.log(f"cannot write {who}: {reason}; they are lost" if is_disk else said, "ERROR")
 

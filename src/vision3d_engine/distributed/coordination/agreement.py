@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vision3d_engine.core.errors import ProcessError, shortened
+from vision3d_engine.core.errors import ProcessError, shortened, text_of
 from vision3d_engine.distributed.coordination.store import lasting_connection, own_connection
 
 LAUNCHER_IS_GONE = "stop the launcher is gone"
@@ -207,7 +207,7 @@ class StoreAgreement(Agreement):
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return (text_of(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 _LOST = (

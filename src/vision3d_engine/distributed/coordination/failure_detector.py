@@ -268,7 +268,7 @@ def _tell_torchrun(error: Exception) -> None:
 
         whole = error.__traceback__
         if not wants_full_tracebacks():
-            error.__traceback__ = users_part(whole) or whole
+            error.with_traceback(users_part(whole) or whole)
         with suppress(Exception):
             get_error_handler().record_exception(error)
-        error.__traceback__ = whole
+        error.with_traceback(whole)

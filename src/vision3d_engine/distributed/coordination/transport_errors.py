@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from vision3d_engine.core.errors import ProcessError
+from vision3d_engine.core.errors import ProcessError, text_of
 
 _LOST = re.compile(r"(?is)gloo/.*(closed|reset|timed? ?out|broken pipe|refused|unreachable|no route)")
 
 
 def is_lost_connection(error: BaseException) -> bool:
     """Tell whether an error says that another process is lost, or late, and nothing of this process's own."""
-    is_lost = isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+    is_lost = isinstance(error, RuntimeError) and _LOST.search(text_of(error)) is not None
     return is_lost or isinstance(error, ProcessError | dist.DistError)
 
 
@@ -35,5 +35,5 @@ def exchange(what: str) -> Iterator[None]:
 
 def lost_text(error: BaseException) -> str:
     """Return what is lost, in the transport's words, without the place in its source code."""
-    first = (str(error).splitlines() or [""])[0]
+    first = (text_of(error).splitlines() or [""])[0]
     return "the connection to another process is lost (" + re.sub(r"^\[[^\]]*\] ", "", first)[:200] + ")"

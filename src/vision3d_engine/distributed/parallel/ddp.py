@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vision3d_engine.core.errors import ConfigError, RegistrationError, ResultError
+from vision3d_engine.core.errors import ConfigError, RegistrationError, ResultError, text_of
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.gradient_means import GradientMeans, unused_message, whole_mean
@@ -228,7 +228,7 @@ class _GradientExchange(DistributedDataParallel):
         try:
             loss: Any = super().forward(*inputs, **kwargs)
         except RuntimeError as error:
-            if _UNFINISHED not in str(error):
+            if _UNFINISHED not in text_of(error):
                 raise
             raise ResultError(unused_message(self._names_in(str(error)))) from error
         if self.require_backward_grad_sync:
