@@ -10,7 +10,6 @@ from vision3d_engine.core.errors import ResultError
 from vision3d_engine.metrics.arguments import require_thresholds
 from vision3d_engine.metrics.whole_set import Array, WholeSetMetric, counts, described, exact, zeros
 
-
 # By how much R^T R may differ from I, and the last row from 0 0 0 1; the former is rounded in bfloat16.
 _MAX_SKEW, _MAX_LAST_ROW = 0.05, 1e-3
 
