@@ -343,37 +343,7 @@ def test_what_has_no_state_is_named_once_when_it_is_saved_in_mid_epoch(tmp_path)
     assert text.count("'seg' (Plain) has no state_dict and load_state_dict") == 1
 
 
-# ------------------------------------------------------------------------------------------- handles
-
-
-def test_in_a_loop_of_the_scripts_own_the_handle_is_the_registered_metric(tmp_path):
-    class Own(Trainer):
-        def val_epoch(self):
-            self.seg.reset()
-            for batch in self.val_loader:
-                take_in(self.seg, batch)
-            self.found = self.seg.compute()["mIoU"]
-
-    loaders = rows_loader(8), rows_loader(5)
-    trainer = trained(Own(settings(tmp_path, val_every="2 iterations"), *loaders))
-    assert trainer.found == mean_iou(Rows(5))
-    assert trainer.train_summaries[0]["seg/mIoU"] == mean_iou(Rows(8))
-
-
-def test_hooks_have_the_metric_of_the_pass_that_has_ended(tmp_path):
-    class Drawing(Trainer):
-        def after_train_epoch(self, epoch, summary_dict):
-            self.drawn = [self.seg.merged().matrix]
-
-        def after_val_epoch(self, epoch, summary_dict):
-            self.drawn.append(self.seg.merged().matrix)
-
-    trainer = Drawing(settings(tmp_path), rows_loader(7), rows_loader(5))
-    with pytest.raises(RegistrationError, match=r"merged\(\) .* finds no pass that has ended"):
-        trainer.seg.merged()
-    assert [matrix.sum() for matrix in trained(trainer).drawn] == [7, 5]
-    with pytest.raises(RegistrationError, match="over a validation set 'hard'"):
-        trainer.seg.merged("hard")
+# ------------------------------------------------------------------------------------------- registering
 
 
 def test_the_registered_object_and_what_others_registered_stay_as_they_are(tmp_path):

@@ -99,7 +99,8 @@ class RMSERecall(PairMetric):
     def update(self, points: Array, estimated: Array, true: Array) -> None:
         """Take in pairs: points ``(N, 3)`` and transforms, or batches ``(B, N, 3)``; does not wait for the device."""
         estimated, true = as_transforms(estimated, true)
-        errors = rmse(*as_points(true, points), estimated, true).flatten()
+        (points,) = as_points(true, points)
+        errors = rmse(points, estimated, true).flatten()
         is_right = errors < self.max_rmse
         self._count(true, estimated)
         self._add(registered=is_right.sum(), rmse=torch.where(is_right, errors, 0).sum())
@@ -128,7 +129,8 @@ class FeatureMatchingRecall(PairMetric):
     def update(self, source: Array, target: Array, true: Array) -> None:
         """Take in the correspondences of a pair ``(N, 3)``, or of pairs ``(B, N, 3)``; does not wait for the device."""
         (true,) = as_transforms(true)
-        ratios = inlier_ratio(*as_points(true, source, target), true, self.radius).flatten()
+        source, target = as_points(true, source, target)
+        ratios = inlier_ratio(source, target, true, self.radius).flatten()
         self._count(true)
         self._add(matched=(ratios > self.min_inlier_ratio).sum(), ratio=ratios.sum())
 
