@@ -145,14 +145,20 @@ def test_each_of_several_sets_has_its_own_numbers(tmp_path):
     class Sets(Trainer):
         def after_val_epoch(self, epoch, summary_dict):
             super().after_val_epoch(epoch, summary_dict)
-            self.merged = [self.seg.merged(name).matrix.sum().item() for name in ("easy", "hard", None)]
+            self.merged = [self.seg.merged(name).matrix.sum().item() for name in ("easy", "hard")]
+            self.computed = self.seg.compute("easy")["mIoU"]
+            with pytest.raises(
+                RegistrationError, match=r"merged\(\) .* needs the name of a validation set: easy, hard"
+            ):
+                self.seg.merged()
 
     trainer = Sets(settings(tmp_path), val_loader={"easy": rows_loader(5), "hard": rows_loader(8)})
     trainer.save_best_model_on_metric("hard/seg/mIoU")
     trainer.run()
     assert trainer.summaries[0]["easy/seg/mIoU"] == mean_iou(Rows(5))
     assert trainer.summaries[0]["hard/seg/mIoU"] == mean_iou(Rows(8))
-    assert trainer.merged == [5, 8, 8]
+    assert trainer.merged == [5, 8]
+    assert trainer.computed == mean_iou(Rows(5))
     assert (tmp_path / "checkpoints" / "best_hard_seg_mIoU.pth").exists()
 
 
@@ -173,7 +179,7 @@ def test_a_metric_that_validations_never_update_selects_nothing(tmp_path):
     trainer = Trainer(settings(tmp_path))
     trainer.updates_in = ("train",)
     trainer.save_best_model_on_metric("seg/mIoU")
-    with pytest.raises(ResultError, match="has no number 'seg/mIoU'"):
+    with pytest.raises(ResultError, match="'seg' is registered, but nothing updated it in the validation"):
         trainer.run()
 
 
@@ -337,37 +343,7 @@ def test_what_has_no_state_is_named_once_when_it_is_saved_in_mid_epoch(tmp_path)
     assert text.count("'seg' (Plain) has no state_dict and load_state_dict") == 1
 
 
-# ------------------------------------------------------------------------------------------- handles
-
-
-def test_in_a_loop_of_the_scripts_own_the_handle_is_the_registered_metric(tmp_path):
-    class Own(Trainer):
-        def val_epoch(self):
-            self.seg.reset()
-            for batch in self.val_loader:
-                take_in(self.seg, batch)
-            self.found = self.seg.compute()["mIoU"]
-
-    loaders = rows_loader(8), rows_loader(5)
-    trainer = trained(Own(settings(tmp_path, val_every="2 iterations"), *loaders))
-    assert trainer.found == mean_iou(Rows(5))
-    assert trainer.train_summaries[0]["seg/mIoU"] == mean_iou(Rows(8))
-
-
-def test_hooks_have_the_metric_of_the_pass_that_has_ended(tmp_path):
-    class Drawing(Trainer):
-        def after_train_epoch(self, epoch, summary_dict):
-            self.drawn = [self.seg.merged().matrix]
-
-        def after_val_epoch(self, epoch, summary_dict):
-            self.drawn.append(self.seg.merged().matrix)
-
-    trainer = Drawing(settings(tmp_path), rows_loader(7), rows_loader(5))
-    with pytest.raises(RegistrationError, match=r"merged\(\) finds no pass that has ended"):
-        trainer.seg.merged()
-    assert [matrix.sum() for matrix in trained(trainer).drawn] == [7, 5]
-    with pytest.raises(RegistrationError, match="over a validation set 'hard'"):
-        trainer.seg.merged("hard")
+# ------------------------------------------------------------------------------------------- registering
 
 
 def test_the_registered_object_and_what_others_registered_stay_as_they_are(tmp_path):

@@ -131,7 +131,39 @@ def test_shapes_and_types_that_do_not_fit_are_an_error_that_names_them(predictio
         make().update(prediction, label)
 
 
-@pytest.mark.parametrize("arguments", [(0,), (2, ["a"]), (2, ["a", "a"])])
-def test_names_must_fit_the_classes(arguments):
-    with pytest.raises(ConfigError, match="a name of its own for each"):
-        ConfusionMatrix(*arguments)
+@pytest.mark.parametrize("num_classes", [0, -1, 4.0, "4", True])
+def test_a_number_of_classes_that_is_none_is_refused(num_classes):
+    with pytest.raises(ConfigError, match=r"ConfusionMatrix got num_classes=.*; expected a whole number of classes"):
+        ConfusionMatrix(num_classes)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], {0: "a"}, {1: "a", 2: "b"}, {"a": 0, "b": 1}, "ab"])
+def test_names_must_fit_the_classes(names):
+    with pytest.raises(ConfigError, match=r"got names=.*; expected a name for each of 2 classes"):
+        ConfusionMatrix(2, names)
+
+
+def test_names_may_come_by_the_numbers_of_their_classes():
+    assert ConfusionMatrix(2, {1: "wall", 0: "floor"}).names == ("floor", "wall")
+
+
+@pytest.mark.parametrize("ignored", [[0, 255], "255", 255.0])
+def test_a_label_to_be_ignored_must_be_one_whole_number(ignored):
+    with pytest.raises(ConfigError, match=r"got ignore_index=.*; expected one whole number or None; map further"):
+        make(ignore_index=ignored)
+
+
+@pytest.mark.parametrize("bad", [slice(None), slice(0, 1)], ids=["all", "one of them"])
+def test_points_whose_logits_are_nan_count_as_wrong_and_are_told_unless_they_are_ignored(bad, capsys):
+    logits, label = torch.eye(NUM_CLASSES)[[0, 1, 1, 2, 0]], torch.tensor([0, 1, 1, 2, -1])
+    logits[[0, 2, 4], bad] = math.nan
+    metric = make(ignore_index=-1)
+    metric.update(logits, label)
+    found = metric.compute()
+    assert found["OA"] == 2 / 4
+    assert [found[f"IoU/{index}"] for index in range(3)] == [0, 1 / 2, 1]
+    assert metric.matrix.sum() == 2
+    assert (
+        capsys.readouterr().err
+        == "WARNING: ConfusionMatrix: 2 of 4 points have logits that hold NaN; they count as wrong\n"
+    )

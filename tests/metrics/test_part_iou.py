@@ -107,8 +107,24 @@ def test_shapes_and_arguments_that_do_not_fit_are_errors():
         make().update(label, label, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ResultError, match=r"logits with 6 classes in dimension 1"):
         make().update(torch.zeros(2, 5, 6), label, label[:, 0])
-    with pytest.raises(ConfigError, match="one part or more, from 0, for each category"):
-        PartIoU({"mug": []})
+    with pytest.raises(ResultError, match="update of a metric got a list of 2; expected a tensor"):
+        make().update(label, label, ["mug", "mug"])
+
+
+@pytest.mark.parametrize("parts", [{}, {"mug": []}, {"mug": 4}, {"mug": [-1]}, {"mug": ["handle"]}, [[0, 1]]])
+def test_parts_that_are_none_are_refused_with_an_example(parts):
+    with pytest.raises(ConfigError, match=r"PartIoU got parts=.*; expected the parts of each category by its name"):
+        PartIoU(parts)
+
+
+def test_points_whose_logits_are_nan_among_the_parts_count_as_wrong_and_are_told(capsys):
+    logits = torch.zeros(1, 6, 4)
+    logits[0, 1] = 1
+    logits[0, 0, 0] = logits[0, 5, 1] = math.nan  # the latter is no part of the first category
+    metric = make()
+    metric.update(logits, torch.ones(1, 4, dtype=torch.int64), torch.tensor([0]))
+    assert metric.compute()["mIoU/instance"] == pytest.approx((3 / 4 + 1) / 2)
+    assert "PartIoU: 1 of 4 points have logits that hold NaN; they count as wrong" in capsys.readouterr().err
 
 
 def test_the_parts_of_shapenet_are_50_in_16_categories():

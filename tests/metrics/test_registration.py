@@ -158,3 +158,52 @@ def test_shapes_that_do_not_fit_are_errors_that_name_them():
         RMSERecall().update(torch.zeros(2, 5, 3), pose, pose)
     with pytest.raises(ResultError, match=r"expected \(N, 3\) for \(4, 4\)"):
         FeatureMatchingRecall().update(torch.zeros(5, 4), torch.zeros(5, 3), pose)
+    with pytest.raises(ResultError, match=r"points \(50, 3\) torch.float64 and \(1, 3\).*all points alike"):
+        FeatureMatchingRecall().update(torch.zeros(50, 3), torch.zeros(1, 3), pose)
+
+
+def scaled(pose):
+    pose = pose.clone()
+    pose[:3, :3] *= 1.1
+    return pose
+
+
+def mirrored(pose):
+    return pose * torch.tensor([-1.0, 1, 1, 1])
+
+
+WRONG = {"transposed": lambda pose: pose.T, "scaled": scaled, "mirrored": mirrored}
+each_wrong = pytest.mark.parametrize("spoil", WRONG.values(), ids=WRONG)
+POSE = transform(30, (0.1, 2, 3))
+
+
+@each_wrong
+def test_transforms_that_are_not_rigid_are_told_by_number_when_the_metric_is_computed(spoil):
+    points, wrong = torch.zeros(5, 3), spoil(POSE)
+    for metric, batch, told in (
+        (RegistrationRecall(), (wrong, wrong), "1 true and 1 estimated"),
+        (RMSERecall(), (points, wrong, POSE), "0 true and 1 estimated"),
+        (FeatureMatchingRecall(), (points, points, wrong), "1 true and 0 estimated"),
+    ):
+        metric.update(*batch)
+        metric.update(*[POSE if each is wrong else each for each in batch])
+        with pytest.raises(ResultError, match=f"{told} transforms, of 2 pairs, that are not rigid.*transpose those"):
+            metric.compute()
+
+
+def test_a_true_transform_must_be_finite_and_an_estimate_need_not():
+    nothing = torch.full((4, 4), math.nan)
+    metric = RegistrationRecall()
+    metric.update(nothing, POSE)
+    assert metric.compute()["RR"] == 0
+    metric.update(POSE, nothing)
+    with pytest.raises(ResultError, match="1 true and 0 estimated"):
+        metric.compute()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rigid_transforms_of_short_floats_stay_rigid(dtype):
+    poses = random_transforms(np.random.default_rng(0), 1000, 2.0)
+    metric = RegistrationRecall()
+    metric.update(poses.to(dtype), poses)
+    assert metric.compute()["RR"] > 0.9

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.metrics.merging import assert_same, taken_in
-from vision3d_engine import ResultError
+from vision3d_engine import ConfigError, ResultError
 from vision3d_engine.core.errors import CheckpointError
 from vision3d_engine.metrics.confusion_matrix import ConfusionMatrix
 from vision3d_engine.metrics.part_iou import PartIoU
@@ -18,7 +18,8 @@ from vision3d_engine.metrics.registration import FeatureMatchingRecall, Registra
 GENERATOR = torch.Generator().manual_seed(0)
 POINTS = torch.randn(2, 5, 3, generator=GENERATOR)
 LABELS = torch.randint(4, (2, 5), generator=GENERATOR)
-POSES = torch.eye(4).repeat(2, 1, 1) + torch.randn(2, 4, 4, generator=GENERATOR) * 0.01
+POSES = torch.eye(4).repeat(2, 1, 1)
+POSES[:, :3] += torch.randn(2, 3, 4, generator=GENERATOR) * 0.005
 BATCHES = {
     lambda: ConfusionMatrix(4, ignore_index=0): (torch.randn(2, 4, 5, generator=GENERATOR), LABELS),
     PartIoU: (torch.randn(2, 50, 5, generator=GENERATOR), LABELS, torch.zeros(2, dtype=torch.int64)),
@@ -153,3 +154,16 @@ def test_the_front_door_and_the_room_hand_out_the_same_metrics():
 
     for name in {*metrics.__all__} - {"SHAPENET_PARTS"}:
         assert getattr(vision3d_engine, name) is getattr(metrics, name)
+
+
+@each_metric
+def test_what_is_no_tensor_is_refused_with_what_was_expected(make, batch):
+    with pytest.raises(ResultError, match="update of a metric got a dict with the keys logits; expected a tensor"):
+        make().update(*({"logits": each} for each in batch))
+
+
+@pytest.mark.parametrize("kind", [RegistrationRecall, RMSERecall, FeatureMatchingRecall, PointSetDistances])
+@pytest.mark.parametrize("threshold", [-5, "5", None, True, math.nan])
+def test_a_threshold_that_is_none_is_refused_when_the_metric_is_made(kind, threshold):
+    with pytest.raises(ConfigError, match=f"{kind.__name__} got .*; expected finite numbers from 0 on"):
+        kind(threshold)

@@ -122,6 +122,27 @@ class Trainer(EpochBasedTrainer):
         self.matrix = self.metrics["seg"].merged().matrix.tolist()
 
 
+class OwnLoop(Trainer):
+    """Validates by a loop of its own."""
+
+    def val_epoch(self):
+        seg, mean = self.metrics["seg"], self.metrics["mean"]
+        seg.reset()
+        mean.reset()
+        for data_dict in self.val_loader:
+            seg.update(data_dict["logits"], data_dict["label"])
+            mean.update(data_dict["estimated"][:, 0, 3])
+        self.summary = {"seg/OA": seg.compute()["OA"], "mean": mean.compute().item()}
+        self.matrix = seg.merged().matrix.tolist()
+
+
+class ForOne(Least):
+    """Merges a single other one, where a list comes."""
+
+    def merge_state(self, other):
+        self.total += other.total
+
+
 class Tester(BatchTester):
     def __init__(self, folder, count):
         path = Path(folder) / "weights.pth"
@@ -151,7 +172,7 @@ def refused(folder):
     trainer, said = Trainer(folder, 1, 1, {}), []
     unpicklable = Least()
     unpicklable.reset = lambda: None
-    for metric in (Unmerged(), torchmetrics.MaxMetric(), unpicklable):
+    for metric in (Unmerged(), torchmetrics.MaxMetric(), torchmetrics.MeanMetric(dist_sync_on_step=True), unpicklable):
         try:
             trainer.register_metric(f"metric{len(said)}", metric)
         except Exception as error:  # noqa: BLE001  the test decides
@@ -167,7 +188,12 @@ def run(case):
             tester = Tester(folder, case["count"])
             tester.run()
             return tester.summary
-        trainer = Trainer(folder, case["count"], case["train_count"], case.get("trainer", {}))
+        kind = OwnLoop if case["kind"] == "own loop" else Trainer
+        trainer = kind(folder, case["count"], case["train_count"], case.get("trainer", {}))
+        if case["kind"] == "main only" and torch.distributed.get_rank() == 0:
+            trainer.register_metric("extra", Least())
+        if case["kind"] == "for one":
+            trainer.metrics["own"] = trainer.register_metric("single", ForOne())
         trainer.run()
         return {"train": trainer.train_summary, "val": trainer.summary, "matrix": trainer.matrix}
 

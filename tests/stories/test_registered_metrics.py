@@ -111,8 +111,33 @@ def test_what_several_processes_cannot_merge_is_refused_when_it_is_registered(wo
     if world.size == 1:
         assert said == [[]]
         return
-    for unmerged, full, unpicklable in said:
+    for unmerged, full, synced, unpicklable in said:
         assert "which has no merge_state; on several processes merge_state(others) takes in" in unmerged
         assert "torchmetrics merges no state of MaxMetric" in full
+        assert "torchmetrics merges no state of MeanMetric" in synced
         assert "cannot be pickled" in unpicklable
-        assert {each.partition(":")[0] for each in (unmerged, full, unpicklable)} == {"RegistrationError"}
+        assert {each.partition(":")[0] for each in (unmerged, full, synced, unpicklable)} == {"RegistrationError"}
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_loop_of_the_scripts_own_has_the_numbers_over_all_processes(world, count):
+    counts, _, single, matrix = by_hand(count)
+    for found in world.run(kind="own loop", count=count, train_count=world.size):
+        assert found["matrix"] == matrix
+        assert found["val"]["seg/OA"] == counts["seg/OA"]
+        assert found["val"]["mean"] == pytest.approx(single["mean"], rel=1e-5, abs=1e-6)
+
+
+def test_a_metric_that_some_processes_lack_is_refused_on_all_of_them(world):
+    if world.size > 1:
+        errors = [each["error"] for each in world.run(kind="main only", count=3, train_count=3)]
+        assert len({*errors}) == 1
+        assert errors[0].startswith("RegistrationError: the processes have registered different metrics (rank 0: seg (")
+        assert "extra (Least); rank 1: seg" in errors[0]
+
+
+def test_a_merge_that_is_written_for_one_other_is_told_that_a_list_comes(world):
+    if world.size > 1:
+        for found in world.run(kind="for one", count=4, train_count=4):
+            assert "merge_state of a registered ForOne raised AttributeError" in found["error"]
+            assert "It gets a list of the same metric of other processes" in found["error"]

@@ -16,9 +16,9 @@ from vision3d_engine.endpoints.context_manager import ContextManager
 from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
-from vision3d_engine.loop.pass_metrics import Metrics
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.progress_bar import ProgressBar
+from vision3d_engine.loop.registered_metrics import Metrics
 from vision3d_engine.update.precision import Precision
 
 

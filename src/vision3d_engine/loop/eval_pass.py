@@ -177,6 +177,7 @@ class TestPass(EvalPass):
     def test(self) -> dict[str, Any]:
         """Test from the first hook to the log line; return the summary with what `after_test_epoch` added to it."""
         context = self._context
+        context.metrics.forget_passes()
         context.fire("before_test_epoch")
         summary_dict = self.walk(context.data_seed("test"), epoch=1)
         context.fire("after_test_epoch", summary_dict)
@@ -184,6 +185,7 @@ class TestPass(EvalPass):
         self._results_of.finish(self.numbers)
         text = get_log_string(self.metrics.in_line(self.numbers), time_dict=self.runner.clock.means())
         self._owner.log(f"[Test] {text}{self.metrics.table(self.numbers)}", level="SUCCESS")
+        context.metrics.tell_unused()
         return summary_dict
 
     def _walk(self, seed: int, epoch: int, length: int | None) -> None:

@@ -1,16 +1,15 @@
 """Registered metrics over whole sets: one state for each pass over one set, merged over processes at its end."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from vision3d_engine.core.errors import RegistrationError, ResultError, did_you_mean, listed
+from vision3d_engine.core.errors import ResultError, listed
 from vision3d_engine.distributed.world import World
 from vision3d_engine.logs.logger import Logger
 from vision3d_engine.logs.number_table import number_table
-from vision3d_engine.metrics.adapters import MetricState, check_metric, flat_numbers, merged, state_of
+from vision3d_engine.metrics.adapters import MetricState, flat_numbers, merged, state_of
 
 Mark = Mapping[str, Any]
 
@@ -122,10 +121,13 @@ class PassMetrics:
 
     # ------------------------------------------------------------------------------------------- the end
 
-    def merged(self, name: str) -> Any:
+    def whole(self, name: str) -> MetricState:
         """Return a metric over all processes, empty if none has updated it; the first call waits for all of them."""
-        whole = self._over_processes().get(name)
-        return (state_of(self._registered[name]) if whole is None else whole).metric
+        return self._over_processes().get(name) or state_of(self._registered[name])
+
+    def has(self, name: str) -> bool:
+        """Tell whether any process has updated a metric; the first call waits for all of them."""
+        return name in self._over_processes()
 
     def _over_processes(self) -> dict[str, MetricState]:
         """Return the metrics that any process has updated, over all of them; exchanged once."""
@@ -148,9 +150,11 @@ class PassMetrics:
         """
         found: dict[str, float] = {}
         for name, whole in self._over_processes().items():
-            numbers, rows = flat_numbers(name, whole.compute())
+            numbers, rows, left_out = flat_numbers(name, whole.compute())
             found |= numbers
             self._rows |= rows
+            if left_out:
+                self._tell(_LEFT_OUT.format(listed(left_out), name))
         return found
 
     def beside(self, means: dict[str, Any]) -> dict[str, Any]:
@@ -179,115 +183,6 @@ class PassMetrics:
         return f"\n{table}" if table else ""
 
 
-class MetricHandle:
-    """What a script has of a metric that it has registered.
-
-    Within a pass (training, validation on a set, test) it takes batches into the state of that pass alone. In a loop of
-    the script's own it is the metric itself, of this process, to be reset and computed by that loop.
-
-    Args:
-        name: of the metric.
-        metrics: all that are registered.
-    """
-
-    def __init__(self, name: str, metrics: "Metrics") -> None:
-        self._name, self._metrics = name, metrics
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Take in a batch: what the metric's own ``update`` takes. It adds no wait for the device."""
-        if (at_hand := self._metrics.at_hand) is None:
-            self._metrics.registered[self._name].update(*args, **kwargs)
-        else:
-            at_hand.update(self._name, *args, **kwargs)
-
-    def compute(self) -> Any:
-        """Return what the registered object has from loops of the script's own; passes have their numbers apart."""
-        return self._metrics.registered[self._name].compute()
-
-    def reset(self) -> None:
-        """Let the registered object forget what loops of the script's own have told it."""
-        self._metrics.registered[self._name].reset()
-
-    def merged(self, set_name: str | None = None) -> Any:
-        """Return the metric over all processes, as of the end of the latest pass; to draw its matrix, or the like.
-
-        For ``after_train_epoch``, ``after_val_epoch`` and ``after_test_epoch``, on any process.
-
-        Args:
-            set_name: of a validation set, where there are several; None for the pass that ended last.
-
-        Raises:
-            RegistrationError: when no pass has ended, or none over a set of this name.
-        """
-        return self._metrics.closed(set_name).merged(self._name)
-
-
-class Metrics:
-    """All metrics that a trainer or tester has registered.
-
-    Args:
-        world: the processes.
-        logger: is told what cannot be done.
-
-    Attributes:
-        registered: the script's objects by name.
-        at_hand: the states of the pass that is walked; None outside of all.
-    """
-
-    def __init__(self, world: World, logger: Logger) -> None:
-        self._world, self._logger = world, logger
-        self.registered: dict[str, Any] = {}
-        self.at_hand: PassMetrics | None = None
-        self._closed: dict[str | None, PassMetrics] = {}
-        self._said: set[str] = set()
-
-    def register(self, name: str, metric: Any) -> MetricHandle:
-        """Register a metric, and return its handle.
-
-        Raises:
-            RegistrationError: for what is no metric, and a name that is taken or is none.
-        """
-        if not isinstance(name, str) or not name or "/" in name:
-            message = f"register_metric got the name {name!r}; expected a text without '/', which parts name and key"
-            raise RegistrationError(message)
-        if name in self.registered:
-            raise RegistrationError(f"register_metric('{name}'): this name is taken; choose another one")
-        check_metric(name, metric, self._world.size)
-        self.registered[name] = metric
-        return MetricHandle(name, self)
-
-    def new_pass(self) -> PassMetrics:
-        """Return empty states for a pass."""
-        return PassMetrics(self.registered, self._world, self._logger, self._said)
-
-    @contextmanager
-    def walking(self, states: PassMetrics | None, set_name: str | None = None) -> Iterator[None]:
-        """Let handles take batches into the states of a pass while a block runs; then those of the pass before again.
-
-        Args:
-            states: of the pass; None for the registered objects themselves.
-            set_name: of several validation sets.
-        """
-        before, self.at_hand = self.at_hand, states
-        try:
-            yield
-        finally:
-            self.at_hand = before
-        if states is not None:
-            self._closed |= {None: states, set_name: states}
-
-    def closed(self, set_name: str | None) -> PassMetrics:
-        """Return the states of the pass that ended last, over a set."""
-        if set_name not in self._closed:
-            known = [name for name in self._closed if name is not None]
-            where = "" if set_name is None else f" over a validation set '{set_name}'{did_you_mean(set_name, known)}"
-            message = (
-                f"merged() finds no pass{where} that has ended (sets: {listed(known)}); call it in after_val_epoch, "
-            )
-            raise RegistrationError(message + "after_test_epoch or after_train_epoch")
-        return self._closed[set_name]
-
-
 _COUNTED = (
     "a batch is left out which the metric '{}' ({}) has counted, and cannot take back: call its update last in the "
     "step. This is said once"
@@ -299,4 +194,8 @@ _NOT_FINITE = (
 _UNSAVED = (
     "the metric '{}' ({}) has no state_dict and load_state_dict, so a run that is resumed in the midst of a training "
     "epoch has its number over the rest of that epoch alone: give it both"
+)
+_LEFT_OUT = (
+    "{} of the metric '{}' has too many numbers for summary, log and curves: draw or write it in after_val_epoch and "
+    "the like, where the handle's compute() returns it. This is said once"
 )

@@ -2,11 +2,12 @@
 
 import copy
 import io
+import pickle
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +16,8 @@ from vision3d_engine.core.portable import decoded, encoded, has_state
 from vision3d_engine.core.tree import describe, map_leaves
 from vision3d_engine.metrics.whole_set import WholeSetMetric
 
+# How many numbers of one vector are in summaries and curves: the classes of ScanNet200 are.
+_LONGEST = 256
 _METHODS = ("update", "compute", "reset")
 
 
@@ -70,7 +73,14 @@ class MetricState:
 
     def merge(self, others: Iterable[Any]) -> None:
         """Take in the metrics of other parts of the set, which come behind this one's."""
-        self.metric.merge_state(list(others))
+        try:
+            self.metric.merge_state(list(others))
+        except Exception as error:
+            message = (
+                f"merge_state of a registered {type(self.metric).__name__} raised {type(error).__name__}: {error}. "
+            )
+            message += "It gets a list of the same metric of other processes: def merge_state(self, others)"
+            raise ResultError(message) from error
 
     def compute(self) -> Any:
         """Return the metric's number or numbers."""
@@ -193,12 +203,24 @@ def merged(registered: Any, packed: list[bytes]) -> MetricState:
     return whole
 
 
+def trace_of(registered: Any) -> Any:
+    """Return what is equal until the script updates the object itself; None where that cannot be told."""
+    if _is_of_torchmetrics(registered):
+        return [part.update_count for part in _parts(registered)]
+    if isinstance(registered, WholeSetMetric):
+        return pickle.dumps({name: held.tolist() for name, held in registered.state_dict().items()})
+    return None
+
+
 def check_metric(name: str, metric: Any, processes: int) -> None:
     """Refuse what is no metric, and on several processes what could not be merged.
 
     Raises:
         RegistrationError: saying what it lacks, and what to do.
     """
+    if isinstance(metric, type):
+        message = f"register_metric('{name}') got the class {metric.__name__}; expected an object of it: "
+        raise RegistrationError(f"{message}{metric.__name__}(...)")
     methods = _METHODS if processes == 1 or _is_of_torchmetrics(metric) else (*_METHODS, "merge_state")
     if missing := [each for each in methods if not callable(getattr(metric, each, None))]:
         message = f"register_metric('{name}') got {describe(metric)}, which has no {listed(missing)}"
@@ -211,10 +233,13 @@ def check_metric(name: str, metric: Any, processes: int) -> None:
 def _check_exchange(name: str, metric: Any) -> None:
     """Refuse what torchmetrics does not merge, and what does not travel between processes."""
     members = _members(metric) if _is_of_torchmetrics(metric) else []
-    refused = [type(each).__name__ for each in members if each.full_state_update is not False]
+    refused = [type(each).__name__ for each in members if each.full_state_update is not False or each.dist_sync_on_step]
     if refused:
         message = f"register_metric('{name}'): torchmetrics merges no state of {listed(refused)}, whose "
-        message += "full_state_update is not False, so it has no number on several processes; choose another metric, "
+        message += (
+            "full_state_update is not False, or which is made with dist_sync_on_step=True, so it has no number on "
+        )
+        message += "several processes; leave the latter out, choose another metric, "
         raise RegistrationError(message + "or keep records by add_records and compute it over gather_records()")
     try:
         state_of(metric).packed()
@@ -230,35 +255,52 @@ def on_host(state: Any) -> Any:
     return map_leaves(lambda leaf: leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf, state)
 
 
-def flat_numbers(name: str, computed: Any) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
-    """Return a metric's numbers by their keys in a summary; and which of them are of one class, as column and row.
+class Flat(NamedTuple):
+    """What a metric has computed, for a summary.
 
-    A single number is called as the metric is, others ``NAME/KEY``, those of a tensor or a list ``NAME/0`` and so on.
-    Each tensor is read once.
+    Attributes:
+        numbers: by their keys.
+        rows: which of them are of one class, as column and row.
+        left_out: keys of matrices and long vectors.
     """
-    single, numbers, rows = not isinstance(computed, Mapping), {}, {}
-    for key, value in ({"": computed} if single else computed).items():
-        column = f"{name}/{key}" if key else name
+
+    numbers: dict[str, float]
+    rows: dict[str, tuple[str, str]]
+    left_out: list[str]
+
+
+def flat_numbers(name: str, computed: Any) -> Flat:
+    """Return a metric's numbers by their keys in a summary.
+
+    A single number is called as the metric is, others ``NAME/KEY``, those of a vector ``NAME/0`` and so on. Each tensor
+    is read once.
+    """
+    flat = Flat({}, {}, [])
+    for key, value in (computed if isinstance(computed, Mapping) else {"": computed}).items():
+        column = f"{name}/{key}" if key != "" else name
         found = _read(column, value)
-        if isinstance(found, list):
-            numbers |= {f"{column}/{row}": each for row, each in enumerate(found)}
-            rows |= {f"{column}/{row}": (column, str(row)) for row in range(len(found))}
+        if found is None:
+            flat.left_out.append(column)
+        elif isinstance(found, list):
+            flat.numbers.update({f"{column}/{row}": each for row, each in enumerate(found)})
+            flat.rows.update({f"{column}/{row}": (column, str(row)) for row in range(len(found))})
         else:
-            numbers[column] = found
+            flat.numbers[column] = found
             family, _, row = str(key).partition("/")
-            rows |= {column: (f"{name}/{family}", row)} if row else {}
-    return numbers, rows
+            flat.rows.update({column: (f"{name}/{family}", row)} if row else {})
+    return flat
 
 
-def _read(name: str, value: Any) -> float | list[float]:
-    """Return a number, or those of a tensor or array with several; waits for the device."""
+def _read(name: str, value: Any) -> float | list[float] | None:
+    """Return a number, or those of a vector, None of what has too many; waits for the device."""
     values = value.tolist() if hasattr(value, "tolist") else value
-    flat = torch.as_tensor(values, dtype=torch.float64).flatten() if isinstance(values, list | tuple) else values
     try:
-        found = flat.tolist() if isinstance(flat, torch.Tensor) else [float(flat)]
+        read = torch.as_tensor(values if isinstance(values, list | tuple) else float(values), dtype=torch.float64)
     except (TypeError, ValueError) as error:
         message = (
             f"compute() of a registered metric gave {describe(value)} as '{name}'; expected a number, a tensor of "
         )
         raise ResultError(message + "some, or a dict of these by name") from error
-    return found[0] if len(found) == 1 else found
+    if read.numel() == 1:
+        return read.item()
+    return read.tolist() if read.ndim == 1 and len(read) <= _LONGEST else None

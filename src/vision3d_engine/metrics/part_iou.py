@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from vision3d_engine.core.errors import ConfigError, ResultError
+from vision3d_engine.core.errors import ResultError
+from vision3d_engine.metrics.arguments import are_whole, as_tensor, require
 from vision3d_engine.metrics.whole_set import (
+    NAN_CLASS,
     Array,
     WholeSetMetric,
     as_classes,
@@ -14,6 +16,7 @@ from vision3d_engine.metrics.whole_set import (
     exact,
     outside,
     tally,
+    warn_of_nan,
     zeros,
 )
 
@@ -45,19 +48,20 @@ class PartIoU(WholeSetMetric):
     only; hand in class indices to have it otherwise, as in DGCNN.
 
     Args:
-        parts: The parts of each category, by name, in the order of the categories' numbers.
+        parts: The parts of each category, by name, in the order of the categories' numbers. Categories may share
+            parts, and there may be numbers that are no part.
     """
 
     def __init__(self, parts: Mapping[str, Sequence[int]] = SHAPENET_PARTS) -> None:
-        numbers = [part for each in parts.values() for part in each]
-        if not parts or not all(parts.values()) or min(numbers) < 0:
-            raise ConfigError(f"PartIoU got parts {dict(parts)}; expected one part or more, from 0, for each category")
+        is_right = isinstance(parts, Mapping) and bool(parts) and all(map(are_whole, parts.values()))
+        expected = "the parts of each category by its name, whole numbers from 0, such as {'mug': [36, 37]}"
+        require(is_right, self, expected, parts=parts)
         self.names = tuple(parts)
-        self.num_parts = max(numbers) + 1
+        self.num_parts = max(map(max, parts.values())) + 1
         self._members = torch.zeros(len(parts), self.num_parts, dtype=torch.bool)
         for row, each in zip(self._members, parts.values(), strict=True):
             row[list(each)] = True
-        super().__init__(iou=zeros(len(parts)), shapes=counts(len(parts)), wrong=counts(3))
+        super().__init__(iou=zeros(len(parts)), shapes=counts(len(parts)), wrong=counts(3), nan=counts(2))
 
     def update(self, prediction: Array, label: Array, category: Array | int) -> None:
         """Take in shapes; does not wait for the device.
@@ -67,7 +71,7 @@ class PartIoU(WholeSetMetric):
             label: True parts ``(B, N)`` or ``(N,)``.
             category: Numbers of the categories ``(B,)``, or one number.
         """
-        prediction, label = torch.as_tensor(prediction).detach(), torch.as_tensor(label)
+        prediction, label = as_tensor(prediction), as_tensor(label)
         if label.ndim == 1:
             prediction, label = (prediction.T if prediction.ndim == 2 else prediction)[None], label[None]  # noqa: PLR2004
         category = self._category(category, label)
@@ -82,13 +86,15 @@ class PartIoU(WholeSetMetric):
         """Return the numbers over all shapes; waits for the device.
 
         ``mIoU/instance`` is the mean over shapes, ``mIoU/category`` the mean over categories of the means over their
-        shapes, which ``IoU/NAME`` are; a category without a shape is NaN and left out.
+        shapes, which ``IoU/NAME`` are; a category without a shape is NaN and left out. Points whose logits hold NaN are
+        taken for no part: they count as wrong, and a warning says how many they are.
 
         Raises:
             ResultError: Categories, labels or predictions were none of those there are.
         """
         sums = self._read()
         self._check(*sums["wrong"].long().tolist())
+        warn_of_nan(self, *sums["nan"].long().tolist())
         each = sums["iou"] / sums["shapes"]
         means = {"mIoU/instance": sums["iou"].sum() / sums["shapes"].sum(), "mIoU/category": each.nanmean()}
         by_name = {f"IoU/{name}": value for name, value in zip(self.names, each, strict=True)}
@@ -96,7 +102,7 @@ class PartIoU(WholeSetMetric):
 
     def _category(self, category: Array | int, label: torch.Tensor) -> torch.Tensor:
         """Return the category of each shape ``(B,)`` where the labels ``(B, N)`` are."""
-        found = torch.as_tensor(category)
+        found = as_tensor(category)
         if label.ndim != 2 or found.is_floating_point() or found.numel() != len(label):  # noqa: PLR2004  (B, N)
             message = f"PartIoU.update got labels {described(label)} and categories {described(found)}"
             raise ResultError(f"{message}; expected (B, N) and (B,), or (N,) and one number, whole ones")
@@ -112,8 +118,11 @@ class PartIoU(WholeSetMetric):
     ) -> None:
         """Count categories, labels and predictions that there are not; a prediction may be of another category."""
         is_part = members.gather(1, true.clamp(0, self.num_parts - 1)) & ~outside(true, self.num_parts)
-        wrong = outside(category, len(self.names)), ~is_part, outside(predicted, self.num_parts)
+        is_nan = predicted == NAN_CLASS
+        is_none = outside(predicted, self.num_parts) & ~is_nan
+        wrong = outside(category, len(self.names)), ~is_part, is_none
         self._add(wrong=torch.stack([each.sum() for each in wrong]))
+        self._add(nan=torch.stack([is_nan.sum(), torch.ones_like(predicted).sum()]))
 
     def _check(self, categories: int, labels: int, predictions: int) -> None:
         if categories or labels or predictions:

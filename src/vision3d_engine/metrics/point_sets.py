@@ -3,6 +3,7 @@
 import torch
 
 from vision3d_engine.core.errors import ResultError
+from vision3d_engine.metrics.arguments import as_tensor, require_thresholds
 from vision3d_engine.metrics.whole_set import Array, WholeSetMetric, counts, described, exact, zeros
 
 # How many distances are held at once; 64 MiB of float32.
@@ -23,6 +24,7 @@ class PointSetDistances(WholeSetMetric):
     """
 
     def __init__(self, threshold: float = 0.01) -> None:
+        require_thresholds(self, threshold=threshold)
         self.threshold = threshold
         super().__init__(shapes=counts(), distances=zeros(2), scores=zeros(3))
 
@@ -65,7 +67,7 @@ def nearest_distances(points: torch.Tensor, others: torch.Tensor, max_pairs: int
 
 def _as_sets(*point_sets: Array) -> list[torch.Tensor]:
     """Return sets of points as float32 or float64 ``(B, N, 3)``; an error if they are none, empty, or do not fit."""
-    tensors = [torch.as_tensor(each).detach() for each in point_sets]
+    tensors = [as_tensor(each) for each in point_sets]
     shapes = [tuple(each.shape) for each in tensors]
     is_cloud = all(shape[-1:] == (3,) and len(shape) in {2, 3} and 0 not in shape for shape in shapes)
     if not is_cloud or shapes[0][:-2] != shapes[1][:-2]:

@@ -8,9 +8,14 @@ import numpy as np
 import torch
 
 from vision3d_engine.core.errors import CheckpointError, ResultError
+from vision3d_engine.core.messages import say
+from vision3d_engine.metrics.arguments import as_tensor
 from vision3d_engine.metrics.step_rows import exact_type
 
 Array = torch.Tensor | np.ndarray
+
+#: The class that is predicted where logits are NaN: none, and no number that a script has for a class.
+NAN_CLASS = torch.iinfo(torch.int64).min
 
 
 class WholeSetMetric(ABC):
@@ -88,7 +93,7 @@ def _moved(held: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def exact(value: Array) -> torch.Tensor:
     """Return a tensor in the most exact floating type of its device, without gradients."""
-    tensor = torch.as_tensor(value).detach()
+    tensor = as_tensor(value)
     return tensor.to(exact_type(tensor.device))
 
 
@@ -106,13 +111,14 @@ def as_classes(prediction: Array, label: Array, num_classes: int, metric: str) -
     """Return predicted classes and labels as int64 of one shape.
 
     Predictions are class indices of the shape of the labels, or logits with the classes in dimension 1: ``(N, C)`` for
-    labels ``(N,)``, ``(B, C, N)`` for labels ``(B, N)``.
+    labels ``(N,)``, ``(B, C, N)`` for labels ``(B, N)``. Where logits hold NaN, `NAN_CLASS` is predicted.
     """
-    prediction, label = torch.as_tensor(prediction).detach(), torch.as_tensor(label)
+    prediction, label = as_tensor(prediction), as_tensor(label)
     shape = tuple(prediction.shape)
     if prediction.is_floating_point() and shape[1:2] == (num_classes,):
         shape = (shape[0], *shape[2:])
-        prediction = prediction.argmax(1)
+        largest, prediction = prediction.max(1)  # NaN where one of them is
+        prediction.masked_fill_(largest.isnan(), NAN_CLASS)
     if prediction.is_floating_point() or label.is_floating_point() or shape != tuple(label.shape):
         message = (
             f"{metric}.update got a prediction {described(prediction)} and labels {described(label)}; expected labels "
@@ -121,6 +127,13 @@ def as_classes(prediction: Array, label: Array, num_classes: int, metric: str) -
         )
         raise ResultError(message)
     return prediction.long(), label.long()
+
+
+def warn_of_nan(metric: object, points: int, of: int) -> None:
+    """Say that logits were NaN, which is a wrong prediction and no reason to end a run."""
+    if points:
+        message = f"{type(metric).__name__}: {points} of {of} points have logits that hold NaN; they count as wrong"
+        say(message, "WARNING")
 
 
 def described(tensor: torch.Tensor) -> str:

@@ -102,7 +102,8 @@ class EarlyStopping(NoEarlyStopping):
         best = "it was never a number"
         if self._best is not None:
             best = f"the best one was {self._best:.6g} in epoch {self._best_epoch}"
-        return f"'{self.metric}' has not improved in {self._waited} validations; {best}"
+        enough = f" by more than {self._min_delta:g} (early_stopping_min_delta)" if self._min_delta else ""
+        return f"'{self.metric}' has not improved{enough} in {self._waited} validations; {best}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best number and how many validations have not reached it."""

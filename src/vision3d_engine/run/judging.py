@@ -18,7 +18,7 @@ class Judging:
 
     Args:
         trainer: what is said is said through its ``log``.
-        context: the counters.
+        context: the counters, and the registered metrics.
         checkpoints: knows the metrics that select best models.
         scheduling: moves on schedules.
         autosave: keeps best models.
@@ -34,7 +34,8 @@ class Judging:
         autosave: Autosave,
         ending: Ending,
     ) -> None:
-        self._trainer, self._progress, self._checkpoints = trainer, context.progress, checkpoints
+        self._trainer, self._progress, self._metrics = trainer, context.progress, context.metrics
+        self._checkpoints = checkpoints
         self._scheduling, self._autosave, self._ending = scheduling, autosave, ending
         self._summary: Mapping[str, Any] | None = None
         self._said_nan: set[str] = set()
@@ -74,7 +75,7 @@ class Judging:
         )
 
     def check(self) -> None:
-        """Refuse to go on when a metric that something follows is never there.
+        """Refuse to go on when a metric that something follows is never there; say which ones nothing updates.
 
         Raises:
             ResultError: naming what follows it, and the numbers that there are.
@@ -82,14 +83,24 @@ class Judging:
         summary_dict = self._summary
         if summary_dict is None:  # the user validates by a loop of their own
             return
+        if self._progress.total_steps:  # else steps of training may still update them
+            self._metrics.tell_unused()
         numbers = as_numbers(summary_dict)
         for metric, follower in self._followers().items():
             if metric not in numbers:
-                message = (
-                    f"{follower}: the validation summary has no number '{metric}'{did_you_mean(metric, summary_dict)} "
-                    f"(it has: {listed(summary_dict)}). Return it from val_step or add it in after_val_epoch"
-                )
-                raise ResultError(message)
+                raise ResultError(f"{follower}: {self._missing_text(metric, summary_dict)}")
+
+    def _missing_text(self, metric: str, summary_dict: Mapping[str, Any]) -> str:
+        """Say that a number is not in a summary, and why, or what there is."""
+        if (name := self._metrics.not_updated(metric)) is not None:
+            return (
+                f"the metric '{name}' is registered, but nothing updated it in the validation, so there is no number "
+                f"'{metric}'. Call update of the handle that register_metric('{name}', ...) returned, in val_step"
+            )
+        return (
+            f"the validation summary has no number '{metric}'{did_you_mean(metric, summary_dict)} (it has: "
+            f"{listed(summary_dict)}). Return it from val_step or add it in after_val_epoch"
+        )
 
     def _followers(self) -> dict[str, str]:
         """Return what follows a metric, by metric."""

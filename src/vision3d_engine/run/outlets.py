@@ -7,8 +7,8 @@ from typing import Any
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.tree import describe
 from vision3d_engine.loop.context import PassContext
-from vision3d_engine.loop.pass_metrics import MetricHandle
 from vision3d_engine.loop.records import SampleRecords
+from vision3d_engine.loop.registered_metrics import MetricHandle
 from vision3d_engine.writers.clouds import as_clouds, as_lines, as_marks
 from vision3d_engine.writers.pictures import as_images, finite_numbers
 from vision3d_engine.writers.protocol import MetricWriter

@@ -29,8 +29,8 @@ from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
-from vision3d_engine.loop.pass_metrics import Metrics
 from vision3d_engine.loop.progress import Progress
+from vision3d_engine.loop.registered_metrics import Metrics
 from vision3d_engine.run.run_folder import Folders
 from vision3d_engine.run.tryout import tried_out
 from vision3d_engine.update.precision import choose_precision

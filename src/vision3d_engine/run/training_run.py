@@ -17,7 +17,7 @@ from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.optim.optimizer import choose_kernels, refuse_foreign
 from vision3d_engine.run.autosave import Autosave
 from vision3d_engine.run.closing import Closing
-from vision3d_engine.run.data_checks import check_data
+from vision3d_engine.run.data_checks import check_alike, check_data
 from vision3d_engine.run.ending import Ending
 from vision3d_engine.run.judging import Judging
 from vision3d_engine.run.resume_state import ResumeState
@@ -115,7 +115,7 @@ class TrainingRun:
             if not only_validation:
                 self._take_over_folder()
             self._context.fire("before_train")
-            self._validate_once() if only_validation else self._train_or_stop()
+            self.validations.make_alone() if only_validation else self._train_or_stop()
             self._context.fire("after_train")
             if not only_validation and self.ending.forget_request():
                 self.autosave.note_ending(self.ending.closed_state())
@@ -156,6 +156,7 @@ class TrainingRun:
         """Check what can be checked before the first step, and load what the command line asks for."""
         trainer = self._trainer
         sets = self.val_data() if self._only_validates or not self.validations.is_off else {}
+        check_alike(self._context.world, validation_sets=tuple(sets), metrics=self._context.metrics.kinds())
         check_data(self.train_data(), sets, self._context.world, partial(trainer.log, level="WARNING"))
         refuse_foreign(optimizers_of(trainer.optimizer), trainer.model)
         self.scheduling.tell_lengths()
@@ -220,6 +221,7 @@ class TrainingRun:
         trainer, progress = self._trainer, self._progress
         progress.open_epoch()
         if not progress.is_trained or progress.trained > 0:  # else a loop of the user's own has trained already
+            self._context.metrics.forget_passes()
             trainer.train_epoch()
         self.ending.refuse_endless()
         self.close_training()
@@ -267,11 +269,6 @@ class TrainingRun:
             self.autosave.save_or_stop()
 
     # ------------------------------------------------------------------------------------------- validation
-
-    def _validate_once(self) -> None:
-        with self.average.in_model():
-            self._trainer.val_epoch()
-        self._judging.check()
 
     def after_val_iteration(self, iteration: int) -> None:
         """Stop if asked to; one process of several goes on to the end, where the others wait for it."""

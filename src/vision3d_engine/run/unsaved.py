@@ -49,6 +49,7 @@ class Unsaved:
         known = [trainer.train_loader, *sets_of(trainer.val_loader).values()]
         known += schedules_of(trainer.scheduler).values()
         known += optimizers_of(trainer.optimizer).values()
+        known += trainer._context.metrics.registered.values()  # noqa: SLF001  the engine's own
         known += [trainer.model, *trainer.model.modules(), *trainer._hooks.added, *self._registered.values()]  # noqa: SLF001  the engine's own
         for name, part in vars(trainer).items():
             is_known = name in self._engines or isinstance(part, type) or any(part is one for one in known)

@@ -97,10 +97,20 @@ class Validations:
     # ------------------------------------------------------------------------------------------- how
 
     def make(self) -> None:
-        """Validate by the trainer's own loop, which may be one of the user's; it counts when it has ended."""
+        """Validate, and count that when it has ended."""
+        self._walk()
+        self._progress.validated = self._progress.total_steps
+
+    def make_alone(self) -> None:
+        """Validate in a run that does not train."""
+        self._walk()
+        self._check()
+
+    def _walk(self) -> None:
+        """Validate by the trainer's own loop, which may be one of the user's."""
+        self._context.metrics.forget_passes()
         with self._average.in_model():
             self._trainer.val_epoch()
-        self._progress.validated = self._progress.total_steps
 
     def before_training(self) -> None:
         """Validate once before the first epoch, if that is asked for."""

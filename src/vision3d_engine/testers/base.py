@@ -18,6 +18,7 @@ from vision3d_engine.loop.hooks import TEST_HOOKS
 from vision3d_engine.metrics.running_means import read_numbers
 from vision3d_engine.results.names import FOLDER, named
 from vision3d_engine.results.statistics import statistics_text, what_is_wrong_with
+from vision3d_engine.run.data_checks import check_alike
 from vision3d_engine.run.engine import Engine
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.test_results import opened_results
@@ -199,7 +200,8 @@ class BaseTester(Engine, abc.ABC):
     def _test(self) -> None:
         with self._session.running(self._where), self._session.watching(self._where):
             self._session.check_arguments()
-            self._context.world.gather(None)  # the main one may still have written the file for a trainer before
+            # The main one may still have written the file for a trainer before: this waits for it.
+            check_alike(self._context.world, metrics=self._context.metrics.kinds())
             self.load(self._checkpoint_name())
             self.model.eval()
             self._hooks.bind()
