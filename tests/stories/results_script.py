@@ -56,7 +56,8 @@ class Scenes(Dataset):
         return 200
 
     def __getitem__(self, index):
-        return {"points": torch.rand(5, 3), "name": f"area {index % 3}/scene {index}"}
+        number = index - 3 * (index // 3 % 2) if "NAMES_COME_TWICE" in os.environ else index
+        return {"points": torch.rand(5, 3), "name": f"area {number % 3}/scene {number}"}
 
 
 class Tester(BatchTester):
@@ -73,10 +74,15 @@ class Tester(BatchTester):
 
     def eval_step(self, iteration, data_dict, output_dict):
         self.save_result("scores", output_dict)
+        self.add_records([(data_dict["name"], {"score": output_dict["scores"].mean().item()})])
         return {"score": output_dict["scores"].mean(), "noise": torch.rand(())}
 
     def metric_weight(self, data_dict, output_dict, result_dict):
         return {"score": result_dict["noise"]}
+
+    def after_test_epoch(self, summary_dict):
+        if records := self.gather_records():
+            (folder / "results.records").write_text(repr(records))
 
 
 files.Path.replace, files.GrowingFile.add = counted(Path.replace), torn(files.GrowingFile.add)

@@ -48,7 +48,7 @@ def kill_again_and_again(folder, kills, seed, sizes):
 def assert_same(folder, other):
     found, expected = left_by(folder), left_by(other)
     assert found.keys() == expected.keys()
-    assert len(found) == 203
+    assert len(found) == 204
     assert [name for name in found if found[name] != expected[name]] == []
 
 
@@ -59,6 +59,13 @@ def test_a_test_that_is_killed_ten_times_ends_with_the_same_files_and_table(undi
     assert code == 0, errors
     assert output.split("\n").count("ATTEMPT -9") == 10
     assert_same(folder, undisturbed / "undisturbed")
+
+
+def test_samples_of_one_name_on_two_processes_are_an_error_of_both(undisturbed):
+    words = (undisturbed / "twice", 0)
+    found = outputs_of(start_ranks(SCRIPT, *words, size=2, NAMES_COME_TWICE="1", **PATHS))
+    assert 0 not in {code for code, _, _ in found}
+    assert any("is there already. Two samples have this name" in errors for _, _, errors in found)
 
 
 @pytest.mark.slow
