@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.stories.launching import outputs_of, start, start_ranks
+from tests.stories.launching import outputs_of, results_of, start, start_ranks
 
 SCRIPT = Path(__file__).with_name("results_script.py")
 ROOT = Path(__file__).parents[2]
@@ -61,11 +61,9 @@ def test_a_test_that_is_killed_ten_times_ends_with_the_same_files_and_table(undi
     assert_same(folder, undisturbed / "undisturbed")
 
 
-def test_samples_of_one_name_on_two_processes_are_an_error_of_both(undisturbed):
-    words = (undisturbed / "twice", 0)
-    found = outputs_of(start_ranks(SCRIPT, *words, size=2, NAMES_COME_TWICE="1", **PATHS))
-    assert 0 not in {code for code, _, _ in found}
-    assert any("is there already. Two samples have this name" in errors for _, _, errors in found)
+def test_a_process_that_ends_before_the_main_one_finds_its_files_as_they_are_in_the_end(tmp_path):
+    script = SCRIPT.with_name("late_process_script.py")
+    assert results_of(start_ranks(script, tmp_path / "late", size=2, **PATHS)) == ["30", "30"]
 
 
 @pytest.mark.slow
