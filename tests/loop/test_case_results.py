@@ -113,6 +113,11 @@ def test_a_file_that_was_written_for_two_samples_is_said_at_the_end(folder):
         results.means()
 
 
+def test_a_process_that_shares_no_folder_with_the_main_one_keeps_what_it_has_done(tmp_path):
+    folder = ResultsFolder(tmp_path / "of another machine")
+    assert walk(folder, 1, range(6), Counted()).means() == {"x": 2.5}
+
+
 def test_a_table_that_lacks_batches_is_no_table(folder):
     results = walk(folder, 1, range(4), Counted(), total=5)
     with pytest.raises(FolderError, match="has the results of 4 batches, and the data set has 5"):

@@ -10,7 +10,7 @@ import torch
 
 from vision3d_engine.checkpoint.files import plain_state
 from vision3d_engine.core.errors import FolderError, ResultError, listed
-from vision3d_engine.core.files import atomic_write
+from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.case_block import CaseBlock
 from vision3d_engine.metrics.running_means import SKIPPED
@@ -51,7 +51,7 @@ class CaseResults:
         journals = Journals(folder.progress, before=attempt)
         done, records = journals.done(), {batch: read(kept) for batch, kept in journals.records().items()}
         self._done, self.former_records, self.former = self._own(done), self._own(records), len(done)
-        self._journal = Journal(folder.progress, attempt, world.rank)
+        self._journal = Journal(make_folder(folder.progress), attempt, world.rank)  # it may share none with others
         self._metrics: Any = None
         self._writer = OrderedWriter(folder.path)
         self._block = CaseBlock()
