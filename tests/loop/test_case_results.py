@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vision3d_engine.core.errors import CheckpointError, FolderError
+from vision3d_engine.core.errors import CheckpointError, FolderError, ResultError
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop import case_block
 from vision3d_engine.loop.case_results import CaseResults, to_bytes
@@ -13,6 +13,8 @@ from vision3d_engine.results.journal import Journal
 
 class Counted:
     """A metric over the whole set, as a pass has it."""
+
+    names, unsaved = ("seen",), ()
 
     def __init__(self):
         self.seen = torch.zeros(8)
@@ -77,6 +79,43 @@ def test_a_state_that_would_not_load_as_data_is_refused_where_it_is_kept(folder)
     metric.state_dict = lambda: {"seen": object()}
     with pytest.raises(CheckpointError, match="seen"):
         walk(folder, 1, range(2), metric)
+
+
+def test_a_batch_whose_line_is_lost_counts_once_in_a_metric(folder):
+    walk(folder, 1, range(4), Counted())
+    (path,) = folder.progress.glob("*.jsonl")
+    path.write_bytes(path.read_bytes().replace(b'"opened": 1', b'"opened": 2', 1))
+    metric = Counted()
+    walk(folder, 2, range(6), metric).means()
+    assert metric.seen.tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_a_state_that_is_empty_in_the_first_block_covers_that_block_too(folder, monkeypatch):
+    class Late(Counted):
+        def state_dict(self):
+            return super().state_dict() if self.seen.sum() > 2 else {}
+
+    with monkeypatch.context() as patched:
+        walk(folder, 1, range(4), Late())
+        patched.setattr(Journal, "_save", lambda self, state: None)  # killed between the lines and their state
+        walk(folder, 2, range(6), Late())
+    assert walk(folder, 3, [], Counted()).done_here == {0, 1, 2, 3}
+
+
+def test_a_file_that_was_written_for_two_samples_is_said_at_the_end(folder):
+    results = walk(folder, 1, range(6), Counted())
+    other = Journal(folder.progress, 1, 1)
+    for batch in (6, 7):
+        case = {"name": "a", "index": batch, "values": {}, "weights": 1}
+        other.add([{"batch": batch, "opened": 1, "skipped": 0, "files": ["kind/a.npz"], "cases": [case]}])
+    other.close()
+    with pytest.raises(ResultError, match=r"kind/a.npz' was written for two samples, .* start anew with --overwrite"):
+        results.means()
+
+
+def test_a_process_that_shares_no_folder_with_the_main_one_keeps_what_it_has_done(tmp_path):
+    folder = ResultsFolder(tmp_path / "of another machine")
+    assert walk(folder, 1, range(6), Counted()).means() == {"x": 2.5}
 
 
 def test_a_table_that_lacks_batches_is_no_table(folder):

@@ -7,10 +7,10 @@ import torch
 
 from vision3d_engine.core.errors import ResultError
 from vision3d_engine.results.sample_files import (
-    check_cloud,
     read_sample,
     safe_name,
     to_arrays,
+    to_columns,
     write_npz,
     write_ply,
 )
@@ -36,7 +36,7 @@ def test_an_npz_holds_tensors_arrays_numbers_texts_and_nested_dicts(tmp_path):
 def test_the_same_arrays_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         write_npz(tmp_path / name, to_arrays({"x": torch.arange(5)}))
-        write_ply(tmp_path / f"{name}.ply", to_arrays({"points": torch.ones(2, 3)}))
+        write_ply(tmp_path / f"{name}.ply", to_columns(to_arrays({"points": torch.ones(2, 3)})))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
 
@@ -65,14 +65,17 @@ def test_a_cloud_is_a_ply_with_colors_normals_and_further_columns(tmp_path):
             "scores": torch.ones(2, 2),
         }
     )
-    check_cloud(arrays)
-    write_ply(tmp_path / "a.ply", arrays)
+    write_ply(tmp_path / "a.ply", to_columns(arrays))
     vertices = plyfile.PlyData.read(tmp_path / "a.ply")["vertex"]
     names = "x y z red green blue nx ny nz label is_edge scores_0 scores_1"
     assert [each.name for each in vertices.properties] == names.split()
     assert vertices["y"].tolist() == [0.5, 2.0]
     assert [vertices[name][0] for name in ("red", "green", "blue")] == [0, 128, 255]
     assert vertices["label"].tolist() == [3, 4]
+
+
+def points_and(**values):
+    return {"points": torch.ones(2, 3), **values}
 
 
 @pytest.mark.parametrize(
@@ -82,11 +85,38 @@ def test_a_cloud_is_a_ply_with_colors_normals_and_further_columns(tmp_path):
         ({"points": torch.ones(4, 2)}, r"needs 'points'"),
         ({"points": torch.ones(4, 3), "pose": torch.eye(3)}, r"'pose' is float32 \(3, 3\); expected .* 4 points"),
         ({"points": torch.ones(4, 3), "name": "a"}, r"'name' is <U1 \(\)"),
+        (points_and(label=torch.tensor([2**32 + 5, 0])), r"'label' has numbers from 0 to 4294967301, .* 32 bits"),
+        (points_and(label=torch.tensor([-(2**40), 0])), "'label' has numbers from -1099511627776 to 0"),
+        (points_and(x=torch.ones(2)), "two entries would be called 'x' in the file"),
+        (points_and(s=torch.ones(2, 2), s_0=torch.ones(2)), "two entries would be called 's_0'"),
+        (points_and(colors=torch.full((2, 3), 300)), "'colors': got numbers from 300 to 300, expected 0 to 1 or 0"),
+        (points_and(**{"my label": torch.ones(2)}), "an entry is called 'my label'; .* without spaces"),
+        (points_and(größe=torch.ones(2)), "an entry is called 'größe'"),
     ],
 )
 def test_what_is_no_cloud_is_refused(values, message):
     with pytest.raises(ResultError, match=message):
-        check_cloud(to_arrays(values))
+        to_columns(to_arrays(values))
+
+
+@pytest.mark.parametrize("colors", [[[0.0, 127.6, 255.0]], [[0, 128, 255]], [[0.0, 0.5, 1.0]]])
+def test_colours_are_bytes_whether_they_are_shares_or_numbers_up_to_255(colors):
+    columns = to_columns(to_arrays({"points": torch.ones(1, 3), "colors": torch.tensor(colors)}))
+    found = [columns[name] for name in ("red", "green", "blue")]
+    assert [(column.dtype, column.item()) for column in found] == [(np.uint8, number) for number in (0, 128, 255)]
+
+
+@pytest.mark.parametrize("values", [{"a": {"b": 1}, "a/b": 2}, {1: 5, "1": 6}, {"a": {"b/c": 1}, "a/b": {"c": 2}}])
+def test_two_entries_of_one_name_are_refused(values):
+    with pytest.raises(ResultError, match=r"two entries would be called '.*' in the file, so that one would be lost"):
+        to_arrays(values)
+
+
+def test_a_conjugated_or_negated_view_is_saved_as_what_it_shows():
+    numbers = torch.tensor([1 + 2j])
+    found = to_arrays({"conjugate": numbers.conj(), "imaginary": numbers.conj().imag})
+    assert found["conjugate"].tolist() == [1 - 2j]
+    assert found["imaginary"].tolist() == [-2]
 
 
 def test_a_name_becomes_one_that_a_file_may_have():
@@ -136,3 +166,12 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name):
     (tmp_path / name).write_bytes(b"ply\nformat nonsense")
     with pytest.raises(ResultError, match=rf"{name}' cannot be read: .*--overwrite"):
         read_sample(tmp_path / name)
+@pytest.mark.parametrize("name", ["ж" * 120, "字" * 100, "a" + "字" * 100, "é" * 300])
+def test_a_long_name_of_any_script_is_short_enough_for_a_file(name, tmp_path):
+    assert safe_name(name)[:30] == name[:30]
+    write_npz(tmp_path / f"{safe_name(name)}.npz", to_arrays({"x": 1}))
+    assert safe_name(name) != safe_name(name + "b")
+
+
+def test_a_name_with_bytes_that_are_no_text_becomes_one_that_a_file_may_have():
+    assert safe_name("scan\udcff") == "scan_"

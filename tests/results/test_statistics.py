@@ -45,6 +45,25 @@ def test_nothing_that_weighs_something_is_nan_and_so_is_a_mean_over_it():
     assert collected([case("a", x=math.inf), case("b", x=1.0)]).means()["x"] == math.inf
 
 
+def test_infinities_are_numbers_of_which_the_quartiles_know_their_place():
+    inf = math.inf
+    found = collected([case("a", x=x) for x in (1, 2, inf, 3, inf)]).table()["x"]
+    assert found == {"cases": 5, "mean": inf, "median": 3, "lower_quartile": 2, "upper_quartile": inf}
+    found = collected([case("a", x=x) for x in (-inf, 1, 2, -inf)]).table()["x"]
+    assert (found["lower_quartile"], found["median"], found["upper_quartile"]) == (-inf, -inf, 1.25)
+    assert math.isnan(collected([case("a", x=inf), case("b", x=-inf)]).table()["x"]["mean"])
+
+
+@pytest.mark.parametrize("weight", [0.25, 1, 100])
+def test_the_mean_of_huge_numbers_is_one_too(weight):
+    assert collected([case("a", weight, x=1.7e308), case("b", weight, x=1.7e308)]).means()["x"] == 1.7e308
+
+
+def test_cases_that_do_not_count_are_not_the_worst():
+    cases = [case(str(i), {"x": i % 2}, x=float(i) if i % 2 else math.nan) for i in range(6)]
+    assert worst_cases(cases, ("x", "largest"), 2) == [("5", 5.0), ("3", 3.0)]
+
+
 @pytest.mark.parametrize(("which", "expected"), [("largest", ["c", "b", "d"]), ("smallest", ["c", "a", "d"])])
 def test_the_worst_cases_come_first_and_nan_is_worse_than_any(which, expected):
     cases = [case("a", x=1.0), case("b", x=7.0), case("c", x=math.nan), case("d", x=4.0), case("e", y=100.0)]

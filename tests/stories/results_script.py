@@ -89,10 +89,15 @@ class Tester(BatchTester):
         self.iou.update(torch.rand(5, 2), torch.randint(2, (5,)))
         self.recall.update(drawn_transform(), torch.eye(4))
         self.average.update(torch.rand((), dtype=torch.float64))
+        self.add_records([(data_dict["name"], {"score": output_dict["scores"].mean().item()})])
         return {"score": output_dict["scores"].mean(), "noise": torch.rand(())}
 
     def metric_weight(self, data_dict, output_dict, result_dict):
         return {"score": result_dict["noise"]}
+
+    def after_test_epoch(self, summary_dict):
+        if records := self.gather_records():
+            (folder / "results.records").write_text(repr(records))
 
 
 files.Path.replace, files.GrowingFile.add = counted(Path.replace), torn(files.GrowingFile.add)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.stories.launching import outputs_of, start, start_ranks
+from tests.stories.launching import outputs_of, results_of, start, start_ranks
 
 SCRIPT = Path(__file__).with_name("results_script.py")
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def kill_again_and_again(folder, kills, seed, sizes):
 def assert_same(folder, other):
     found, expected = left_by(folder), left_by(other)
     assert found.keys() == expected.keys()
-    assert len(found) == 203
+    assert len(found) == 204
     assert [name for name in found if found[name] != expected[name]] == []
     numbers, others = (json.loads((each / "results.json").read_text())["summary"] for each in (folder, other))
     assert numbers["average"] == pytest.approx(others["average"], rel=1e-12)
@@ -68,6 +68,11 @@ def test_a_test_that_is_killed_ten_times_ends_with_the_same_files_and_table(undi
     assert code == 0, errors
     assert output.split("\n").count("ATTEMPT -9") == 10
     assert_same(folder, undisturbed / "undisturbed")
+
+
+def test_a_process_that_ends_before_the_main_one_finds_its_files_as_they_are_in_the_end(tmp_path):
+    script = SCRIPT.with_name("late_process_script.py")
+    assert results_of(start_ranks(script, tmp_path / "late", size=2, **PATHS)) == ["30", "30"]
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ from vision3d_engine import build_dataloader
 from vision3d_engine.core.errors import FolderError, FolderInUseError, ResultError
 from vision3d_engine.core.locks import locked_folder
 from vision3d_engine.loop import case_block
+from vision3d_engine.results import folder as results_folder
 from vision3d_engine.results import sample_files
+from vision3d_engine.results.folder import ResultsFolder
 
 
 class Saving(ToySingleTester):
@@ -426,17 +428,239 @@ def test_overwrite_keeps_the_old_files_until_the_new_test_has_ended(tmp_path):
     assert len(list((results / "prediction").iterdir())) == 7
 
 
-def test_records_do_not_go_with_a_resume(tmp_path):
+class Recording(Saving):
+    """Keeps records, may be stopped at its very end, and has them in ``found``."""
+
+    found = ()
+    record = staticmethod(lambda iteration: (iteration, {"half": iteration / 2}))
+
+    def eval_step(self, iteration, data_dict, output_dict):
+        self.add_records(self.record(iteration) for _ in range(2))
+        return None if iteration == 3 else super().eval_step(iteration, data_dict, output_dict)
+
+    def after_test_epoch(self, summary_dict):
+        self.found = self.gather_records()
+        if self.stops_at == 8:
+            raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize("at", [2, 6, 8])
+def test_records_are_those_of_a_test_that_was_not_stopped_wherever_it_was(tmp_path, at):
     save_weights(tmp_path)
-    stopped(tmp_path, at=5)
+    toy = Recording(settings(tmp_path), rows_loader(7, batch_size=1))
+    toy.stops_at = at
+    with pytest.raises(RuntimeError, match="stopped"):
+        toy.run()
+    again = Recording(settings(tmp_path, resume=True), rows_loader(7, batch_size=1))
+    again.run()
+    assert again.found == [(k, {"half": k / 2}) for k in range(1, 8) for _ in range(2)]
 
-    class Recording(Saving):
-        def after_test_step(self, iteration, data_dict, output_dict, result_dict):
-            self.add_records([iteration])
 
-    Recording.__name__ = "Saving"
-    with pytest.raises(ResultError, match="add_records does not go with --resume"):
-        Recording(settings(tmp_path, resume=True), rows_loader(7, batch_size=1)).run()
+def test_a_test_whose_records_cannot_be_had_again_is_not_gone_on_with(tmp_path):
+    save_weights(tmp_path)
+    for stops_at in (6, 0):
+        toy = Recording(settings(tmp_path, resume=True), rows_loader(7, batch_size=1))
+        toy.stops_at, toy.record = stops_at, np.float32
+        with pytest.raises(RuntimeError if stops_at else ResultError, match=r"stopped|add_records got .*float32"):
+            toy.run()
+    assert ("test_step", 6) not in toy.calls
+
+
+class Counter:
+    """A metric of somebody else's, without a state."""
+
+    def __init__(self):
+        self.count = 0
+
+    def update(self):
+        self.count += 1
+
+    def compute(self):
+        return self.count
+
+    def reset(self):
+        self.count = 0
+
+
+class Counting(Saving):
+    handles = ()
+
+    def eval_step(self, iteration, data_dict, output_dict):
+        for handle in self.handles:
+            handle.update()
+        return super().eval_step(iteration, data_dict, output_dict)
+
+
+def counting(folder, stops_at, *metrics, **trainer):
+    toy = Counting(settings(folder, **trainer), rows_loader(7, batch_size=1))
+    toy.stops_at, toy.handles = stops_at, [toy.register_metric(name, metric) for name, metric in metrics]
+    return toy
+
+
+def test_a_metric_that_cannot_be_saved_is_refused_in_a_test_that_goes_on_and_said_before(tmp_path):
+    save_weights(tmp_path)
+    toy = counting(tmp_path, 6, ("seen", Counter()))
+    with pytest.raises(RuntimeError, match="stopped"):
+        toy.run()
+    assert "a test that is killed cannot be gone on with: give it both" in log_of(toy)
+    with pytest.raises(ResultError, match=r"no state_dict and load_state_dict: seen. Give them both, or start anew"):
+        counting(tmp_path, 0, ("seen", Counter()), resume=True).run()
+    again = counting(tmp_path, 0, ("seen", Counter()), overwrite=True)
+    again.run()
+    assert again.summary["seen"] == 7
+
+
+def test_a_metric_that_has_not_seen_what_is_done_is_refused(tmp_path):
+    save_weights(tmp_path)
+    with pytest.raises(RuntimeError, match="stopped"):
+        counting(tmp_path, 6).run()
+    with pytest.raises(FolderError, match=r"cannot be gone on with: metrics.seen was None, is 'Counter'"):
+        counting(tmp_path, 0, ("seen", Counter()), resume=True).run()
+
+
+class InOrder(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return 7
+
+    def __iter__(self):
+        return iter(Rows(7)[index] for index in range(7))
+
+
+def test_other_workers_that_read_in_order_are_another_test(tmp_path):
+    save_weights(tmp_path)
+    for workers in (0, 2):
+        loader = torch.utils.data.DataLoader(InOrder(), batch_size=1, num_workers=workers)
+        toy = Saving(settings(tmp_path, resume=True), loader)
+        toy.stops_at = 6
+        expected, said = (FolderError, "data.num_workers was 0, is 2") if workers else (RuntimeError, "stopped")
+        with pytest.raises(expected, match=said):
+            toy.run()
+
+
+class TwoKinds(Saving):
+    def eval_step(self, iteration, data_dict, output_dict):
+        self.save_result("another", {"y": output_dict["prediction"]})
+        return super().eval_step(iteration, data_dict, output_dict)
+
+
+def two_kinds(folder, **trainer):
+    TwoKinds(settings(folder, **trainer), rows_loader(3, batch_size=1)).run()
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+@pytest.mark.parametrize("then", [{"resume": True}, {"overwrite": True}, {}])
+def test_a_kill_while_old_results_are_put_aside_loses_none_of_them(tmp_path, monkeypatch, renames, then):
+    save_weights(tmp_path)
+    two_kinds(tmp_path)
+    results, real, left = tmp_path / "results", Path.rename, [renames]
+
+    def rename(self, target):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            two_kinds(tmp_path, overwrite=True)
+    seen = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Saving, "after_test_epoch", lambda self, summary: seen.append(files_of(results)))
+        two_kinds(tmp_path, **then)
+    kinds = ("another", "prediction")
+    old = {f".overwritten/{kind}/{number}.npz" for kind in kinds for number in range(3)}
+    assert seen == [old | {f"{kind}/{number}.npz" for kind in kinds for number in range(3)}]
+    assert files_of(results) == seen[0] - old
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.npz")}
+
+
+def test_results_of_a_test_that_has_ended_are_put_aside_even_where_it_was_killed_before_it_had_cleaned_up(tmp_path):
+    save_weights(tmp_path)
+    whole(tmp_path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ResultsFolder, "_remove_replaced", lambda self: None)
+        whole(tmp_path, overwrite=True)
+    newest = (tmp_path / "results" / "prediction" / "0.npz").stat().st_ino
+    stopped(tmp_path, at=5, overwrite=True)
+    assert (tmp_path / "results" / ".overwritten" / "prediction" / "0.npz").stat().st_ino == newest
+
+
+def test_a_test_of_which_files_are_gone_is_not_gone_on_with(tmp_path):
+    save_weights(tmp_path)
+    stopped(tmp_path, at=6)
+    (tmp_path / "results" / "prediction" / "2.npz").unlink()
+    with pytest.raises(FolderError, match=r"files of what is done are gone \(prediction/2.npz\). Put them back, or"):
+        whole(tmp_path, resume=True)
+
+
+def test_damaged_lines_are_said_and_their_batches_are_tested_again(tmp_path):
+    save_weights(tmp_path)
+    stopped(tmp_path, at=6)
+    (journal,) = (tmp_path / "results" / ".progress").glob("*.jsonl")
+    journal.write_bytes(journal.read_bytes().replace(b'"batch": 2', b'"batch": 9'))
+    toy = whole(tmp_path, resume=True)
+    assert ("test_step", 3) in toy.calls
+    assert len(rows_of(tmp_path)) == 7
+    assert "has lost lines of what is done (attempt-0001-rank-0.jsonl): these batches are tested again" in log_of(toy)
+
+
+def test_a_full_disk_at_the_start_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    save_weights(tmp_path)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results_folder, "atomic_write", full)
+    with pytest.raises(FolderError, match=r"'.*results': No space left on device. Make space, .* --resume"):
+        whole(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ odd numbers, names
+
+
+def value_of(folder, value, weight=1):
+    class Valued(ToySingleTester):
+        def eval_step(self, iteration, data_dict, output_dict):
+            return {"v": value}
+
+        def metric_weight(self, data_dict, output_dict, result_dict):
+            return weight
+
+    save_weights(folder)
+    Valued(settings(folder)).run()
+    return rows_of(folder)[0]["values"]["v"]
+
+
+def test_a_whole_number_of_a_tensor_keeps_all_its_digits(tmp_path):
+    assert value_of(tmp_path, torch.tensor(2**53 + 1)) == 2**53 + 1
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), torch.tensor(-1.0), {"v": -1}])
+def test_a_weight_that_is_none_is_refused_naming_the_case(tmp_path, weight):
+    with pytest.raises(ResultError, match=r"metric_weight returned .* of the case '0' for .*; expected 0 or a"):
+        value_of(tmp_path, 1.0, weight)
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_that_no_float_holds_is_refused_in_its_step(tmp_path, digits):
+    with pytest.raises(ResultError, match=r"'v' is a number beyond 1.8e308"):
+        value_of(tmp_path, 10**digits)
+
+
+def test_a_name_of_bytes_that_are_no_text_has_a_row_and_a_file(tmp_path):
+    save_weights(tmp_path)
+
+    class Named(Saving):
+        def sample_name(self, iteration, data_dict):
+            return f"scan\udcff{iteration}"
+
+    Named(settings(tmp_path), rows_loader(2, batch_size=1)).run()
+    assert [row["name"] for row in rows_of(tmp_path)] == ["scan\\udcff1", "scan\\udcff2"]
+    assert len(list((tmp_path / "results" / "prediction").iterdir())) == 2
 
 
 def test_another_test_in_the_folder_is_refused_while_one_runs(tmp_path):

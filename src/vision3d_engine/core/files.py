@@ -33,7 +33,7 @@ def make_folder(path: str | Path) -> Path:
     except OSError as error:
         message = (
             f"cannot write into the folder '{folder}': {error.strerror or error}. "
-            "Set exp.output_dir to a folder that you may write to"
+            "Make space there, allow to write there, or set exp.output_dir to another folder"
         )
         raise FolderError(message) from error
 
@@ -93,6 +93,15 @@ class GrowingFile:
         except OSError:
             self._file.truncate(end)
             raise
+
+    def sync(self) -> None:
+        """Wait until what was added is on the disk, and not only with the operating system.
+
+        Raises:
+            OSError: when the disk is full or has failed.
+        """
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; a later piece opens it again."""

@@ -1,7 +1,8 @@
 """The cases of a few batches, whose numbers may still be on the device: they are read together, in one copy."""
 
+import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +21,7 @@ class CaseBlock:
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
-        self._waiting: list[torch.Tensor] = []
+        self._waiting = _waiting()
         self._since = time.monotonic()
 
     @property
@@ -35,39 +36,60 @@ class CaseBlock:
             return _number(key, value)
         if value.numel() != 1:
             raise ResultError(NOT_ONE_NUMBER.format(key, describe(value), len(self.lines) + 1))
-        copy = torch.empty((), dtype=exact_type(value.device), device=value.device)
-        self._waiting.append(copy.copy_(value.detach().reshape(())))
-        return _Waiting(len(self._waiting) - 1, is_whole=not value.is_floating_point())
+        is_whole = not (value.is_floating_point() or value.is_complex())
+        copy = torch.empty((), dtype=torch.int64 if is_whole else exact_type(value.device), device=value.device)
+        self._waiting[is_whole].append(copy.copy_(value.detach().reshape(())))
+        return _Waiting(len(self._waiting[is_whole]) - 1, is_whole)
 
     def read(self) -> list[Line]:
-        """Return the lines with all their numbers, in one copy from the device, and begin a new block."""
-        numbers, lines = on_host(self._waiting), self.lines
-        self.lines, self._waiting, self._since = [], [], time.monotonic()
+        """Return the lines with all their numbers, in one copy from the device for each type, and begin a new block.
+
+        Raises:
+            ResultError: for a weight that is none, naming the case.
+        """
+        numbers, lines = {is_whole: on_host(tensors) for is_whole, tensors in self._waiting.items()}, self.lines
+        self.lines, self._waiting, self._since = [], _waiting(), time.monotonic()
         for case in (case for line in lines for case in line["cases"]):
             case["values"] = {key: _read(value, numbers) for key, value in case["values"].items()}
             case["weights"] = _read(case["weights"], numbers)
+            _check_weights(case)
         return lines
 
 
-class _Waiting:
+class _Waiting(NamedTuple):
     """Stands for a number that is on the device."""
 
-    def __init__(self, place: int, *, is_whole: bool) -> None:
-        self.place, self.is_whole = place, is_whole
+    place: int
+    is_whole: bool
 
 
-def _read(value: Any, numbers: list[float]) -> Any:
+def _waiting() -> dict[bool, list[torch.Tensor]]:
+    """Return where numbers wait, floats and whole ones apart: a float has fewer digits than a whole number."""
+    return {False: [], True: []}
+
+
+def _read(value: Any, numbers: dict[bool, list[float]]) -> Any:
     if isinstance(value, dict):
         return {key: _read(item, numbers) for key, item in value.items()}
-    if not isinstance(value, _Waiting):
-        return value
-    return int(numbers[value.place]) if value.is_whole else numbers[value.place]
+    return numbers[value.is_whole][value.place] if isinstance(value, _Waiting) else value
+
+
+def _check_weights(case: dict[str, Any]) -> None:
+    weights = case["weights"]
+    for key, weight in weights.items() if isinstance(weights, dict) else [("all its numbers", weights)]:
+        if not (weight >= 0 and math.isfinite(weight)):
+            message = f"metric_weight returned {weight} of the case '{case['name']}' for {key}; expected 0 or a "
+            raise ResultError(f"{message}positive, finite number: what a case weighs in the means")
 
 
 def _number(key: str, value: Any) -> float:
     """Return a number of the host as JSON has it."""
     number = value.item() if hasattr(value, "item") else value
     try:
-        return number if type(number) in {int, float} else float(number)
+        as_float = float(number)
+        return number if type(number) in {int, float} else as_float
+    except OverflowError as error:
+        message = f"'{key}' is a number beyond 1.8e308, and so of no float; return its logarithm, or the like"
+        raise ResultError(message) from error
     except (TypeError, ValueError) as error:
         raise ResultError(NOT_ONE_NUMBER.format(key, describe(value), 1)) from error

@@ -1,7 +1,7 @@
 """The numbers and files of the cases of a test, kept where a killed test finds them again."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from vision3d_engine.checkpoint.files import plain_state
-from vision3d_engine.core.errors import FolderError, ResultError
+from vision3d_engine.core.errors import FolderError, ResultError, listed
+from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.case_block import CaseBlock
 from vision3d_engine.metrics.running_means import SKIPPED
 from vision3d_engine.results.folder import ResultsFolder
 from vision3d_engine.results.journal import Journal, Journals, Line, files_in
+from vision3d_engine.results.plain_records import read, written
 from vision3d_engine.results.sample_writer import SampleFiles
 from vision3d_engine.results.statistics import Statistics, worst_cases
 from vision3d_engine.results.table import CaseTable, write_summary, write_table
@@ -35,6 +37,7 @@ class CaseResults:
 
     Attributes:
         former: how many batches earlier attempts of all processes have done.
+        former_records: what `keep` was given in those of this process, by their numbers, counted from 0.
         batch: number of the batch at hand among those of all processes, from 0.
         counted: how many batches and cases were left out, once `means` has been called.
         cases: how many cases there are, likewise.
@@ -45,10 +48,10 @@ class CaseResults:
         self, folder: ResultsFolder, world: World, attempt: int, total: int | None, about: Mapping[str, Any]
     ) -> None:
         self._folder, self._world, self._total, self._about = folder, world, total, about
-        done, rank, size = Journals(folder.progress, before=attempt).done(), world.rank, world.size
-        self._done = {batch // size: cases for batch, cases in sorted(done.items()) if batch % size == rank}
-        self.former = len(done)
-        self._journal = Journal(folder.progress, attempt, rank)
+        journals = Journals(folder.progress, before=attempt)
+        done, records = journals.done(), {batch: read(kept) for batch, kept in journals.records().items()}
+        self._done, self.former_records, self.former = self._own(done), self._own(records), len(done)
+        self._journal = Journal(make_folder(folder.progress), attempt, world.rank)  # it may share none with others
         self._metrics: Any = None
         self._writer = OrderedWriter(folder.path)
         self._block = CaseBlock()
@@ -63,6 +66,11 @@ class CaseResults:
         self.cases = 0
         self.statistics: Statistics = {}
 
+    def _own(self, of_batches: Mapping[int, Any]) -> dict[int, Any]:
+        """Return what there is of this process's batches, counted by themselves, given it by their numbers of all."""
+        rank, size = self._world.rank, self._world.size
+        return {batch // size: found for batch, found in sorted(of_batches.items()) if batch % size == rank}
+
     @property
     def done_here(self) -> set[int]:
         """The batches of this process, counted from 0, that earlier attempts have done."""
@@ -72,7 +80,12 @@ class CaseResults:
         """Keep the states of metrics, ``state_dict()``, with each block, as one record with what they cover.
 
         Those of earlier attempts are handed to ``add_state(state)`` of the main process by `means`.
+
+        Raises:
+            ResultError: for metrics without states, when earlier attempts have counted batches.
         """
+        if self.former and metrics.unsaved:
+            raise ResultError(_UNSAVED.format(self._folder.path, listed(metrics.unsaved)))
         self._metrics = metrics
 
     # ------------------------------------------------------------------------------------------- batches and cases
@@ -84,7 +97,7 @@ class CaseResults:
             How many cases lie in batches before it that earlier attempts have done, and in none that was asked for.
         """
         self.batch = (number - 1) * self._world.size + self._world.rank
-        self._line = {"batch": self.batch, "opened": 0, "skipped": 0, "files": [], "cases": []}
+        self._line = {"batch": self.batch, "opened": 0, "skipped": 0, "files": [], "cases": [], "records": []}
         self._indices, self._closed = indices, []
         before = range(self._passed, number - 1)
         self._passed = number
@@ -97,7 +110,8 @@ class CaseResults:
         index = None if known is None else int(known[place])
         own = index if index is not None else self.batch if count == 1 else f"{self.batch}-{place}"
         chosen = name()
-        self._case = {"name": str(own if chosen is None else chosen), "index": index}
+        text = str(own if chosen is None else chosen)  # that of a file may hold bytes that are no text
+        self._case = {"name": text.encode(errors="backslashreplace").decode(), "index": index}
 
     def close_case(self) -> None:
         """End a case whose numbers come with the next `update`; one that is left out is not ended."""
@@ -111,6 +125,10 @@ class CaseResults:
             message = f"save_result('{kind}') is called outside of a case: call it in eval_step or after_test_step"
             raise ResultError(message)
         self._line["files"].append(self._files.save(kind, self._case["name"], values, suffix))
+
+    def keep(self, records: Iterable[Any]) -> None:
+        """Keep records of the batch at hand for an attempt that goes on with this one."""
+        self._line["records"].extend(map(written, records))
 
     def count(self, key: str) -> None:
         """Count a batch or a case that is left out."""
@@ -135,8 +153,12 @@ class CaseResults:
 
     def _end_block(self) -> None:
         if lines := self._block.read():
-            states = {} if self._metrics is None else self._metrics.state_dict()
-            self._writer.put(partial(self._journal.add, lines, to_bytes(states) if states else None))
+            self._writer.put(partial(self._journal.add, lines, self._state()))
+
+    def _state(self) -> bytes | None:
+        """Return the states of the metrics now; None where there is no metric."""
+        has_metrics = self._metrics is not None and self._metrics.names
+        return to_bytes(self._metrics.state_dict()) if has_metrics else None  # pyright: ignore[reportOptionalMemberAccess]
 
     # ------------------------------------------------------------------------------------------- the end
 
@@ -156,9 +178,11 @@ class CaseResults:
 
         Raises:
             FolderError: when results cannot be written, or those of other processes are not there.
+            ResultError: when a file was written for two samples.
         """
         self._end_block()
         self._writer.flush()
+        self._world.gather(None)  # a process that still writes puts other files in place of those it has
         self._bring_journals()
         self._add_states()
         found = self._world.gather(self._merge() if self._world.is_main else None)[0]
@@ -173,7 +197,8 @@ class CaseResults:
         there = self._world.gather([path.name for path in own])[0]
         brought = self._world.gather({path.name: path.read_bytes() for path in own if path.name not in there})
         for name, text in [item for each in brought for item in each.items()] if self._world.is_main else ():
-            (self._folder.progress / name).write_bytes(text)
+            with as_folder_error(self._folder.path), atomic_write(self._folder.progress / name) as file:
+                file.write(text)
 
     def _add_states(self) -> None:
         """Let the metrics of the main process have what earlier attempts of all processes have counted."""
@@ -183,6 +208,8 @@ class CaseResults:
             self._metrics.add_state(torch.load(path, map_location="cpu", weights_only=True))
 
     def _merge(self) -> tuple[int, int, dict[str, float]]:
+        if (path := Journals(self._folder.progress).file_of_two()) is not None:
+            raise ResultError(_TWO.format(self._folder.path / path))
         table = CaseTable(self._folder.progress)
         if self._total is not None and table.batches != self._total:
             raise FolderError(_INCOMPLETE.format(self._folder.path, table.batches, self._total))
@@ -215,6 +242,14 @@ def to_bytes(state: Any) -> bytes:
     return buffer.getvalue()
 
 
+_UNSAVED = (
+    "the test in '{}' cannot be gone on with: what these metrics have counted of batches that are done is lost, since "
+    "they have no state_dict and load_state_dict: {}. Give them both, or start anew with --overwrite"
+)
+_TWO = (
+    "'{}' was written for two samples, and holds only one of them: give each sample a name of its own in "
+    "data_dict['name'], or override sample_name, and start anew with --overwrite"
+)
 _INCOMPLETE = (
     "'{}' has the results of {} batches, and the data set has {}: either the loader has ended early, or processes on "
     "other machines have gone on with what only they have. Start anew with --overwrite, and exp.output_dir in a "

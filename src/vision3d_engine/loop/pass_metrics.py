@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from vision3d_engine.core.errors import ResultError, listed
+from vision3d_engine.core.portable import has_state
 from vision3d_engine.distributed.world import World
 from vision3d_engine.logs.logger import Logger
 from vision3d_engine.logs.number_table import number_table
@@ -102,6 +103,16 @@ class PassMetrics:
 
     # ------------------------------------------------------------------------------------------- saving
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all registered metrics."""
+        return list(self._registered)
+
+    @property
+    def unsaved(self) -> list[str]:
+        """The names of those whose state nothing can hold."""
+        return [name for name, metric in self._registered.items() if not has_state(metric)]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the states of this process by the names of their metrics, as data on the host."""
         for name, state in self._states.items():
@@ -193,7 +204,8 @@ _NOT_FINITE = (
 )
 _UNSAVED = (
     "the metric '{}' ({}) has no state_dict and load_state_dict, so a run that is resumed in the midst of a training "
-    "epoch has its number over the rest of that epoch alone: give it both"
+    "epoch has its number over the rest of that epoch alone, and a test that is killed cannot be gone on with: give it "
+    "both"
 )
 _LEFT_OUT = (
     "{} of the metric '{}' has too many numbers for summary, log and curves: draw or write it in after_val_epoch and "

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from vision3d_engine.results.journal import Journals
 from vision3d_engine.results.names import FOLDER, TABLE, named
 from vision3d_engine.results.sample_files import FORMATS
 
-_OVERWRITTEN = ".overwritten"
 Identity = Mapping[str, Any]
 """What a test must have in common with the attempts that it goes on with, as plain data by name."""
 
@@ -32,6 +31,8 @@ class ResultsFolder:
         self.path = output / named(FOLDER, test)
         self.progress = self.path / ".progress"
         self._record, self._kinds = self.progress / "test.json", self.progress / "kinds"
+        self._aside = self.path / ".overwritten"
+        self._moved = self._aside / self.progress.name
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other tests out while a block runs.
@@ -46,14 +47,22 @@ class ResultsFolder:
 
         Raises:
             FolderInUseError: when it holds files of another test that may not be replaced.
-            FolderError: when the test there is not the one to go on with.
+            FolderError: when the test there is not the one to go on with, or files of it are lost.
         """
+        self._end_moving_aside()
         former = self._read_record()
+        if former is not None and former["is_finished"]:
+            self._remove_replaced()
         if resume and former is not None and self._is_the_same(former, identity):
-            self._remove_leftovers()
+            self._go_on(former, say)
             return
         if resume and former is None:
             say(f"'{self.path}' holds no test to go on with: this one starts anew")
+        self._start_anew(former, identity, say, overwrite=overwrite)
+
+    def _start_anew(
+        self, former: dict[str, Any] | None, identity: Identity, say: Callable[[str], object], *, overwrite: bool
+    ) -> None:
         if former is not None and former["is_finished"] and not self.kinds():
             self._tell_replaced(former, identity, say)
         if self.kinds():
@@ -89,19 +98,40 @@ class ResultsFolder:
             raise FolderInUseError(
                 message + "with it, --overwrite to remove them and start anew, or --test_name NAME to keep both"
             )
-        aside, kinds = self.path / _OVERWRITTEN, self.kinds()
-        if aside.exists():
-            for kind in kinds:
+        if self._moved.exists():
+            for kind in self.kinds():
                 shutil.rmtree(self.path / kind)
             return
-        aside.mkdir()
-        for name in (*kinds, self.progress.name):
-            (self.path / name).rename(aside / name)
-        say(f"--overwrite: old results stay in '{aside}' until this test has ended")
+        self._aside.mkdir(exist_ok=True)
+        self.progress.rename(self._moved)  # first: it knows what else belongs aside
+        self._end_moving_aside()
+        say(f"--overwrite: old results stay in '{self._aside}' until this test has ended")
 
-    def _remove_leftovers(self) -> None:
+    def _end_moving_aside(self) -> None:
+        """Move the rest of an earlier test aside, where its journals are already and no other test has begun."""
+        if self.progress.exists() or not self._moved.exists():
+            return
+        for name in self._kinds_noted(self._moved / self._kinds.name):
+            (self.path / name).rename(self._aside / name)
+
+    def _go_on(self, former: dict[str, Any], say: Callable[[str], object]) -> None:
+        """Say what is damaged, and let there be the files of the batches that are done, and no others."""
+        journals = Journals(self.progress)
+        if damaged := [path.name for path in journals.damaged()]:
+            names = shortened(damaged)
+            say(f"'{self.progress}' has lost lines of what is done ({names}): these batches are tested again")
+        known = set(journals.files())
+        if not former["is_finished"]:  # whoever has the whole test may move its files
+            self._check_files(known)
+        self._remove_leftovers(known)
+
+    def _check_files(self, known: Iterable[str]) -> None:
+        if lost := sorted(name for name in known if not (self.path / name).exists()):
+            message = f"the test in '{self.path}' cannot be gone on with: files of what is done are gone "
+            raise FolderError(f"{message}({shortened(lost)}). Put them back, or start anew with --overwrite")
+
+    def _remove_leftovers(self, known: Collection[str]) -> None:
         """Remove files of batches that were not finished, which are done again."""
-        known = Journals(self.progress).files()
         for kind in self.kinds():
             for path in (self.path / kind).iterdir():
                 if path.suffix[1:] in {*FORMATS, "tmp"} and f"{kind}/{path.name}" not in known:
@@ -111,11 +141,17 @@ class ResultsFolder:
         """Note that the test has ended, and remove what it has replaced."""
         record = self._read_record() or {"identity": {}}
         self._write_record(record["identity"], is_finished=True)
-        shutil.rmtree(self.path / _OVERWRITTEN, ignore_errors=True)
+        self._remove_replaced()
+
+    def _remove_replaced(self) -> None:
+        shutil.rmtree(self._aside, ignore_errors=True)
 
     def kinds(self) -> list[str]:
         """Return the kinds of files that a test has left here."""
-        names = sorted(path.name for path in self._kinds.iterdir()) if self._kinds.is_dir() else []
+        return self._kinds_noted(self._kinds)
+
+    def _kinds_noted(self, notes: Path) -> list[str]:
+        names = sorted(path.name for path in notes.iterdir()) if notes.is_dir() else []
         return [name for name in names if (self.path / name).is_dir()]
 
     def open_kind(self, kind: str) -> Path:

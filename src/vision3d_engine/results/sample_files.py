@@ -3,44 +3,58 @@
 import hashlib
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vision3d_engine.core.errors import ResultError, listed
+from vision3d_engine.core.colors import as_colors
+from vision3d_engine.core.errors import DataError, ResultError, listed
 from vision3d_engine.core.files import atomic_write
 from vision3d_engine.core.tree import describe
 
 Arrays = dict[str, np.ndarray]
 
 _UNSAFE = re.compile(r"[^\w.+=@-]+")
-_LONGEST = 120
+_LONGEST = 120  # bytes; file systems allow 255, and a file that is being written has a longer name
 
 
 def safe_name(name: str) -> str:
     """Return a name as that of a file: letters of all scripts and digits stay, a long name ends with its digest."""
-    safe = _UNSAFE.sub("_", name).lstrip(".") or "_"
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return safe if len(safe) <= _LONGEST else f"{safe[:_LONGEST]}-{digest}"
+    safe = (_UNSAFE.sub("_", name).lstrip(".") or "_").encode()
+    digest = hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()[:12]
+    start = safe[:_LONGEST].decode(errors="ignore")
+    return start if len(safe) <= _LONGEST else f"{start}-{digest}"
 
 
 def to_arrays(values: Any) -> Arrays:
     """Return copies on the host of tensors, arrays, numbers and text; entries of a nested dict as ``a/b``.
 
     Raises:
-        ResultError: for anything else, naming it.
+        ResultError: for anything else, and two entries of one name, naming it.
     """
     if not isinstance(values, Mapping):
         raise ResultError(f"save_result got {describe(values)}; expected a dict, such as {{'labels': tensor}}")
-    arrays: Arrays = {}
+    return _by_name((name, _array(name, value)) for name, value in _leaves(values))
+
+
+def _leaves(values: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            arrays |= {f"{key}/{inner}": array for inner, array in to_arrays(value).items()}
+            yield from _leaves(value, f"{path}{key}/")
         else:
-            arrays[str(key)] = _array(str(key), value)
+            yield f"{path}{key}", value
+
+
+def _by_name(pairs: Iterable[tuple[str, np.ndarray]]) -> Arrays:
+    arrays: Arrays = {}
+    for name, array in pairs:
+        if name in arrays:
+            message = f"save_result: two entries would be called '{name}' in the file, so that one would be lost; "
+            raise ResultError(f"{message}give them names that differ")
+        arrays[name] = array
     return arrays
 
 
@@ -56,7 +70,7 @@ def _array(key: str, value: Any) -> np.ndarray:
 
 def _on_host(tensor: torch.Tensor) -> np.ndarray:
     """Return a copy; numpy has no bfloat16, which becomes float32."""
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
     return np.array(tensor.to("cpu", torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy())
 
 
@@ -69,20 +83,25 @@ def write_npz(path: Path, arrays: Arrays) -> None:
 
 
 def write_ply(path: Path, arrays: Arrays) -> None:
-    """Write a cloud: ``points`` ``(N, 3)``, and as properties whatever else has N rows."""
+    """Write a cloud, given its columns by name, as `to_columns` returns them."""
     from plyfile import PlyData, PlyElement
 
-    columns = _columns(arrays)
-    vertices = np.empty(len(arrays["points"]), dtype=[(name, column.dtype.str) for name, column in columns.items()])
-    for name, column in columns.items():
+    count = len(next(iter(arrays.values())))
+    vertices = np.empty(count, dtype=[(name, column.dtype.str) for name, column in arrays.items()])
+    for name, column in arrays.items():
         vertices[name] = column
     with atomic_write(path) as file:
         PlyData([PlyElement.describe(vertices, "vertex")]).write(file)
 
 
-def _columns(arrays: Arrays) -> Arrays:
-    """Return the properties of the vertices by name."""
-    return {name: _storable(column) for key, array in arrays.items() for name, column in _split(key, array)}
+def to_columns(arrays: Arrays) -> Arrays:
+    """Return the properties of the vertices of a cloud: of ``points`` ``(N, 3)``, and whatever else has N rows.
+
+    Raises:
+        ResultError: for what is no cloud, and what a PLY cannot hold, naming the entry.
+    """
+    _check_cloud(arrays)
+    return _by_name((name, _storable(name, part)) for key, array in arrays.items() for name, part in _split(key, array))
 
 
 def _split(key: str, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -90,27 +109,30 @@ def _split(key: str, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
         return [(key, array)]
     known = _KNOWN.get(key, ())
     names = known if len(known) == array.shape[1] else [f"{key}_{place}" for place in range(array.shape[1])]
-    array = _as_bytes(array) if key == "colors" else array
+    array = _as_bytes(array) if names is known and key == "colors" else array
     return [(name, array[:, place]) for place, name in enumerate(names)]
 
 
 def _as_bytes(colors: np.ndarray) -> np.ndarray:
-    """Return colours in 0..255, where floats are in 0..1."""
-    return colors if colors.dtype.kind in "ui" else np.rint(np.clip(colors, 0, 1) * 255).astype(np.uint8)
+    try:
+        return as_colors(colors, len(colors), "save_result(..., format='ply'): 'colors'")
+    except DataError as error:
+        raise ResultError(str(error)) from error
 
 
-def _storable(column: np.ndarray) -> np.ndarray:
-    """Return a column in one of the types that PLY has."""
-    wanted = {"b1": "u1", "f2": "f4", "i8": "i4", "u8": "u4"}.get(column.dtype.str[1:])
-    return column if wanted is None else column.astype(wanted)
+def _storable(name: str, column: np.ndarray) -> np.ndarray:
+    """Return a column, whose name and numbers PLY can have, in one of its types."""
+    if not _PROPERTY.fullmatch(name):
+        message = f"save_result(..., format='ply'): an entry is called {name!r}; a property of a PLY has a name of "
+        raise ResultError(f"{message}letters, digits and signs of ASCII, without spaces")
+    stored = column.astype(_STORED.get(column.dtype.str[1:], column.dtype))
+    if column.dtype.kind in "iu" and (stored != column).any():
+        message = f"save_result(..., format='ply'): '{name}' has numbers from {column.min()} to {column.max()}, and "
+        raise ResultError(f"{message}whole numbers of a PLY have 32 bits. Save it beside, as npz")
+    return stored
 
 
-def check_cloud(arrays: Arrays) -> None:
-    """Refuse what is no cloud, before it is handed to the thread that writes.
-
-    Raises:
-        ResultError: naming the entry.
-    """
+def _check_cloud(arrays: Arrays) -> None:
     points = arrays.get("points")
     if points is None or points.shape[1:] != (3,):
         found = listed(f"{key} {array.shape}" for key, array in arrays.items())
@@ -168,6 +190,9 @@ def _joined(columns: Arrays) -> Arrays:
 FORMATS: dict[str, Callable[[Path, Arrays], None]] = {"npz": write_npz, "ply": write_ply}
 """How files of a suffix are written."""
 
+# a float of more than 64 bits is kept in 64
+_STORED = {"b1": "u1", "f2": "f4", "f16": "f8", "f12": "f8", "i8": "i4", "u8": "u4"}
+_PROPERTY = re.compile(r"[!-~]+")
 _KNOWN = {"points": ("x", "y", "z"), "normals": ("nx", "ny", "nz"), "colors": ("red", "green", "blue")}
 _NO_ARRAY = (
     "save_result: '{}' is {}; expected a tensor, an array, numbers, text, or a dict of these. Lists of clouds of "

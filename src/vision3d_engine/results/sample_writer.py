@@ -6,8 +6,8 @@ from typing import Any
 
 from vision3d_engine.core.errors import ResultError, did_you_mean, listed
 from vision3d_engine.results.folder import ResultsFolder
-from vision3d_engine.results.sample_files import FORMATS, check_cloud, safe_name, to_arrays
-from vision3d_engine.results.writer import OrderedWriter
+from vision3d_engine.results.sample_files import FORMATS, safe_name, to_arrays, to_columns
+from vision3d_engine.results.writer import OrderedWriter, as_folder_error
 
 
 class SampleFiles:
@@ -21,35 +21,49 @@ class SampleFiles:
     def __init__(self, folder: ResultsFolder, writer: OrderedWriter) -> None:
         self._folder, self._writer = folder, writer
         self._kinds: dict[str, Path] = {}
-        self._under_way: set[Path] = set()
 
     def save(self, kind: str, sample: str, values: Any, suffix: str) -> str:
         """Hand a file to the thread that writes, and return its name.
 
         Raises:
-            ResultError: for a name that a file has already, another format, or values that it cannot hold.
+            ResultError: for another format, or values that it cannot hold, and, from the thread, for an earlier file
+                whose name another one has, whichever process has written it.
         """
         if suffix not in FORMATS:
             message = f"save_result(..., format='{suffix}'){did_you_mean(suffix, FORMATS)}: there are {listed(FORMATS)}"
             raise ResultError(message)
         arrays = to_arrays(values)
         if suffix == "ply":
-            check_cloud(arrays)
+            arrays = to_columns(arrays)
         path = self._folder_of(safe_name(kind)) / f"{safe_name(sample)}.{suffix}"
-        if path in self._under_way or path.exists():
-            raise ResultError(_CLASH.format(kind, sample, path))
-        self._under_way.add(path)
-        self._writer.put(partial(self._write, path, arrays), sum(array.nbytes for array in arrays.values()))
+        write = partial(_write_new, path, arrays, _CLASH.format(kind, sample, path))
+        self._writer.put(write, sum(array.nbytes for array in arrays.values()))
         return f"{path.parent.name}/{path.name}"
 
     def _folder_of(self, kind: str) -> Path:
         if kind not in self._kinds:
-            self._kinds[kind] = self._folder.open_kind(kind)
+            with as_folder_error(self._folder.path):
+                self._kinds[kind] = self._folder.open_kind(kind)
         return self._kinds[kind]
 
-    def _write(self, path: Path, arrays: dict[str, Any]) -> None:
+
+def _write_new(path: Path, arrays: dict[str, Any], clash: str) -> None:
+    """Write a file unless it is there, or another process is about to write it.
+
+    Raises:
+        ResultError: saying ``clash``.
+    """
+    claim = path.with_name(f".{path.name}.tmp")
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        raise ResultError(clash) from None
+    try:
+        if path.exists():
+            raise ResultError(clash)
         FORMATS[path.suffix[1:]](path, arrays)
-        self._under_way.discard(path)
+    finally:
+        claim.unlink()
 
 
 _CLASH = (

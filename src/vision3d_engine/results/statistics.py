@@ -4,6 +4,8 @@ import heapq
 import math
 from array import array
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from fractions import Fraction
 from operator import mul
 from typing import Any
 
@@ -50,19 +52,41 @@ def weight_of(case: Line, key: str) -> float:
 
 
 def _mean(values: array, weights: array) -> float:
-    if not all(map(math.isfinite, values)):  # fsum refuses infinities of both signs
-        return float(np.average(values, weights=weights))
-    return math.fsum(map(mul, values, weights)) / math.fsum(weights) if weights else math.nan
+    if not weights:
+        return math.nan
+    if infinite := [value for value in values if not math.isfinite(value)]:
+        return sum(infinite)
+    with suppress(OverflowError):
+        mean = math.fsum(map(mul, values, weights)) / math.fsum(weights)
+        if math.isfinite(mean):
+            return mean
+    return _mean_of_huge(values, weights)
+
+
+def _mean_of_huge(values: array, weights: array) -> float:
+    """Return a mean whose sums are too large for a float."""
+    exact = [Fraction(weight) for weight in weights]
+    return float(sum(map(mul, map(Fraction, values), exact)) / sum(exact))
+
+
+def _quantile(ordered: np.ndarray, share: float) -> float:
+    """Return a quantile of sorted numbers, between two of them in proportion; also where others are infinite."""
+    place = share * (len(ordered) - 1)
+    lower, upper = float(ordered[math.floor(place)]), float(ordered[math.ceil(place)])
+    beyond = place % 1
+    return lower if lower == upper else lower * (1 - beyond) + upper * beyond
 
 
 def _statistics(values: array, weights: array) -> dict[str, float]:
-    lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75)).tolist() if values else [math.nan] * 3
+    ordered = np.sort(np.frombuffer(values)) if values else np.array([math.nan])
+    is_known = not math.isnan(ordered[-1])  # which comes last
+    lower, median, upper = (_quantile(ordered, share) if is_known else math.nan for share in (0.25, 0.5, 0.75))
     found = {"mean": _mean(values, weights), "median": median, "lower_quartile": lower, "upper_quartile": upper}
     return {"cases": len(values), **found}
 
 
 def worst_cases(cases: Iterable[Line], by: tuple[str, str], count: int) -> list[tuple[str, float]]:
-    """Return names and numbers of the worst cases, the worst first; NaN is worse than any number.
+    """Return names and numbers of the worst cases that count, the worst first; NaN is worse than any number.
 
     Args:
         cases: the cases.
@@ -74,7 +98,8 @@ def worst_cases(cases: Iterable[Line], by: tuple[str, str], count: int) -> list[
     def badness(case: tuple[str, float]) -> float:
         return math.inf if math.isnan(case[1]) else sign * case[1]
 
-    found = ((case["name"], case["values"][key]) for case in cases if key in case["values"])
+    counted = (case for case in cases if key in case["values"] and weight_of(case, key))
+    found = ((case["name"], case["values"][key]) for case in counted)
     return heapq.nlargest(count, found, key=badness)
 
 

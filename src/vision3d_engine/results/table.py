@@ -93,7 +93,7 @@ def write_table(output: Path, table: CaseTable, test: str = "") -> CaseStatistic
     """
     statistics = CaseStatistics()
     with atomic_write(output / named(ROWS, test)) as rows, atomic_write(output / named(TABLE, test)) as columns:
-        text = io.TextIOWrapper(columns, encoding="utf-8", newline="", write_through=True)
+        text = io.TextIOWrapper(columns, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["index", "name", *table.keys])
         for case in table:

@@ -11,6 +11,7 @@ from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.case_results import CaseResults
 from vision3d_engine.results.folder import ResultsFolder
 from vision3d_engine.results.journal import Journals
+from vision3d_engine.results.writer import as_folder_error
 from vision3d_engine.run.session import Session
 
 # Settings of the engine that change the results of a test.
@@ -19,12 +20,14 @@ _MATTER = ("precision", "tf32", "means")
 _OWN = {"exp", "trainer", "optimizer", "scheduler"}
 # Parts of a loader's fingerprint that count what one step of all processes takes.
 _OF_ALL = ("global_batch", "samples_per_step", "batches_per_step")
+# What a loader that is read in order puts into its batches, and draws for them, depends on these.
+_IN_ORDER = ("num_workers", "drop_last")
 
 
 @contextmanager
 def opened_results(
     session: Session,
-    tester: str,
+    script: Mapping[str, str],
     name: str,
     checkpoint: Path | None,
     loader: ResumableLoader,
@@ -34,7 +37,7 @@ def opened_results(
 
     Args:
         session: settings, processes, folders, log.
-        tester: name of the tester's class.
+        script: what the test is by its script: names of classes.
         name: what the test is called, which its folder and tables are too; may be empty.
         checkpoint: the file whose weights are tested; None where the engine has loaded none.
         loader: the data.
@@ -48,9 +51,10 @@ def opened_results(
     with folder.locked() if world.is_main else nullcontext():
         attempt = None
         if world.is_main:
-            identity = {"tester": tester, "checkpoint": _digest(checkpoint), **_identity(session, loader)}
+            identity = {**script, "checkpoint": _digest(checkpoint), **_identity(session, loader)}
             resume = settings.resume or world.restarts > 0
-            folder.open(identity, session.logger.warn, resume=resume, overwrite=settings.overwrite)
+            with as_folder_error(folder.path):
+                folder.open(identity, session.logger.warn, resume=resume, overwrite=settings.overwrite)
             attempt = Journals(folder.progress).attempts + 1
         attempt = world.gather(attempt)[0]
         results = CaseResults(folder, world, attempt, _total(loader, settings.limit_batches, world.size), about)
@@ -69,12 +73,14 @@ def _digest(path: Path | None) -> str | None:
 
 
 def _identity(session: Session, loader: ResumableLoader) -> dict[str, Any]:
-    """Return settings and data that results depend on; the number of processes where data are not shared out by us."""
+    """Return settings and data that results depend on; who reads them, where data are not shared out by us."""
     trainer, size = session.settings.trainer, session.world.size
     settings = {f"trainer.{name}": getattr(trainer, name) for name in _MATTER}
     data = {key: value // size if key in _OF_ALL and value else value for key, value in loader.fingerprint().items()}
     if loader.total_length is None:
         data["processes"] = size
+    if not loader.is_positioned:
+        data |= {name: getattr(loader.loader, name, None) for name in _IN_ORDER}
     if trainer.limit_batches is not None:
         data["limit_batches"] = trainer.limit_batches * size
     own = {key: value for key, value in _as_dict(session.cfg).items() if key not in _OWN}

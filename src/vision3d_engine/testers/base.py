@@ -112,15 +112,14 @@ class BaseTester(Engine, abc.ABC):
     def add_records(self, records: Iterable[Any]) -> None:
         """Keep one record for each sample of the batch at hand, for `gather_records`.
 
-        Raises:
-            ResultError: in a test that goes on with an earlier attempt, whose records are lost.
+        Args:
+            records: in the order of the samples. A test with records of numbers, texts, None, and lists, tuples and
+                dicts of these can be gone on with; others can be anything that can be pickled.
         """
-        if self._results is not None and self._results.former:
-            message = (
-                "add_records does not go with --resume: what it kept of the batches that are done is lost. Return "
-            )
-            raise ResultError(f"{message}numbers from eval_step, use save_result, or start anew without --resume")
+        records = list(records)
         super().add_records(records)
+        if self._results is not None:
+            self._results.keep(records)
 
     def load(self, filename: str, key: str | None = None) -> None:
         """Load the weights of a checkpoint, or of any code's file, strictly.
@@ -216,9 +215,12 @@ class BaseTester(Engine, abc.ABC):
         """Test once over the loader."""
         self._records.clear()
         loader = self._loaders.get("test", self.test_loader)
-        tester = type(self).__name__
-        with opened_results(self._session, tester, self._name, self._loaded_from, loader, self.worst_by) as results:
+        metrics = {f"metrics.{name}": type(each).__name__ for name, each in self._context.metrics.registered.items()}
+        script = {"tester": type(self).__name__, **metrics}
+        with opened_results(self._session, script, self._name, self._loaded_from, loader, self.worst_by) as results:
             self._results = results
+            for number, records in results.former_records.items():
+                self._records.add(records, number + 1)
             self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases, results)
             self._pass.test()
 
