@@ -113,7 +113,8 @@ def test_a_file_that_was_written_for_two_samples_is_said_at_the_end(folder):
         results.means()
 
 
-def test_a_process_that_shares_no_folder_with_the_main_one_keeps_what_it_has_done(tmp_path):
+def test_a_process_that_shares_no_folder_with_the_main_one_keeps_what_it_has_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(case_block, "_CASES", 2)
     folder = ResultsFolder(tmp_path / "of another machine")
     assert walk(folder, 1, range(6), Counted()).means() == {"x": 2.5}
 

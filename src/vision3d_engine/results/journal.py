@@ -46,6 +46,7 @@ class Journal:
         self.attempt = attempt
         self.path = folder / f"attempt-{attempt:04d}-rank-{rank}.jsonl"
         self._file = GrowingFile(self.path)
+        self._has_head = False
         self._count = 0
         self._state: Path | None = None
 
@@ -58,8 +59,9 @@ class Journal:
         Raises:
             OSError: when the disk is full.
         """
-        head = [] if self._file.is_open else [{_HAS_STATE: state is not None}]
+        head = [] if self._has_head else [{_HAS_STATE: state is not None}]
         self._file.add(b"".join(map(_written, [*head, *lines])))
+        self._has_head = True
         self._count += len(lines)
         if state is not None:
             self._file.sync()  # a state must not be on the disk before what it covers
