@@ -138,8 +138,9 @@ def test_what_was_written_is_read_again(tmp_path):
         "label_1": torch.arange(4, dtype=torch.int32),
     }
     arrays = to_arrays(values)
-    for path, write in ((tmp_path / "a.ply", write_ply), (tmp_path / "a.npz", write_npz)):
-        write(path, arrays)
+    files = ((tmp_path / "a.ply", write_ply, to_columns(arrays)), (tmp_path / "a.npz", write_npz, arrays))
+    for path, write, held in files:
+        write(path, held)
         found = read_sample(path)
         for key, array in arrays.items():
             np.testing.assert_array_equal(found.pop(key), array)
@@ -166,6 +167,8 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name):
     (tmp_path / name).write_bytes(b"ply\nformat nonsense")
     with pytest.raises(ResultError, match=rf"{name}' cannot be read: .*--overwrite"):
         read_sample(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["ж" * 120, "字" * 100, "a" + "字" * 100, "é" * 300])
 def test_a_long_name_of_any_script_is_short_enough_for_a_file(name, tmp_path):
     assert safe_name(name)[:30] == name[:30]

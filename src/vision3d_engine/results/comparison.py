@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vision3d_engine.core.errors import ConfigError, ResultError, did_you_mean, listed
-from vision3d_engine.results.journal import parsed
 from vision3d_engine.results.names import ROWS, SUMMARY, named, tests_in
 from vision3d_engine.results.statistics import CaseStatistics
 
@@ -145,9 +144,18 @@ def group_of(name: str, per: str) -> str | None:
 def cases_of(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the cases of a ``results.jsonl`` in whole lines, each with weights; what was not finite is NaN."""
     with path.open("rb") as rows:
-        for row in filter(None, map(parsed, rows)):
+        for row in filter(None, map(_parsed, rows)):
             values = {key: math.nan if value is None else value for key, value in row["values"].items()}
             yield {"weights": 1, **row, "values": values}
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """Return a row, or None for what is none, or not whole."""
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _by_number(found: Mapping[str, Mapping[str, Any]], numbers: Sequence[str]) -> Table:
