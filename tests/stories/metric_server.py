@@ -67,6 +67,22 @@ class Least:
             self.total, self.number = self.total + other.total, self.number + other.number
 
 
+class Nested(torchmetrics.Metric):
+    """A metric whose states are those of another one."""
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torchmetrics.SumMetric()
+
+    def update(self, categories):
+        self.inner.update(len(categories))
+
+    def compute(self):
+        return self.inner.compute()
+
+
 def registered(engine):
     found = {
         "seg": ConfusionMatrix(4, ignore_index=-1),
@@ -75,6 +91,8 @@ def registered(engine):
         "own": Least(),
         "jaccard": MulticlassJaccardIndex(4, ignore_index=-1),
         "mean": torchmetrics.MeanMetric(),
+        "nested": Nested(),
+        "classes": torchmetrics.ClasswiseWrapper(MulticlassJaccardIndex(4, "none", ignore_index=-1)),
         "ap": BinaryAveragePrecision(),
         "both": torchmetrics.MetricCollection(
             {"a": MulticlassJaccardIndex(4, ignore_index=-1), "b": MulticlassJaccardIndex(4, "none", ignore_index=-1)}
@@ -87,11 +105,12 @@ def take_in(metrics, data_dict):
     clouds = {key: data_dict[key] for key in ("logits", "label", "parts", "part", "estimated", "true", "category")}
     if clouds["label"].ndim == 1:  # one case of a batch
         clouds = {key: torch.as_tensor(value)[None] for key, value in clouds.items()}
-    for name in ("seg", "jaccard", "both"):
+    for name in ("seg", "jaccard", "both", "classes"):
         metrics[name].update(clouds["logits"], clouds["label"])
     metrics["parts"].update(clouds["parts"], clouds["part"], clouds["category"])
     metrics["pose"].update(clouds["estimated"], clouds["true"])
-    metrics["own"].update(clouds["category"])
+    for name in ("own", "nested"):
+        metrics[name].update(clouds["category"])
     metrics["mean"].update(clouds["estimated"][:, 0, 3])
     metrics["ap"].update(clouds["logits"][:, 0].sigmoid(), (clouds["label"] == 0).long())
 
@@ -151,7 +170,7 @@ def refused(folder):
     trainer, said = Trainer(folder, 1, 1, {}), []
     unpicklable = Least()
     unpicklable.reset = lambda: None
-    for metric in (Unmerged(), torchmetrics.MaxMetric(), unpicklable):
+    for metric in (Unmerged(), torchmetrics.MaxMetric(), unpicklable, torchmetrics.RunningMean()):
         try:
             trainer.register_metric(f"metric{len(said)}", metric)
         except Exception as error:  # noqa: BLE001  the test decides

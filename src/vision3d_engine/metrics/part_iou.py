@@ -52,6 +52,7 @@ class PartIoU(WholeSetMetric):
         numbers = [part for each in parts.values() for part in each]
         if not parts or not all(parts.values()) or min(numbers) < 0:
             raise ConfigError(f"PartIoU got parts {dict(parts)}; expected one part or more, from 0, for each category")
+        self.parts = {name: tuple(each) for name, each in parts.items()}
         self.names = tuple(parts)
         self.num_parts = max(numbers) + 1
         self._members = torch.zeros(len(parts), self.num_parts, dtype=torch.bool)
