@@ -19,6 +19,8 @@ LAYERS = (
     ("run",),
     ("trainers", "testers"),
     ("integrations",),
+    ("report",),
+    ("viewer",),
     ("front",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -105,7 +107,7 @@ def test_the_outside_world_has_one_door_each(door):
 
 
 def test_importing_the_engine_loads_nothing_that_is_slow():
-    slow = ("pydantic", "tyro", "tensorboard", "matplotlib", "loguru", "yaml", "IPython")
+    slow = ("pydantic", "tyro", "tensorboard", "matplotlib", "loguru", "yaml", "IPython", "viser", "PIL")
     code = f"import vision3d_engine, sys; print([name for name in {slow} if name in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "[]"

@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("plots", "data", "dev")
+EXTRAS = ("plots", "data", "view", "dev")
 
 
 def lowest_versions() -> list[str]:

@@ -1,11 +1,12 @@
 """Pairs of point clouds that show the same surface, sampled twice, partly overlapping, one of them moved.
 
 Surfaces: the demo's procedural shapes, patches of a real terrain (matplotlib's sample grid), and, for testing only,
-patches of a real room: the Motorcycle scene of D. Scharstein et al., "High-resolution stereo datasets with
-subpixel-accurate ground truth", GCPR 2014.
+patches of three parts of a real room: the Motorcycle scene of D. Scharstein et al., "High-resolution stereo datasets
+with subpixel-accurate ground truth", GCPR 2014.
 """
 
 from collections.abc import Callable
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,14 @@ def terrain_patch(terrain: ndarray) -> Patch:
     return sample
 
 
+def parts_of(scan: ndarray) -> dict[str, ndarray]:
+    """Return the left, middle and right third of the points of a scan."""
+    thirds = np.array_split(scan[np.argsort(scan[:, 0], kind="stable")], 3)
+    return dict(zip(("left", "middle", "right"), thirds, strict=True))
+
+
 def scan_patch(scan: ndarray) -> Patch:
-    """Return a sampler of pieces of the room: all points within 30 to 60 cm of a random one."""
+    """Return a sampler of pieces of a scan: all points within 30 to 60 cm of a random one."""
 
     def sample(num_points: int, rng: Generator) -> ndarray:
         while True:
@@ -123,7 +130,7 @@ class PairDataset(Dataset):
     """Pairs of random patches. Each index always gives the same patch; its motion is drawn anew when training.
 
     Args:
-        patches: samplers, used in turn.
+        patches: samplers by name, used in turn; a pair is called ``NAME-INDEX``.
         num_pairs: length of the data set.
         num_points: points of a patch before it is shared out and cut; clouds have 0.4 times as many.
         max_angle_deg: largest angle of the motion.
@@ -133,7 +140,7 @@ class PairDataset(Dataset):
 
     def __init__(
         self,
-        patches: list[Patch],
+        patches: dict[str, Patch],
         num_pairs: int,
         num_points: int,
         max_angle_deg: float,
@@ -141,7 +148,9 @@ class PairDataset(Dataset):
         fixed: bool = False,
     ) -> None:
         rng = np.random.default_rng(seed)
-        self._patches = [patches[index % len(patches)](num_points, rng) for index in range(num_pairs)]
+        scenes = list(islice(cycle(patches), num_pairs))
+        self._names = [f"{scene}-{index:03d}" for index, scene in enumerate(scenes)]
+        self._patches = [patches[scene](num_points, rng) for scene in scenes]
         self._max_angle_deg = max_angle_deg
         self._seed = seed
         self._fixed = fixed
@@ -151,21 +160,29 @@ class PairDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         seed = (self._seed, index) if self._fixed else int(torch.randint(2**31, ()))
-        return make_pair(self._patches[index], np.random.default_rng(seed), self._max_angle_deg)
+        pair = make_pair(self._patches[index], np.random.default_rng(seed), self._max_angle_deg)
+        return {"name": self._names[index], **pair}
+
+
+def familiar_patches() -> dict[str, Patch]:
+    """Return the samplers of surfaces like those of the training."""
+    return {"shape": shape_patch, "terrain": terrain_patch(load_terrain())}
 
 
 def training_set(num_pairs: int, num_points: int, max_angle_deg: float, seed: int) -> PairDataset:
     """Return pairs of shapes and terrain."""
-    patches = [shape_patch, terrain_patch(load_terrain())]
-    return PairDataset(patches, num_pairs, num_points, max_angle_deg, seed)
+    return PairDataset(familiar_patches(), num_pairs, num_points, max_angle_deg, seed)
 
 
 def validation_set(num_pairs: int, num_points: int, max_angle_deg: float, seed: int) -> PairDataset:
     """Return other pairs of shapes and terrain, with fixed motions."""
-    patches = [shape_patch, terrain_patch(load_terrain())]
-    return PairDataset(patches, num_pairs, num_points, max_angle_deg, seed, fixed=True)
+    return PairDataset(familiar_patches(), num_pairs, num_points, max_angle_deg, seed, fixed=True)
 
 
 def scan_set(num_pairs: int, num_points: int, max_angle_deg: float, seed: int) -> PairDataset:
     """Return pairs of the real room, with fixed motions."""
-    return PairDataset([scan_patch(load_scan())], num_pairs, num_points, max_angle_deg, seed, fixed=True)
+    patches = {name: scan_patch(part) for name, part in parts_of(load_scan()).items()}
+    return PairDataset(patches, num_pairs, num_points, max_angle_deg, seed, fixed=True)
+
+
+TEST_SETS = {"scan": scan_set, "familiar": validation_set}

@@ -1,4 +1,8 @@
-"""Test the segmentation on dense scans, piece by piece: ``python examples/segmentation/scans.py``."""
+"""Test the segmentation on dense scans, piece by piece: ``python examples/segmentation/scans.py``.
+
+What it says of each scan lies in ``results-scans/prediction/scan-0.ply`` and so on, coloured by class, for any viewer
+of PLY files, and the truth beside it.
+"""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +15,7 @@ from data import CLASSES, make_room
 from model import SegmentationModel
 from torch.utils.data import DataLoader, Dataset
 
-from vision3d_engine import Config, ConfusionMatrix, SceneTester, load_config
+from vision3d_engine import Config, ConfusionMatrix, SceneTester, label_colors, load_config
 from vision3d_engine.data.fragments import take_points, voxel_picks
 from vision3d_engine.data.votes import flipped
 
@@ -28,10 +32,10 @@ class ScanDataset(Dataset):
     def __len__(self) -> int:
         return self._num_scans
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         scan = make_room(self._num_points, 0.5, np.random.default_rng((self._seed, index)))
         scan["points"][:, :2] -= scan["points"][:, :2].mean(dim=0)
-        return scan
+        return {"name": f"scan-{index}", **scan}
 
 
 class ScanTester(SceneTester):
@@ -39,6 +43,8 @@ class ScanTester(SceneTester):
 
     fragment_batch_points = 32_768
     vote = "softmax"
+    test_name = "scans"
+    worst_by = ("accuracy", "smallest")
 
     def __init__(self, cfg: Config, checkpoint: str = "best_crowded_seg_mIoU.pth") -> None:
         super().__init__(cfg, checkpoint)
@@ -62,9 +68,12 @@ class ScanTester(SceneTester):
 
     def eval_step(self, iteration: int, data_dict: Any, output_dict: Any) -> dict[str, Any]:
         """Compare one scan with the truth, and count which classes were taken for which."""
-        labels = data_dict["labels"]
-        self.iou.update(output_dict["prediction"], labels)
-        return {"accuracy": (output_dict["prediction"] == labels).float().mean()}
+        labels, prediction = data_dict["labels"], output_dict["prediction"]
+        self.iou.update(prediction, labels)
+        for name, classes in (("prediction", prediction), ("truth", labels)):
+            cloud = {"points": data_dict["points"], "colors": label_colors(classes), "label": classes}
+            self.save_result(name, cloud, format="ply")
+        return {"accuracy": (prediction == labels).float().mean()}
 
 
 def main(argv: Sequence[str]) -> None:

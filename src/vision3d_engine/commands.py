@@ -1,9 +1,11 @@
 """The command ``vision3d-engine``; each function below is a subcommand, its docstring the help."""
 
+import platform
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -13,8 +15,10 @@ from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
+from vision3d_engine.report.page import write_report
 from vision3d_engine.results.comparison import compare
 from vision3d_engine.verification import verify_resume
+from vision3d_engine.viewer.server import Viewer
 
 
 def demo(settings: OmitArgPrefixes[DemoSettings]) -> None:
@@ -70,12 +74,56 @@ def table(
     """Print the results of tests side by side: their summaries, or the means of groups of cases.
 
     Args:
-        runs: folders of runs that were tested.
+        runs: folders of runs that were tested, each with all its tests, or RUN:NAME for one of them.
         per: a regular expression of case names whose group names a sequence, such as '^(.*)/'; a sequence has a row.
         numbers: which numbers to show; all by default.
         markdown: print Markdown.
     """
     print(compare(runs, per, numbers, markdown))
+
+
+def report(
+    run: Positional[Path],
+    output: Path | None = None,
+    by: str | None = None,
+    worst: Literal["largest", "smallest"] | None = None,
+    cases: int = 8,
+) -> None:
+    """Write one page of HTML about a run: curves, classes, the test and its worst cases as pictures, settings, notes.
+
+    Args:
+        run: the folder of a run, which may still be under way, or RUN:NAME for one of several tests in it.
+        output: the file to write; report.html in the folder of the run by default.
+        by: the number by which cases are the worst; what the tester's worst_by says by default.
+        worst: whether its largest or its smallest are the worst; likewise, else the largest.
+        cases: how many cases are shown.
+    """
+    print(f"wrote {write_report(run, output, by, worst, cases)}")
+
+
+def view(
+    run: Positional[Path],
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    by: str | None = None,
+    worst: Literal["largest", "smallest"] | None = None,
+) -> None:
+    """Look at the clouds of a run in the browser: cases of its test, sorted by a number, and steps of its training.
+
+    Args:
+        run: the folder of a run, which may still be under way, or RUN:NAME for one of several tests in it.
+        host: where it listens: this machine alone by default, 0.0.0.0 for all networks.
+        port: the port, or the next one that is free.
+        by: the number by which cases are sorted; what the tester's worst_by says by default.
+        worst: whether its largest or its smallest come first; likewise, else the largest.
+    """
+    viewer = Viewer(run, host, port, by, worst)
+    print(f"http://{host}:{viewer.port}  (Ctrl-C ends it)")
+    print(f"from another machine: ssh -L {viewer.port}:localhost:{viewer.port} {platform.node()}", flush=True)
+    try:
+        viewer.wait()
+    finally:
+        viewer.close()
 
 
 # What follows the name of the script that verify-resume is given.
@@ -85,8 +133,10 @@ _COMMANDS = {
     "demo": demo,
     "export": export,
     "inspect": inspect,
+    "report": report,
     "table": table,
     "verify-resume": verify,
+    "view": view,
 }
 
 

@@ -158,6 +158,9 @@ def test_a_missing_or_broken_file_is_an_error(tmp_path, yaml_file):
         load_config(tmp_path / "none.yaml", [])
     with pytest.raises(ConfigError, match="is not valid YAML"):
         load_config(yaml_file("a: [1,"), [])
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\x00")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        load_config(tmp_path / "binary.yaml", [])
     with pytest.raises(ConfigError, match="holds a list"):
         load_config(yaml_file("- 1\n"), [])
 

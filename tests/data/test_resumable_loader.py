@@ -104,7 +104,7 @@ def test_changed_data_is_described():
     loader = DataLoader(Noisy(5), 2)
     before = ResumableLoader(loader, size=2).fingerprint()
     order = {"order": "in order", "drop_last": False}
-    assert before == {"samples": 5, "batches": None, "global_batch": 4} | order
+    assert before == {"samples": 5, "batches": None, "global_batch": 4, "repeat": 1} | order
     assert describe_changes(before, before | {"samples": 6}) == ["samples was 5, is 6"]
     assert describe_changes({}, before) == []
 

@@ -1,5 +1,7 @@
 """The registration example: its geometry, and a shortened run of its two scripts as processes."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vision3d_engine.metrics.registration import rotation_error_deg
+from vision3d_engine.metrics.registration import moved, rotation_error_deg
+from vision3d_engine.results.comparison import compare
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "registration"
 
@@ -18,7 +21,7 @@ def _example_on_path(monkeypatch):
     """Import the scripts' modules as the scripts do, and forget them afterwards."""
     monkeypatch.syspath_prepend(str(EXAMPLE))
     yield
-    for name in ("data", "model", "picture"):
+    for name in ("data", "model", "picture", "test"):
         sys.modules.pop(name, None)
 
 
@@ -69,12 +72,29 @@ def test_the_motion_of_a_pair_brings_its_source_onto_its_target():
 def test_the_scripts_train_and_test_in_a_shortened_form(tmp_path):
     short = ["--data.num_train", "16", "--data.num_val", "8", "--data.num_test", "4", "--data.num_points", "100"]
     short += ["--trainer.num_iters_per_epoch", "4", "--trainer.max_epoch", "1"]
-    for script in ("train.py", "test.py"):
-        command = [sys.executable, str(EXAMPLE / script), *short]
+    for script, *words in (["train.py"], ["test.py"], ["test.py", "--data.test_set", "familiar"]):
+        command = [sys.executable, str(EXAMPLE / script), *short, *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert "median_after_deg" in done.stderr
-    assert (tmp_path / "runs" / "registration" / "registration.png").stat().st_size > 0
+        if script == "test.py":
+            assert re.search(r"pairs/RR: \d.*worst cases, largest RRE first", done.stderr, re.DOTALL)
+    run = tmp_path / "runs" / "registration"
+    for test, names in {"scan": "left-000 middle-001 right-002 left-003", "familiar": "shape-000 terrain-001"}.items():
+        rows = [json.loads(line) for line in (run / f"results-{test}.jsonl").read_text().splitlines()]
+        assert [row["name"] for row in rows][: len(names.split())] == names.split()
+        for name in ("typical.png", "worst.png", f"transforms/{rows[-1]['name']}.npz"):
+            assert (run / f"results-{test}" / name).stat().st_size > 0
+    table = compare([run], per="^(.*)-")
+    assert re.findall(r"^\w+", table, re.MULTILINE) == ["shape", "terrain", "left", "middle", "right"]
+
+
+def test_a_transform_moves_points_as_its_motion_does():
+    from test import as_transform
+
+    motion = {"rotation": torch.linalg.qr(torch.randn(2, 3, 3)).Q, "translation": torch.randn(2, 3)}
+    points = torch.randn(2, 9, 3)
+    expected = points @ motion["rotation"].transpose(1, 2) + motion["translation"][:, None]
+    assert torch.allclose(moved(points, as_transform(motion)), expected.double(), atol=1e-5)
 
 
 def test_the_quick_maximum_over_neighbours_equals_the_plain_one_with_its_gradient():

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plyfile import PlyData
 
 from tests.patience import skip_if_ignored
 from tests.stories.launching import outputs_of, start, start_ranks
+from vision3d_engine import label_colors
 from vision3d_engine.core.compare import differences
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "segmentation"
@@ -84,9 +86,25 @@ def test_the_test_script_tells_the_iou_of_each_class_and_draws(straight):
 
 
 def test_a_scan_is_segmented_in_thinned_pieces_and_judged_whole(straight):
-    said = ended_well(started("scans.py", straight))
+    said = ended_well(started("scans.py", straight, "--overwrite"))
     assert re.search(r"\[Test\] accuracy: 0\.\d+, seg/mIoU: 0\.\d+", said)
     assert "test ended: 1 cases" in said
+    assert all(re.search(rf"^    {name} +[01]\.\d\d\d$", said, re.MULTILINE) for name in ("floor", "lamp"))
+
+
+def test_what_is_said_of_a_scan_lies_beside_the_truth_as_clouds_coloured_by_class(straight):
+    ended_well(started("scans.py", straight, "--overwrite"))
+    said, truth = (
+        PlyData.read(straight / "results-scans" / kind / "scan-0.ply")["vertex"] for kind in ("prediction", "truth")
+    )
+    assert len(said) == len(truth) == 6000
+    assert np.array_equal(said["x"], truth["x"])
+    for cloud in (said, truth):
+        found = np.stack([cloud[name] for name in ("red", "green", "blue")], axis=1)
+        assert np.array_equal(found, label_colors(cloud["label"]))
+    (row,) = map(json.loads, (straight / "results-scans.jsonl").read_text().splitlines())
+    assert row["name"] == "scan-0"
+    assert row["values"]["accuracy"] == pytest.approx((said["label"] == truth["label"]).mean())
 
 
 def test_stopped_by_ctrl_c_it_resumes_to_the_same_bits(straight, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from vision3d_engine.core.errors import CheckpointError, FolderError
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop import case_block
-from vision3d_engine.loop.case_results import CaseResults
+from vision3d_engine.loop.case_results import CaseResults, to_bytes
 from vision3d_engine.results.folder import ResultsFolder
 from vision3d_engine.results.journal import Journal
 
@@ -84,3 +84,20 @@ def test_a_table_that_lacks_batches_is_no_table(folder):
     with pytest.raises(FolderError, match="has the results of 4 batches, and the data set has 5"):
         results.means()
     assert not (folder.output / "results.csv").exists()
+
+
+def test_what_a_slower_process_still_writes_is_waited_for(folder, monkeypatch):
+    results = walk(folder, 1, range(4), Counted())
+    lines = [{"batch": batch, "opened": 0, "skipped": 0, "files": [], "cases": []} for batch in (4, 5)]
+    slower, state, calls = Journal(folder.progress, 1, rank=1), to_bytes({"seen": torch.zeros(8)}), []
+    slower.add(lines[:1], state)
+
+    def gather(world, value):
+        if not calls:
+            slower.add(lines[1:], state)  # which removes the state before it
+        calls.append(value)
+        return [[] if isinstance(value, list) else value]
+
+    monkeypatch.setattr(World, "gather", gather)
+    assert results.means() == {"x": 1.5}
+    slower.close()

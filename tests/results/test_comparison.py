@@ -1,17 +1,18 @@
 """Results of several runs side by side, by the command."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from vision3d_engine.commands import main
 
 
-def run_folder(path, summary, cases=()):
-    path.mkdir()
-    (path / "results.json").write_text(json.dumps({"summary": summary}))
+def run_folder(path, summary, cases=(), test="results"):
+    path.mkdir(exist_ok=True)
+    (path / f"{test}.json").write_text(json.dumps({"summary": summary}))
     rows = [{"index": i, "name": name, "values": values, **more} for i, (name, values, more) in enumerate(cases)]
-    (path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / f"{test}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -65,6 +66,32 @@ def test_runs_whose_folders_have_one_name_are_told_apart(tmp_path, capsys):
         run_folder(tmp_path / name / "outputs", {"x": 1.0})
     main(["table", *(str(tmp_path / name / "outputs") for name in ("a", "b"))])
     assert lines(capsys)[0] == ["a/outputs", "b/outputs"]
+
+
+@pytest.fixture
+def several(runs):
+    path = Path(runs[0])
+    run_folder(path, {"RRE": 9.0}, [("lab/0", {"RRE": 9.0}, {})], test="results-lomatch")
+    (path / "resultsheet.json").write_text("of the script")
+    return runs
+
+
+def test_a_run_shows_all_its_tests_by_their_names(several, capsys):
+    main(["table", *several, "--numbers", "RRE"])
+    assert lines(capsys) == [["first", "first:lomatch", "second"], ["RRE", "2.123", "9", "1"]]
+    main(["table", several[0], "--per", "^(.*)/"])
+    assert lines(capsys)[2] == ["lab", "8", "9"]
+
+
+def test_one_test_of_a_run_is_picked_by_its_name(several, capsys):
+    main(["table", f"{several[0]}:lomatch", several[1], "--numbers", "RRE"])
+    assert lines(capsys) == [["first:lomatch", "second"], ["RRE", "9", "1"]]
+    main(["table", f"{several[0]}:", "--numbers", "RRE"])
+    assert lines(capsys) == [["first"], ["RRE", "2.123"]]
+    with pytest.raises(SystemExit, match=r"no test 'lomach'; did you mean 'lomatch'\? \(there are: '', 'lomatch'\)"):
+        main(["table", f"{several[0]}:lomach"])
+    with pytest.raises(SystemExit, match="a test is named twice: first:lomatch; name each once"):
+        main(["table", several[0], f"{several[0]}:lomatch"])
 
 
 @pytest.mark.parametrize(

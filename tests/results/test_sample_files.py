@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from vision3d_engine.core.errors import ResultError
-from vision3d_engine.results.sample_files import check_cloud, safe_name, to_arrays, write_npz, write_ply
+from vision3d_engine.results.sample_files import (
+    check_cloud,
+    read_sample,
+    safe_name,
+    to_arrays,
+    write_npz,
+    write_ply,
+)
+from vision3d_engine.writers.files import FilesWriter, listed_files
 
 
 def test_an_npz_holds_tensors_arrays_numbers_texts_and_nested_dicts(tmp_path):
@@ -89,3 +97,42 @@ def test_a_name_becomes_one_that_a_file_may_have():
     long = [safe_name("a" * 500 + end) for end in "xy"]
     assert long[0] != long[1]
     assert max(map(len, long)) < 200
+
+
+def test_what_was_written_is_read_again(tmp_path):
+    values = {
+        "points": torch.rand(4, 3),
+        "normals": torch.rand(4, 3),
+        "colors": torch.tensor([[255, 0, 7]] * 4, dtype=torch.uint8),
+        "scores": torch.rand(4, 2),
+        "label_1": torch.arange(4, dtype=torch.int32),
+    }
+    arrays = to_arrays(values)
+    for path, write in ((tmp_path / "a.ply", write_ply), (tmp_path / "a.npz", write_npz)):
+        write(path, arrays)
+        found = read_sample(path)
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(found.pop(key), array)
+        assert found == {}
+
+
+def test_lines_of_a_run_are_read_with_their_colours_and_listed_with_tag_and_step(tmp_path):
+    writer = FilesWriter(tmp_path)
+    points, colors = np.eye(3, dtype=np.float32), np.full((3, 3), 9, np.uint8)
+    writer.lines("val/pairs", points, colors, np.array([[0, 2]]), np.array([[1, 2, 3]], np.uint8), step=5)
+    writer.close()
+    ((tag, step, path),) = listed_files(tmp_path)
+    assert (tag, step) == ("val/pairs", 5)
+    found = read_sample(path)
+    assert (found["points"] == points).all()
+    assert (found["colors"] == colors).all()
+    assert found["edges"].tolist() == [[0, 2]]
+    assert found["edge_colors"].tolist() == [[1, 2, 3]]
+    assert list(listed_files(tmp_path / "missing")) == []
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.ply"])
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name):
+    (tmp_path / name).write_bytes(b"ply\nformat nonsense")
+    with pytest.raises(ResultError, match=rf"{name}' cannot be read: .*--overwrite"):
+        read_sample(tmp_path / name)

@@ -148,6 +148,75 @@ def test_a_stopped_test_leaves_the_table_of_the_one_before_as_it_was(tmp_path):
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
+# ------------------------------------------------------------------------------------------------ several tests
+
+
+class LoMatch(Saving):
+    test_name = "lomatch"
+
+
+def test_tests_of_other_names_stay_beside_each_other_in_one_folder(tmp_path):
+    save_weights(tmp_path)
+    whole(tmp_path)
+    LoMatch(settings(tmp_path), rows_loader(4, batch_size=1)).run()
+    whole(tmp_path, test_name="3DMatch/val")
+    for name, cases in {"results": 7, "results-lomatch": 4, "results-3DMatch_val": 7}.items():
+        assert len((tmp_path / f"{name}.jsonl").read_text().splitlines()) == cases
+        assert json.loads((tmp_path / f"{name}.json").read_text())["cases"] == cases
+        assert (tmp_path / f"{name}.csv").exists()
+        assert len(list((tmp_path / name / "prediction").iterdir())) == cases
+
+
+def test_a_script_finds_all_files_and_rows_of_its_test_when_it_has_ended(tmp_path):
+    save_weights(tmp_path)
+    found = {}
+
+    class Drawing(LoMatch):
+        def after_test_epoch(self, summary_dict):
+            super().after_test_epoch(summary_dict)
+            rows = Path(f"{self.results_dir}.jsonl").read_text().splitlines()
+            found["rows"] = [json.loads(row)["name"] for row in rows]
+            found["files"] = sorted(path.stem for path in (self.results_dir / "prediction").iterdir())
+
+    for stops_at in (6, 0):
+        toy = Drawing(settings(tmp_path, resume=True), rows_loader(7, batch_size=1))
+        toy.stops_at = stops_at
+        if stops_at:
+            with pytest.raises(RuntimeError, match="stopped"):
+                toy.run()
+    toy.run()
+    assert found["rows"] == found["files"] == [str(k) for k in range(7)]
+
+
+def test_a_named_test_goes_on_with_its_own_attempt_alone(tmp_path):
+    save_weights(tmp_path)
+    stopped(tmp_path, at=5)
+    stopped(tmp_path, at=3, test_name="other")
+    toy = whole(tmp_path, test_name="other", resume=True)
+    assert [call for call in toy.calls if call[0] == "test_step"] == [("test_step", k) for k in (3, 4, 5, 6, 7)]
+
+
+def test_the_name_of_a_flag_wins_over_that_of_the_script(tmp_path, monkeypatch):
+    save_weights(tmp_path)
+    monkeypatch.setattr("sys.argv", ["test.py", "--test_name", "asked"])
+    LoMatch(settings(tmp_path), rows_loader(4, batch_size=1)).run()
+    assert sorted(path.name for path in tmp_path.glob("results*.json")) == ["results-asked.json"]
+
+
+def test_replacing_the_tables_of_another_test_is_said_and_those_of_other_weights_are_not(tmp_path):
+    save_weights(tmp_path)
+    ToySingleTester(settings(tmp_path)).run()
+    torch.save({"model": torch.nn.Linear(3, 1).double().state_dict()}, tmp_path / "checkpoints" / "weights.pth")
+    again, other = ToySingleTester(settings(tmp_path)), ToyBatchTester(settings(tmp_path))
+    again.run()
+    assert "will replace" not in log_of(again)
+    other.run()
+    assert "will replace" in log_of(other)
+    (line,) = [line for line in log_of(other).splitlines() if "will replace" in line]
+    assert "results.csv' of another (tester was 'ToySingleTester', is 'ToyBatchTester'" in line
+    assert line.endswith("--test_name keeps both")
+
+
 # ------------------------------------------------------------------------------------------------ files
 
 
@@ -320,7 +389,9 @@ def test_a_test_of_something_else_is_not_gone_on_with_and_both_values_are_said(t
         "config": "voxel was None, is 0.1",
     }[changed]
     toy = Saving(cfg, rows_loader(6 if changed == "data" else 7, batch_size=1))
-    with pytest.raises(FolderError, match=f"cannot be gone on with: {named}.* or start anew with --overwrite"):
+    with pytest.raises(
+        FolderError, match=f"cannot be gone on with: {named}.* start anew with --overwrite, or keep both with"
+    ):
         toy.run()
     assert len(list((tmp_path / "results" / "prediction").iterdir())) == 4
 
@@ -336,7 +407,9 @@ def test_a_finished_test_without_files_is_followed_by_another_one_also_where_the
 def test_files_of_an_earlier_test_are_neither_mixed_with_nor_replaced_without_a_word(tmp_path):
     save_weights(tmp_path)
     whole(tmp_path)
-    with pytest.raises(FolderInUseError, match=r"\(prediction: 7 files\). Add --resume to go on with it, --overwrite"):
+    with pytest.raises(
+        FolderInUseError, match=r"\(prediction: 7 files\). Add --resume to go on with it, --overwrite.* --test_name"
+    ):
         whole(tmp_path)
 
 

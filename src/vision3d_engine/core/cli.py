@@ -232,6 +232,7 @@ def add_engine_flags(parser: Flags) -> None:
     add("--cudnn_deterministic", action=_Switch, help="repeatable cuDNN kernels")
     add("--checkpoint", metavar="PATH", help="checkpoint to load: a path, or a name in the checkpoint folder")
     add("--test_epoch", type=int, metavar="N", help="test the model of this epoch")
+    add("--test_name", metavar="NAME", help="name of the test, for several tests in one run folder")
     add("--device", help="device to run on, such as cpu, cuda:1 or mps")
     add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
 

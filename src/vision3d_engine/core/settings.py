@@ -172,6 +172,8 @@ class TrainerSettings(Section):
     """Checkpoint to load: a path, or a name in the checkpoint folder."""
     test_epoch: AtLeastOne | None = None
     """Test the model of this epoch (epoch-N.pth)."""
+    test_name: str | None = None
+    """Name of the test: its tables and files are called results-NAME, so that a run folder holds several tests."""
     replica_check: Literal["error", "warn", "off"] = "error"
     """What it means when processes that train one model hold different weights: the end of the run, or a warning; or
     they are not compared (for unlike devices, and for weights that shall differ)."""

@@ -23,7 +23,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
     except OSError as error:
         message = f"cannot read the config '{path}': {error.strerror or error}"
         raise ConfigError(message) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         message = f"the config '{path}' is not valid YAML: {error}"
         raise ConfigError(message) from error
     if not isinstance(values, dict):

@@ -26,7 +26,7 @@ class StepSize(NamedTuple):
     def of(cls, fingerprint: Mapping[str, Any], processes: int) -> "StepSize | None":
         """Return what a fingerprint says of a run of so many processes; None where that is not known."""
         key = next((key for key in _AMOUNTS if fingerprint.get(key)), None)
-        if key is None or not processes:
+        if key is None or not processes or fingerprint[key] < processes:
             return None
         return cls(key, processes, fingerprint[key] // processes, fingerprint.get("grad_acc_steps", 1))
 

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from vision3d_engine import BatchTester, IterBasedTrainer, build_dataloader, build_optimizer, build_scheduler
+from vision3d_engine import (
+    BatchTester,
+    ConfusionMatrix,
+    IterBasedTrainer,
+    build_dataloader,
+    build_optimizer,
+    build_scheduler,
+)
 from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.demo.network import ShapeClassifier
 from vision3d_engine.demo.shapes import SHAPE_NAMES, ShapeDataset
@@ -93,6 +100,7 @@ class DemoTester(BatchTester):
         self.val_set = settings.val_set()
         self.register_loader(build_dataloader(self.val_set, 100, num_workers=0))
         self.register_model(ShapeClassifier())
+        self.counts = self.register_metric("shapes", ConfusionMatrix(len(SHAPE_NAMES), names=SHAPE_NAMES))
         self.predictions: list[int] = []
         self.accuracy = 0.0
 
@@ -102,8 +110,10 @@ class DemoTester(BatchTester):
 
     def eval_step(self, iteration: int, data_dict: Any, output_dict: Any) -> dict[str, Any]:
         """Judge one cloud."""
-        self.predictions.append(int(output_dict["prediction"]))
-        return {"accuracy": (output_dict["prediction"] == data_dict["label"]).float()}
+        prediction, label = output_dict["prediction"], data_dict["label"]
+        self.predictions.append(int(prediction))
+        self.counts.update(prediction, label)
+        return {"accuracy": (prediction == label).float()}
 
     def after_test_epoch(self, summary_dict: dict[str, Any]) -> None:
         """Show a few clouds in TensorBoard's mesh tab: right ones green, wrong ones red."""

@@ -168,6 +168,7 @@ class CaseResults:
 
     def _bring_journals(self) -> None:
         """Let the main process have all journals, also where it shares no folder with the others."""
+        self._world.gather(None)  # until then others may write, and remove the states that newer ones replace
         own = files_in(self._folder.progress)
         there = self._world.gather([path.name for path in own])[0]
         brought = self._world.gather({path.name: path.read_bytes() for path in own if path.name not in there})
@@ -186,7 +187,7 @@ class CaseResults:
         if self._total is not None and table.batches != self._total:
             raise FolderError(_INCOMPLETE.format(self._folder.path, table.batches, self._total))
         with as_folder_error(self._folder.output):
-            statistics = write_table(self._folder.output, table)
+            statistics = write_table(self._folder.output, table, self._folder.test)
         self.statistics = statistics.table()
         return len(table), table.skipped, statistics.means()
 
@@ -195,7 +196,7 @@ class CaseResults:
         if self._world.is_main:
             found = {"cases": self.cases, "summary": dict(numbers), "statistics": self.statistics}
             with as_folder_error(self._folder.output):
-                write_summary(self._folder.output, {**self._about, **found})
+                write_summary(self._folder.output, {**self._about, **found}, self._folder.test)
                 self._folder.finish()
 
     def worst(self, by: tuple[str, str], count: int) -> list[tuple[str, float]]:

@@ -3,14 +3,16 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vision3d_engine.core.errors import ConfigError, ResultError, did_you_mean, listed
+from vision3d_engine.results.journal import parsed
+from vision3d_engine.results.names import ROWS, SUMMARY, named, tests_in
 from vision3d_engine.results.statistics import CaseStatistics
-from vision3d_engine.results.table import ROWS, SUMMARY
 
 Table = list[list[str]]
 """Rows of cells, the first of them the head."""
@@ -18,26 +20,76 @@ Table = list[list[str]]
 _NONE, _ALL = "-", "(all)"
 
 
-def compare(runs: Sequence[Path], per: str | None = None, numbers: Sequence[str] = (), markdown: bool = False) -> str:
-    """Return a table of the numbers of runs.
+class RunTest(NamedTuple):
+    """A test of a run, by its name, which may be empty."""
 
-    Without ``per`` a number has a row, and a run a column: the summaries of the tests, and so the numbers of classes
-    too. With it a group of cases has a row, and each number of each run a column: their means.
+    run: Path
+    name: str
+
+    def file(self, kind: str) -> Path:
+        """Return where its file of a kind lies, such as ``results.json``."""
+        return self.run / named(kind, self.name)
+
+
+def compare(runs: Sequence[Path], per: str | None = None, numbers: Sequence[str] = (), markdown: bool = False) -> str:
+    """Return a table of the numbers of runs, in each of all tests, or of one: ``RUN:NAME``.
+
+    Without ``per`` a number has a row, and a test a column: the summaries of the tests, and so the numbers of classes
+    too. With it a group of cases has a row, and each number of each test a column: their means.
 
     Args:
-        runs: run folders.
+        runs: run folders, ``RUN`` or ``RUN:NAME``.
         per: a regular expression of case names, whose first group names the group.
         numbers: which numbers to show; all by default.
         markdown: return it as Markdown.
 
     Raises:
-        ResultError: for a run without results, and a number that none has.
+        ResultError: for a run without results or without this test, and a number that none has.
         ConfigError: for a pattern that is none, or matches no case.
     """
-    titles = titles_of(runs)
-    found = dict(zip(titles, [_summary(run) if per is None else _groups(run, per) for run in runs], strict=True))
+    tests = [test for run in runs for test in tests_of(run)]
+    titles = titles_of_tests(tests)
+    found = dict(zip(titles, [_summary(test) if per is None else _groups(test, per) for test in tests], strict=True))
     table = _by_number(found, numbers) if per is None else _by_group(found, numbers)
     return as_markdown(table) if markdown else as_text(table)
+
+
+def tests_of(run: Path) -> list[RunTest]:
+    """Return all tests of a run, or the one that ``RUN:NAME`` names, ``RUN:`` the one without a name.
+
+    Raises:
+        ResultError: when there is none.
+    """
+    folder, colon, name = str(run).rpartition(":")
+    if run.is_dir() or not colon:
+        if found := [RunTest(run, each) for each in tests_in(run)]:
+            return found
+        raise ResultError(_NO_TEST.format(run))
+    known = tests_in(Path(folder))
+    if name in known:
+        return [RunTest(Path(folder), name)]
+    message = f"'{folder}' has no test '{name}'{did_you_mean(name, known)} (there are: {listed(map(repr, known))}). "
+    raise ResultError(message + "Name one of them, or the folder alone for all")
+
+
+_NO_TEST = (
+    "'{}' has no results.json: no test has ended there. Run the test of this run, or name the folder that is its "
+    "exp.output_dir"
+)
+
+
+def titles_of_tests(tests: Sequence[RunTest]) -> list[str]:
+    """Return titles of runs, with the name of the test behind a colon where it has one.
+
+    Raises:
+        ResultError: for a test that is there twice.
+    """
+    runs = list(dict.fromkeys(test.run for test in tests))
+    titles = dict(zip(runs, titles_of(runs), strict=True))
+    found = [f"{titles[test.run]}:{test.name}" if test.name else titles[test.run] for test in tests]
+    if twice := [title for title, count in Counter(found).items() if count > 1]:
+        raise ResultError(f"a test is named twice: {listed(twice)}; name each once")
+    return found
 
 
 def titles_of(runs: Sequence[Path]) -> list[str]:
@@ -50,36 +102,30 @@ def titles_of(runs: Sequence[Path]) -> list[str]:
     raise ResultError(f"a run is named twice: {listed(runs)}; name each once")
 
 
-def _file_of(run: Path, name: str) -> Path:
-    path = run / name
-    if path.is_file():
-        return path
-    message = (
-        f"'{run}' has no {name}: no test has ended there. Run the test of this run, or name the folder that is its "
-    )
-    raise ResultError(message + "exp.output_dir")
+def _summary(test: RunTest) -> dict[str, Any]:
+    return json.loads(test.file(SUMMARY).read_text())["summary"]
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    return json.loads(_file_of(run, SUMMARY).read_text())["summary"]
-
-
-def _groups(run: Path, per: str) -> dict[str, dict[str, float]]:
-    """Return the means of the cases of a run in each group, and of all together."""
-    path = _file_of(run, ROWS)
+def _groups(test: RunTest, per: str) -> dict[str, dict[str, float]]:
+    """Return the means of the cases of a test in each group, and of all together."""
+    path = test.file(ROWS)
+    if not path.is_file():
+        raise ResultError(f"'{path}' is missing: the table of the test was removed. Run the test once more")
     groups, together = {}, CaseStatistics()
-    for case in _cases(path):
+    for case in cases_of(path):
         if (group := group_of(case["name"], per)) is not None:
             groups.setdefault(group, CaseStatistics()).add(case)
             together.add(case)
     if not groups:
-        message = f"--per '{per}' matches no case of '{run}' (they are called {_first_names(path)}). Give a regular "
+        message = (
+            f"--per '{per}' matches no case of '{test.run}' (they are called {_first_names(path)}). Give a regular "
+        )
         raise ConfigError(f"{message}expression with a group, of a part of their names, as in '^(.*)/'")
     return {name: group.means() for name, group in groups.items()} | {_ALL: together.means()}
 
 
 def _first_names(path: Path) -> str:
-    return listed(case["name"] for case in islice(_cases(path), 5))
+    return listed(case["name"] for case in islice(cases_of(path), 5))
 
 
 def group_of(name: str, per: str) -> str | None:
@@ -96,9 +142,10 @@ def group_of(name: str, per: str) -> str | None:
         raise ConfigError(f"{message}before the last '/' of a name") from error
 
 
-def _cases(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as rows:
-        for row in map(json.loads, rows):
+def cases_of(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the cases of a ``results.jsonl`` in whole lines, each with weights; what was not finite is NaN."""
+    with path.open("rb") as rows:
+        for row in filter(None, map(parsed, rows)):
             values = {key: math.nan if value is None else value for key, value in row["values"].items()}
             yield {"weights": 1, **row, "values": values}
 

@@ -11,6 +11,7 @@ from vision3d_engine.core.errors import FolderError, FolderInUseError, listed, s
 from vision3d_engine.core.files import atomic_write, make_folder
 from vision3d_engine.core.locks import locked_folder
 from vision3d_engine.results.journal import Journals
+from vision3d_engine.results.names import FOLDER, TABLE, named
 from vision3d_engine.results.sample_files import FORMATS
 
 _OVERWRITTEN = ".overwritten"
@@ -23,11 +24,12 @@ class ResultsFolder:
 
     Args:
         output: the run folder.
+        test: the name of the test; a run folder holds one without a name, and any number of others.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.path = output / "results"
+    def __init__(self, output: Path, test: str = "") -> None:
+        self.output, self.test = output, test
+        self.path = output / named(FOLDER, test)
         self.progress = self.path / ".progress"
         self._record, self._kinds = self.progress / "test.json", self.progress / "kinds"
 
@@ -52,6 +54,8 @@ class ResultsFolder:
             return
         if resume and former is None:
             say(f"'{self.path}' holds no test to go on with: this one starts anew")
+        if former is not None and former["is_finished"] and not self.kinds():
+            self._tell_replaced(former, identity, say)
         if self.kinds():
             self._put_aside(say, overwrite=overwrite)
         shutil.rmtree(self.progress, ignore_errors=True)
@@ -60,13 +64,22 @@ class ResultsFolder:
 
     def _is_the_same(self, former: dict[str, Any], identity: Identity) -> bool:
         """Tell whether a test can be gone on with; one that has ended without files may be followed by any other."""
-        then, now = former["identity"], json.loads(json.dumps(identity))
-        changed = [key for key in then | now if then.get(key) != now.get(key)]
+        changed = _differences(former, identity)
         if changed and not (former["is_finished"] and not self.kinds()):
-            lines = listed(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in changed)
+            lines = listed(changed.values())
             message = f"the test in '{self.path}' cannot be gone on with: {lines}. Results of both would be mixed: "
-            raise FolderError(message + "set these as they were, or start anew with --overwrite, or in another folder")
+            raise FolderError(
+                message + "set these as they were, start anew with --overwrite, or keep both with --test_name"
+            )
         return not changed
+
+    def _tell_replaced(self, former: dict[str, Any], identity: Identity, say: Callable[[str], object]) -> None:
+        """Say that the tables of another test will be replaced; testing other weights is what a folder is for."""
+        changed = _differences(former, identity)
+        changed.pop("checkpoint", None)
+        if changed:
+            table = self.output / named(TABLE, self.test)
+            say(f"this test will replace '{table}' of another ({listed(changed.values())}); --test_name keeps both")
 
     def _put_aside(self, say: Callable[[str], object], *, overwrite: bool) -> None:
         """Move files of an earlier test aside, until this one has ended; an older one that is there already stays."""
@@ -74,7 +87,7 @@ class ResultsFolder:
             found = [f"{kind}: {sum(1 for _ in (self.path / kind).iterdir())} files" for kind in self.kinds()]
             message = f"'{self.path}' holds results of an earlier test ({shortened(found)}). Add --resume to go on "
             raise FolderInUseError(
-                message + "with it, --overwrite to remove them and start anew, or set exp.output_dir"
+                message + "with it, --overwrite to remove them and start anew, or --test_name NAME to keep both"
             )
         aside, kinds = self.path / _OVERWRITTEN, self.kinds()
         if aside.exists():
@@ -129,3 +142,10 @@ class ResultsFolder:
     def _write_record(self, identity: Identity, *, is_finished: bool) -> None:
         with atomic_write(self._record) as file:
             file.write(json.dumps({"identity": identity, "is_finished": is_finished}, indent=2).encode())
+
+
+def _differences(former: dict[str, Any], identity: Identity) -> dict[str, str]:
+    """Return what a test has other than an earlier one, each with both values."""
+    then, now = former["identity"], json.loads(json.dumps(identity))
+    changed = [key for key in then | now if then.get(key) != now.get(key)]
+    return {key: f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in changed}

@@ -121,6 +121,50 @@ def check_cloud(arrays: Arrays) -> None:
             raise ResultError(f"{message}row for each of the {len(points)} points. Save it beside, as npz")
 
 
+def read_sample(path: Path) -> Arrays:
+    """Return the arrays of a file of a sample, and of a PLY of `FilesWriter`, whose lines are ``edges`` ``(M, 2)``.
+
+    Columns of a PLY that were one array, such as ``scores_0`` and ``scores_1``, are one again.
+
+    Raises:
+        ResultError: when it cannot be read.
+    """
+    try:
+        if path.suffix == ".ply":
+            return _read_ply(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # whatever numpy, zipfile and plyfile raise for a file that is damaged
+        message = f"'{path}' cannot be read: {error}. Remove it, or test again with --overwrite"
+        raise ResultError(message) from error
+
+
+def _read_ply(path: Path) -> Arrays:
+    from plyfile import PlyData
+
+    elements = {each.name: {name: each[name] for name in each.data.dtype.names} for each in PlyData.read(path)}
+    arrays = _joined(elements["vertex"])
+    if edges := elements.get("edge"):
+        ends = np.stack([edges.pop("vertex1"), edges.pop("vertex2")], axis=1)
+        arrays |= {"edges": ends} | {f"edge_{key}": array for key, array in _joined(edges).items()}
+    return arrays
+
+
+def _joined(columns: Arrays) -> Arrays:
+    """Return the opposite of `_split`."""
+    arrays: Arrays = {}
+    for key, names in _KNOWN.items():
+        if all(name in columns for name in names):
+            arrays[key] = np.stack([columns.pop(name) for name in names], axis=1)
+    groups: dict[str, Arrays] = {}
+    for name, column in columns.items():
+        key, _, place = name.rpartition("_")
+        groups.setdefault(key if key and place.isdecimal() else name, {})[name] = column
+    for key, group in groups.items():
+        arrays |= group if len(group) == 1 else {key: np.stack(list(group.values()), axis=1)}
+    return arrays
+
+
 FORMATS: dict[str, Callable[[Path, Arrays], None]] = {"npz": write_npz, "ply": write_ply}
 """How files of a suffix are written."""
 

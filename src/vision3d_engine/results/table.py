@@ -14,9 +14,8 @@ import numpy as np
 
 from vision3d_engine.core.files import atomic_write
 from vision3d_engine.results.journal import Journals, Line, Where, parsed
+from vision3d_engine.results.names import ROWS, SUMMARY, TABLE, named
 from vision3d_engine.results.statistics import CaseStatistics
-
-ROWS, TABLE, SUMMARY = "results.jsonl", "results.csv", "results.json"
 
 
 class CaseTable:
@@ -81,14 +80,19 @@ def _line_at(file: IO[bytes], offset: int) -> Line:
     return line
 
 
-def write_table(output: Path, table: CaseTable) -> CaseStatistics:
+def write_table(output: Path, table: CaseTable, test: str = "") -> CaseStatistics:
     """Write ``results.jsonl`` and ``results.csv`` into a folder, a row a case, and return what the cases say together.
+
+    Args:
+        output: the run folder.
+        table: the cases.
+        test: the name of the test, which the files then have too.
 
     Raises:
         OSError: when the disk is full; former files stay.
     """
     statistics = CaseStatistics()
-    with atomic_write(output / ROWS) as rows, atomic_write(output / TABLE) as columns:
+    with atomic_write(output / named(ROWS, test)) as rows, atomic_write(output / named(TABLE, test)) as columns:
         text = io.TextIOWrapper(columns, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["index", "name", *table.keys])
@@ -113,7 +117,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_summary(output: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``results.json``."""
-    with atomic_write(output / SUMMARY) as file:
+def write_summary(output: Path, summary: Mapping[str, Any], test: str = "") -> None:
+    """Write ``results.json``; with the name of a test ``results-NAME.json``."""
+    with atomic_write(output / named(SUMMARY, test)) as file:
         file.write((json.dumps(finite(summary), indent=2) + "\n").encode())

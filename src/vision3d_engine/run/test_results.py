@@ -23,21 +23,28 @@ _OF_ALL = ("global_batch", "samples_per_step", "batches_per_step")
 
 @contextmanager
 def opened_results(
-    session: Session, tester: str, checkpoint: Path | None, loader: ResumableLoader
+    session: Session,
+    tester: str,
+    name: str,
+    checkpoint: Path | None,
+    loader: ResumableLoader,
+    worst_by: tuple[str, str] | None = None,
 ) -> Iterator[CaseResults]:
     """Open the results folder of a run for one attempt at a test; to be called by all processes.
 
     Args:
         session: settings, processes, folders, log.
         tester: name of the tester's class.
+        name: what the test is called, which its folder and tables are too; may be empty.
         checkpoint: the file whose weights are tested; None where the engine has loaded none.
         loader: the data.
+        worst_by: by which number cases are the worst, which is noted in the results.
 
     Raises:
         FolderError: when the folder is in use, or holds results that this test may neither replace nor go on with.
     """
-    folder, world, settings = ResultsFolder(session.folders.output), session.world, session.settings.trainer
-    about = {"checkpoint": None if checkpoint is None else str(checkpoint)}
+    folder, world, settings = ResultsFolder(session.folders.output, name), session.world, session.settings.trainer
+    about = {"checkpoint": None if checkpoint is None else str(checkpoint), "worst_by": worst_by}
     with folder.locked() if world.is_main else nullcontext():
         attempt = None
         if world.is_main:

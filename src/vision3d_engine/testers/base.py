@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from vision3d_engine.checkpoint.files import available
@@ -15,6 +16,7 @@ from vision3d_engine.loop.case_results import CaseResults
 from vision3d_engine.loop.eval_pass import TestPass
 from vision3d_engine.loop.hooks import TEST_HOOKS
 from vision3d_engine.metrics.running_means import read_numbers
+from vision3d_engine.results.names import FOLDER, named
 from vision3d_engine.results.statistics import statistics_text, what_is_wrong_with
 from vision3d_engine.run.engine import Engine
 from vision3d_engine.run.session import Session
@@ -37,10 +39,13 @@ class BaseTester(Engine, abc.ABC):
         worst_by: a number's name, and whether the ``"largest"`` or the ``"smallest"`` are the worst, as in
             ``("RRE", "largest")``: the worst cases are named in the log. None: they are not.
         worst_count: how many.
+        test_name: what the test is called, for several in one run folder: with ``"lomatch"`` it leaves
+            ``results-lomatch.csv`` and so on. ``--test_name`` wins over it.
     """
 
     worst_by: tuple[str, str] | None = None
     worst_count: int = 5
+    test_name: str = ""
 
     def __init__(self, cfg: Any = None, checkpoint: str | None = None) -> None:
         session = Session(cfg, "test", {"checkpoint": checkpoint})
@@ -48,6 +53,15 @@ class BaseTester(Engine, abc.ABC):
         self.test_loader: Any = None
         self._loaded_from: Any = None
         self._results: CaseResults | None = None
+
+    @property
+    def results_dir(self) -> Path:
+        """The folder of what `save_result` writes; tables lie beside it, such as ``f"{results_dir}.csv"``."""
+        return self._session.folders.output / named(FOLDER, self._name)
+
+    @property
+    def _name(self) -> str:
+        return self._context.settings.test_name or self.test_name
 
     def register_loader(self, test_loader: Iterable[Any]) -> None:
         """Register the loader; it yields dicts."""
@@ -200,7 +214,8 @@ class BaseTester(Engine, abc.ABC):
         """Test once over the loader."""
         self._records.clear()
         loader = self._loaders.get("test", self.test_loader)
-        with opened_results(self._session, type(self).__name__, self._loaded_from, loader) as results:
+        tester = type(self).__name__
+        with opened_results(self._session, tester, self._name, self._loaded_from, loader, self.worst_by) as results:
             self._results = results
             self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases, results)
             self._pass.test()
@@ -214,6 +229,7 @@ class BaseTester(Engine, abc.ABC):
         numbers = (text.partition(": ") for text in get_format_strings(ended.metrics.in_line(ended.numbers)))
         lines = first_of({name: number for name, _, number in numbers})
         lines |= {"checkpoint": str(self._loaded_from)} if self._loaded_from is not None else {}
+        lines |= {"test": self._name} if self._name else {}
         lines |= {"run folder": str(self._session.folders.output), "time": clock_text(ended.runner.clock.elapsed_s())}
         self.log(closing_block(f"test ended: {results.cases:,} cases", lines), level="SUCCESS")
 

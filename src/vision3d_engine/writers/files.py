@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -111,6 +111,15 @@ class FilesWriter(MetricWriter):
     def close(self) -> None:
         """Close the list of files."""
         self._index.close()
+
+
+def listed_files(folder: Path) -> Iterator[tuple[str, int, Path]]:
+    """Yield tag, step and path of all that a `FilesWriter` has written there, in order; a file may be gone since."""
+    with contextlib.suppress(FileNotFoundError), (folder / _INDEX).open("rb") as index:
+        for line in index:
+            with contextlib.suppress(ValueError):  # a line that a killed process has left
+                entry = json.loads(line)
+                yield entry["tag"], entry["step"], folder / entry["file"]
 
 
 def folder_of(tag: str) -> PurePosixPath:

@@ -1,0 +1,1 @@
+"""Clouds of a run in the browser, to be turned; only this room knows viser."""
