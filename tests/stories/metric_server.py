@@ -1,9 +1,12 @@
 """A process of a world that torchrun has started: trains, validates and tests with registered metrics."""
 
+import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torchmetrics
 from torch.utils.data import Dataset
 from torchmetrics.classification import BinaryAveragePrecision, MulticlassJaccardIndex
@@ -178,8 +181,18 @@ def refused(folder):
     return said
 
 
+@contextmanager
+def one_folder():
+    """Return a folder that all processes share, as results of a test need it; gone once all are done with it."""
+    found = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    yield found[0]
+    dist.barrier()
+    shutil.rmtree(found[0], ignore_errors=True)
+
+
 def run(case):
-    with tempfile.TemporaryDirectory() as folder:
+    with one_folder() as folder:
         if case["kind"] == "refused":
             return refused(folder)
         if case["kind"] == "test":
