@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import BinaryAveragePrecision, MulticlassJaccardIndex
 
 from tests.toys import Rows, ToyBatchTester, ToyEpochTrainer, ToySingleTester, rows_loader, save_weights, settings
-from vision3d_engine import ConfusionMatrix, RegistrationError, ResultError, SkipBatch
+from vision3d_engine import CheckpointError, ConfusionMatrix, RegistrationError, ResultError, SkipBatch
 from vision3d_engine.metrics import RegistrationRecall
 
 NAMES = ["floor", "wall", "chair"]
@@ -283,6 +283,37 @@ def test_another_run_behind_a_step_that_failed_counts_every_sample_once(failing,
     assert trained(trainer).train_summaries[0]["seg/mIoU"] == mean_iou(Rows(8))
 
 
+def test_that_a_metric_of_another_library_counts_a_window_twice_behind_a_failed_step_is_said_once(tmp_path):
+    class Failing(Trainer):
+        failures = 2
+
+        def train_step(self, epoch, iteration, data_dict):
+            found = super().train_step(epoch, iteration, data_dict)
+            if iteration == 4 and self.failures:
+                self.failures -= 1
+                raise ValueError("twice")
+            return found
+
+    trainer = Failing(settings(tmp_path, grad_acc_steps=2), rows_loader(8), metric=MulticlassJaccardIndex(3))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="twice"):
+            trainer.run()
+    trainer.run()
+    text = "".join(each.read_text() for each in (tmp_path / "logs").iterdir())
+    assert text.count("'seg' (MulticlassJaccardIndex) has counted batches behind the last update, and cannot take") == 1
+
+
+def test_nothing_is_said_where_a_run_is_broken_off_behind_an_update(tmp_path):
+    class Stopping(Trainer):
+        def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        Stopping(settings(tmp_path), rows_loader(8), metric=MulticlassJaccardIndex(3)).run()
+    text = "".join(each.read_text() for each in (tmp_path / "logs").iterdir())
+    assert "behind the last update" not in text
+
+
 def test_another_run_behind_a_validation_that_failed_in_mid_epoch_counts_every_sample_once(tmp_path):
     class Failing(Trainer):
         has_failed = False
@@ -318,6 +349,22 @@ def test_a_resume_in_mid_epoch_has_the_numbers_of_the_whole_epoch(at, metric, tm
     key = "seg/mIoU" if isinstance(metric, ConfusionMatrix) else "seg"
     exact = mean_iou(Rows(8))
     assert trainer.train_summaries[0][key] == pytest.approx(exact, rel=0 if key == "seg/mIoU" else 1e-6)
+
+
+def test_a_resume_in_mid_epoch_with_other_settings_of_a_metric_is_refused(tmp_path, argv):
+    class Stopping(Trainer):
+        def after_train_step(self, epoch, iteration, data_dict, output_dict, result_dict):
+            if iteration == 2:
+                raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        Stopping(settings(tmp_path, save_every="1 iteration"), rows_loader(8)).run()
+    argv("--resume")
+    other = ConfusionMatrix(3, names=NAMES[::-1])
+    with pytest.raises(
+        CheckpointError, match=r"names \['floor', 'wall', 'chair'\], expected \['chair', 'wall', 'floor'\]"
+    ):
+        Trainer(settings(tmp_path), rows_loader(8), metric=other).run()
 
 
 class Plain:

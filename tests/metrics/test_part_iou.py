@@ -79,7 +79,7 @@ def test_a_single_shape_counts_like_a_batch_of_one():
     single.update(logits[0].T, label[0], 1)
     assert_same(single, batch)
     single.update(label[0].numpy(), label[0].numpy(), 1)
-    assert single.state_dict()["shapes"].tolist() == [0, 2, 0]
+    assert single.sums["shapes"].tolist() == [0, 2, 0]
 
 
 @pytest.mark.parametrize(

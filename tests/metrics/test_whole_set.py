@@ -41,7 +41,7 @@ def test_an_update_reads_nothing_from_the_device(make, batch):
     metric = make()
     for _ in range(2):
         metric.update(*moved(batch, "meta"))
-    assert {held.device.type for held in metric.state_dict().values()} == {"meta"}
+    assert {held.device.type for held in metric.sums.values()} == {"meta"}
 
 
 class Reads(TorchDispatchMode):
@@ -146,6 +146,44 @@ def test_states_of_another_metric_are_refused_before_any_is_added():
     with pytest.raises(ResultError, match="merge metrics that were made with the same arguments"):
         metric.merge_state([other, ConfusionMatrix(3)])
     assert metric.matrix.sum() == 0
+
+
+OTHERS = [
+    (ConfusionMatrix(4), ConfusionMatrix(4, ignore_index=1), r"got ignore_index 1, expected None; "),
+    (ConfusionMatrix(2, ["a", "b"]), ConfusionMatrix(2, ["b", "a"]), r"got names \['b', 'a'\], expected \['a', 'b'\]"),
+    (PartIoU({"a": [0, 1], "b": [2]}), PartIoU({"a": [0], "b": [1, 2]}), r"got parts .*, expected "),
+    (RegistrationRecall(), RegistrationRecall(max_translation=0.3), r"got max_translation 0.3, expected 2.0"),
+    (PointSetDistances(), PointSetDistances(0.02), r"got threshold 0.02, expected 0.01"),
+]
+
+
+@pytest.mark.parametrize(("metric", "other", "difference"), OTHERS)
+def test_what_was_counted_with_other_settings_is_neither_merged_nor_gone_on_with(metric, other, difference):
+    with pytest.raises(ResultError, match=rf"{difference}.*merge metrics that were made with the same arguments"):
+        metric.merge_state([other])
+    with pytest.raises(CheckpointError, match=rf"{difference}.*make the metric with the arguments"):
+        metric.load_state_dict(other.state_dict())
+
+
+@each_metric
+@pytest.mark.parametrize(("updates", "flag"), [("cpu", "meta"), ("meta", "cpu"), ("meta", "meta"), ("cpu", "cpu")])
+def test_a_batch_is_undone_by_a_flag_on_any_device(make, batch, updates, flag):
+    """As of a loss on CUDA while the metric is told classes on the host; meta stands for it, which reads nothing."""
+    metric, empty = make(), make().sums
+    metric.update(*moved(batch, updates))
+    metric.undo_unless(torch.zeros((), dtype=torch.bool, device=flag), empty)
+    assert {held.device.type for held in metric.sums.values()} == {max(updates, flag)}
+    metric.update(*moved(batch, updates))
+
+
+@each_metric
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_flag_says_whether_a_batch_is_undone(make, batch, is_right):
+    metric = taken_in(make, [batch])
+    earlier = metric.sums
+    metric.update(*batch)
+    metric.undo_unless(torch.tensor(is_right), earlier)
+    assert_same(metric, taken_in(make, [batch, batch] if is_right else [batch]))
 
 
 def test_the_front_door_and_the_room_hand_out_the_same_metrics():

@@ -1,9 +1,12 @@
 """A process of a world that torchrun has started: trains, validates and tests with registered metrics."""
 
+import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torchmetrics
 from torch.utils.data import Dataset
 from torchmetrics.classification import BinaryAveragePrecision, MulticlassJaccardIndex
@@ -67,6 +70,22 @@ class Least:
             self.total, self.number = self.total + other.total, self.number + other.number
 
 
+class Nested(torchmetrics.Metric):
+    """A metric whose states are those of another one."""
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torchmetrics.SumMetric()
+
+    def update(self, categories):
+        self.inner.update(len(categories))
+
+    def compute(self):
+        return self.inner.compute()
+
+
 def registered(engine):
     found = {
         "seg": ConfusionMatrix(4, ignore_index=-1),
@@ -75,6 +94,8 @@ def registered(engine):
         "own": Least(),
         "jaccard": MulticlassJaccardIndex(4, ignore_index=-1),
         "mean": torchmetrics.MeanMetric(),
+        "nested": Nested(),
+        "classes": torchmetrics.ClasswiseWrapper(MulticlassJaccardIndex(4, "none", ignore_index=-1)),
         "ap": BinaryAveragePrecision(),
         "both": torchmetrics.MetricCollection(
             {"a": MulticlassJaccardIndex(4, ignore_index=-1), "b": MulticlassJaccardIndex(4, "none", ignore_index=-1)}
@@ -87,11 +108,12 @@ def take_in(metrics, data_dict):
     clouds = {key: data_dict[key] for key in ("logits", "label", "parts", "part", "estimated", "true", "category")}
     if clouds["label"].ndim == 1:  # one case of a batch
         clouds = {key: torch.as_tensor(value)[None] for key, value in clouds.items()}
-    for name in ("seg", "jaccard", "both"):
+    for name in ("seg", "jaccard", "both", "classes"):
         metrics[name].update(clouds["logits"], clouds["label"])
     metrics["parts"].update(clouds["parts"], clouds["part"], clouds["category"])
     metrics["pose"].update(clouds["estimated"], clouds["true"])
-    metrics["own"].update(clouds["category"])
+    for name in ("own", "nested"):
+        metrics[name].update(clouds["category"])
     metrics["mean"].update(clouds["estimated"][:, 0, 3])
     metrics["ap"].update(clouds["logits"][:, 0].sigmoid(), (clouds["label"] == 0).long())
 
@@ -172,7 +194,8 @@ def refused(folder):
     trainer, said = Trainer(folder, 1, 1, {}), []
     unpicklable = Least()
     unpicklable.reset = lambda: None
-    for metric in (Unmerged(), torchmetrics.MaxMetric(), torchmetrics.MeanMetric(dist_sync_on_step=True), unpicklable):
+    synced = torchmetrics.MeanMetric(dist_sync_on_step=True)
+    for metric in (Unmerged(), torchmetrics.MaxMetric(), synced, unpicklable, torchmetrics.RunningMean()):
         try:
             trainer.register_metric(f"metric{len(said)}", metric)
         except Exception as error:  # noqa: BLE001  the test decides
@@ -180,8 +203,18 @@ def refused(folder):
     return said
 
 
+@contextmanager
+def one_folder():
+    """Return a folder that all processes share, as results of a test need it; gone once all are done with it."""
+    found = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    yield found[0]
+    dist.barrier()
+    shutil.rmtree(found[0], ignore_errors=True)
+
+
 def run(case):
-    with tempfile.TemporaryDirectory() as folder:
+    with one_folder() as folder:
         if case["kind"] == "refused":
             return refused(folder)
         if case["kind"] == "test":

@@ -54,7 +54,12 @@ def by_hand(count):
     errors = [pose_errors(cloud) for cloud in clouds]
     right = [error for error in errors if error[0] < 5 and error[1] < 2]
     counts = {f"seg/IoU/{index}": value for index, value in each.items()}
-    counts |= {"seg/OA": (true == predicted).mean(), "pose/RR": len(right) / count, "own/number": count}
+    counts |= {
+        "seg/OA": (true == predicted).mean(),
+        "pose/RR": len(right) / count,
+        "own/number": count,
+        "nested": count,
+    }
     ious = [part_ious(cloud) for cloud in clouds]
     score = torch.stack([cloud["logits"][0].sigmoid() for cloud in clouds]).flatten()
     is_first = torch.stack([cloud["label"] == 0 for cloud in clouds]).flatten()
@@ -76,6 +81,7 @@ def check(found, count):
         assert summary["both/a"] == summary["jaccard"]
         for index in range(4):
             iou = counts[f"seg/IoU/{index}"]
+            assert summary[f"classes/multiclassjaccardindex_{index}"] == summary[f"both/b/{index}"]
             assert summary[f"both/b/{index}"] == pytest.approx(0 if math.isnan(iou) else iou, rel=1e-6)
 
 
@@ -111,11 +117,12 @@ def test_what_several_processes_cannot_merge_is_refused_when_it_is_registered(wo
     if world.size == 1:
         assert said == [[]]
         return
-    for unmerged, full, synced, unpicklable in said:
+    for unmerged, full, synced, unpicklable, window in said:
         assert "which has no merge_state; on several processes merge_state(others) takes in" in unmerged
         assert "torchmetrics merges no state of MaxMetric" in full
         assert "torchmetrics merges no state of MeanMetric" in synced
         assert "cannot be pickled" in unpicklable
+        assert "torchmetrics merges no state of RunningMean" in window
         assert {each.partition(":")[0] for each in (unmerged, full, synced, unpicklable)} == {"RegistrationError"}
 
 

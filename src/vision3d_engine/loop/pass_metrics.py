@@ -67,15 +67,15 @@ class PassMetrics:
         self._counts, mark = False, self._mark if mark is None else mark
         for name, state in list(self._states.items()):
             if not state.can_undo:
-                self._tell_counted(name, state, mark)
+                self._tell_counted(name, state, mark, _COUNTED)
             elif name in mark:
                 state.undo(mark[name])
             else:
                 del self._states[name]
 
-    def _tell_counted(self, name: str, state: MetricState, mark: Mark) -> None:
+    def _tell_counted(self, name: str, state: MetricState, mark: Mark, message: str) -> None:
         if name not in mark or state.has_counted_since(mark[name]):
-            self._tell(_COUNTED.format(name, type(state.metric).__name__))
+            self._tell(message.format(name, type(state.metric).__name__))
 
     def undo_unless_finite(self, loss: Any) -> None:
         """Come back to where the step began if its loss is not finite, which is not read from its device."""
@@ -85,15 +85,17 @@ class PassMetrics:
         for name, state in self._states.items():
             if state.can_undo:
                 state.undo_unless(is_finite, mark.get(name) or state_of(self._registered[name]).mark())
-            elif name not in mark or state.has_counted_since(mark[name]):
-                self._tell(_NOT_FINITE.format(name, type(state.metric).__name__))
+            else:
+                self._tell_counted(name, state, mark, _NOT_FINITE)
 
     def roll_back(self) -> None:
-        """Come back to the last update, when a step behind it has failed; this engine's metrics alone can."""
+        """Come back to the last update, when a step behind it has failed; what cannot is said."""
         for name, state in list(self._states.items()):
-            if state.can_undo and name in self._kept:
+            if not state.can_undo:
+                self._tell_counted(name, state, self._kept, _TWICE)
+            elif name in self._kept:
                 state.undo(self._kept[name])
-            elif state.can_undo:
+            else:
                 del self._states[name]
 
     def _tell(self, message: str) -> None:
@@ -122,7 +124,7 @@ class PassMetrics:
 
     def add_state(self, saved: Mapping[str, Any]) -> None:
         """Take in what a process has saved, beside what there is; a metric that nobody registers now is left out."""
-        for name in saved.keys() & self._registered.keys():
+        for name in (each for each in self._registered if each in saved):
             other = state_of(self._registered[name])
             other.load_state_dict(saved[name])
             if name in self._states:
@@ -197,6 +199,10 @@ class PassMetrics:
 _COUNTED = (
     "a batch is left out which the metric '{}' ({}) has counted, and cannot take back: call its update last in the "
     "step. This is said once"
+)
+_TWICE = (
+    "the metric '{}' ({}) has counted batches behind the last update, and cannot take them back: if run() goes on from "
+    "there, its number of this epoch has them twice, as only metrics of vision3d_engine.metrics do not"
 )
 _NOT_FINITE = (
     "the metric '{}' ({}) counts batches whose loss is not finite, which means leave out: only metrics of "

@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -14,6 +13,7 @@ import torch
 from vision3d_engine.core.errors import RegistrationError, ResultError, listed
 from vision3d_engine.core.portable import decoded, encoded, has_state
 from vision3d_engine.core.tree import describe, map_leaves
+from vision3d_engine.metrics.torchmetrics_parts import all_parts, is_of_torchmetrics, merge, unmerged
 from vision3d_engine.metrics.whole_set import WholeSetMetric
 
 # How many numbers of one vector are in summaries and curves: the classes of ScanNet200 are.
@@ -105,11 +105,11 @@ class SumsState(MetricState):
 
     def mark(self) -> Any:
         """Return its sums."""
-        return self.metric.state_dict()
+        return self.metric.sums
 
     def undo(self, mark: Any) -> None:
         """Come back to a mark."""
-        self.metric.load_state_dict(mark)
+        self.metric.undo(mark)
 
     def undo_unless(self, is_right: torch.Tensor, mark: Any) -> None:
         """Come back to a mark unless a flag on the device is set, which is not read."""
@@ -121,7 +121,7 @@ class TorchmetricsState(MetricState):
 
     def __init__(self, registered: Any) -> None:
         super().__init__(registered)
-        for part in _parts(self.metric):
+        for part in all_parts(self.metric):
             part.persistent(mode=True)
             part.distributed_available_fn = _is_never_distributed
             part.compute_with_cache = False  # a merge would not be noticed
@@ -144,8 +144,7 @@ class TorchmetricsState(MetricState):
     def merge(self, others: Iterable[Any]) -> None:
         """Take in others, in whose lists this one's samples come behind: torchmetrics puts what comes in first."""
         for other in others:
-            for own, part in zip(_members(self.metric), _members(other), strict=True):
-                own.merge_state(part)
+            merge(self.metric, other)
 
     def compute(self) -> Any:
         """Return the metric's number or numbers."""
@@ -164,32 +163,11 @@ def _is_never_distributed() -> bool:
     return False
 
 
-def _parts(metric: Any) -> list[Any]:
-    """Return all of torchmetrics' metrics within one."""
-    return [module for module in metric.modules() if isinstance(module, _torchmetrics().Metric)]
-
-
-def _members(metric: Any) -> list[Any]:
-    """Return the metrics of a collection, each with a state of its own; a metric is its only one."""
-    is_many = isinstance(metric, _torchmetrics().MetricCollection)
-    return list(metric.values(copy_state=True)) if is_many else [metric]
-
-
-def _torchmetrics() -> Any:
-    """Return torchmetrics, if the script has imported it."""
-    return sys.modules.get("torchmetrics")
-
-
-def _is_of_torchmetrics(metric: Any) -> bool:
-    library = _torchmetrics()
-    return library is not None and isinstance(metric, library.Metric | library.MetricCollection)
-
-
 def state_of(registered: Any) -> MetricState:
     """Return an empty state of a registered metric."""
     if isinstance(registered, WholeSetMetric):
         return SumsState(registered)
-    return TorchmetricsState(registered) if _is_of_torchmetrics(registered) else MetricState(registered)
+    return TorchmetricsState(registered) if is_of_torchmetrics(registered) else MetricState(registered)
 
 
 def merged(registered: Any, packed: list[bytes]) -> MetricState:
@@ -205,10 +183,10 @@ def merged(registered: Any, packed: list[bytes]) -> MetricState:
 
 def trace_of(registered: Any) -> Any:
     """Return what is equal until the script updates the object itself; None where that cannot be told."""
-    if _is_of_torchmetrics(registered):
-        return [part.update_count for part in _parts(registered)]
+    if is_of_torchmetrics(registered):
+        return [part.update_count for part in all_parts(registered)]
     if isinstance(registered, WholeSetMetric):
-        return pickle.dumps({name: held.tolist() for name, held in registered.state_dict().items()})
+        return pickle.dumps({name: held.tolist() for name, held in registered.sums.items()})
     return None
 
 
@@ -221,7 +199,7 @@ def check_metric(name: str, metric: Any, processes: int) -> None:
     if isinstance(metric, type):
         message = f"register_metric('{name}') got the class {metric.__name__}; expected an object of it: "
         raise RegistrationError(f"{message}{metric.__name__}(...)")
-    methods = _METHODS if processes == 1 or _is_of_torchmetrics(metric) else (*_METHODS, "merge_state")
+    methods = _METHODS if processes == 1 or is_of_torchmetrics(metric) else (*_METHODS, "merge_state")
     if missing := [each for each in methods if not callable(getattr(metric, each, None))]:
         message = f"register_metric('{name}') got {describe(metric)}, which has no {listed(missing)}"
         several = "; on several processes merge_state(others) takes in those of the others"
@@ -232,15 +210,10 @@ def check_metric(name: str, metric: Any, processes: int) -> None:
 
 def _check_exchange(name: str, metric: Any) -> None:
     """Refuse what torchmetrics does not merge, and what does not travel between processes."""
-    members = _members(metric) if _is_of_torchmetrics(metric) else []
-    refused = [type(each).__name__ for each in members if each.full_state_update is not False or each.dist_sync_on_step]
-    if refused:
-        message = f"register_metric('{name}'): torchmetrics merges no state of {listed(refused)}, whose "
-        message += (
-            "full_state_update is not False, or which is made with dist_sync_on_step=True, so it has no number on "
-        )
-        message += "several processes; leave the latter out, choose another metric, "
-        raise RegistrationError(message + "or keep records by add_records and compute it over gather_records()")
+    if is_of_torchmetrics(metric) and (refused := unmerged(metric)):
+        message = f"register_metric('{name}'): torchmetrics merges no state of {listed(refused)}, so it has no number "
+        message += "on several processes; choose another metric, or keep records by add_records and compute it over "
+        raise RegistrationError(message + "gather_records()")
     try:
         state_of(metric).packed()
     except Exception as error:

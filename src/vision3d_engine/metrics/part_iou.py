@@ -56,6 +56,7 @@ class PartIoU(WholeSetMetric):
         is_right = isinstance(parts, Mapping) and bool(parts) and all(map(are_whole, parts.values()))
         expected = "the parts of each category by its name, whole numbers from 0, such as {'mug': [36, 37]}"
         require(is_right, self, expected, parts=parts)
+        self.parts = {name: tuple(each) for name, each in parts.items()}
         self.names = tuple(parts)
         self.num_parts = max(map(max, parts.values())) + 1
         self._members = torch.zeros(len(parts), self.num_parts, dtype=torch.bool)

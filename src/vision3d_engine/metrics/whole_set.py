@@ -9,6 +9,8 @@ import torch
 
 from vision3d_engine.core.errors import CheckpointError, ResultError
 from vision3d_engine.core.messages import say
+from vision3d_engine.core.plain import to_plain
+from vision3d_engine.core.tree import leaves
 from vision3d_engine.metrics.arguments import as_tensor
 from vision3d_engine.metrics.step_rows import exact_type
 
@@ -24,6 +26,8 @@ class WholeSetMetric(ABC):
     Its state is a set of sums by name: int64 where something is counted, float64 where not (float32 on MPS, which has
     no float64). So parts of the set that were counted apart are merged by adding up: counts exactly, other sums up to
     their rounding. States stay on the CPU until an update brings tensors of another device, and from then on there.
+
+    Its public attributes of plain data are its settings: what was counted with other ones is not taken in.
     """
 
     def __init__(self, **sums: torch.Tensor) -> None:
@@ -47,27 +51,47 @@ class WholeSetMetric(ABC):
         for state in states:
             self._compare(state, ResultError, "merge metrics that were made with the same arguments")
         for state in states:
-            self._add(**state)
+            self._add(**state["sums"])
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the sums, which what follows does not change; does not wait for the device."""
-        return dict(self._sums)
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the sums, and the settings they were counted with; does not wait for the device."""
+        return {"settings": self._settings(), "sums": self.sums}
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from the sums of a metric that was made with the same arguments."""
         self._compare(state, CheckpointError, "make the metric with the arguments that it had when it was saved")
-        self._sums = {name: state[name].to(held.device, held.dtype) for name, held in self._sums.items()}
+        self._sums = {name: state["sums"][name].to(held.device, held.dtype) for name, held in self._sums.items()}
 
-    def undo_unless(self, is_right: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
-        """Go back to an earlier state of this metric unless a flag on the device is set, which is not read."""
-        earlier = {name: _moved(held, is_right.device) for name, held in state.items()}
-        self._sums = {name: torch.where(is_right, held, earlier[name]) for name, held in self._sums.items()}
+    @property
+    def sums(self) -> dict[str, torch.Tensor]:
+        """The sums by name, which what follows does not change."""
+        return dict(self._sums)
 
-    def _compare(self, state: Mapping[str, torch.Tensor], error: type[Exception], advice: str) -> None:
-        """Raise an error if a state has other names or shapes than this metric's."""
-        got, expected = ({name: tuple(each.shape) for name, each in sums.items()} for sums in (state, self._sums))
-        if got != expected:
-            raise error(f"{type(self).__name__} got a state of another metric: {got}; expected {expected}; {advice}")
+    def undo(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Go back to earlier sums of this metric."""
+        self._sums = dict(sums)
+
+    def undo_unless(self, is_right: torch.Tensor, sums: Mapping[str, torch.Tensor]) -> None:
+        """Go back to earlier sums of this metric unless a flag on the device is set, which is not read.
+
+        Sums that are still on the CPU move to the flag's device, since the flag cannot come to them without a wait.
+        """
+        for name, held in self._sums.items():
+            now, earlier = _moved(held, is_right.device), _moved(sums[name], is_right.device)
+            flag = is_right.to(now.device, non_blocking=True)
+            self._sums[name] = torch.where(flag, now, earlier.to(now.device, now.dtype, non_blocking=True))
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the public attributes, but for what is no plain data."""
+        named = to_plain({name: value for name, value in vars(self).items() if not name.startswith("_")})
+        return {name: value for name, value in named.items() if all(_is_plain(leaf) for _, leaf in leaves(value))}
+
+    def _compare(self, state: Mapping[str, Mapping[str, Any]], error: type[Exception], advice: str) -> None:
+        """Raise an error if a state has other settings, names or shapes than this metric's."""
+        got, expected = _outline(state), _outline(self.state_dict())
+        if wrong := [name for name in got | expected if got.get(name) != expected.get(name)]:
+            each = "; ".join(f"got {name} {got.get(name)}, expected {expected.get(name)}" for name in wrong)
+            raise error(f"{type(self).__name__} got a state of another metric: {each}; {advice}")
 
     def _add(self, **values: torch.Tensor | int) -> None:
         """Add a value to each sum that is named; one of them at least is a tensor."""
@@ -81,6 +105,16 @@ class WholeSetMetric(ABC):
     def _read(self) -> dict[str, torch.Tensor]:
         """Return the sums on the host as float64, which holds counts exactly; a share of counts is then exact too."""
         return {name: held.cpu().double() for name, held in self._sums.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _outline(state: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what states must have in common to be added up: settings, names and shapes."""
+    shapes = {f"shape of {name}": tuple(held.shape) for name, held in state.get("sums", {}).items()}
+    return {**state.get("settings", {}), **shapes}
 
 
 def _moved(held: torch.Tensor, device: torch.device) -> torch.Tensor:
