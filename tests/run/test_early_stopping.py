@@ -86,6 +86,17 @@ def test_a_run_ends_in_good_order_and_says_the_best_value_and_when_it_was(tmp_pa
     assert saved["metadata"]["epoch"] == 4
 
 
+def test_that_better_numbers_were_not_better_by_enough_is_said():
+    rule = EarlyStopping("score", "max", 1, 0.2)
+    rule.prepare({})
+    rule.judge({"score": 1.0}, 1)
+    rule.judge({"score": 1.1}, 2)
+    expected = (
+        "'score' has not improved by more than 0.2 (early_stopping_min_delta) in 1 validations; the best one was 1 "
+    )
+    assert rule.reason() == expected + "in epoch 1"
+
+
 def test_a_resume_with_the_same_settings_ends_at_once_and_with_a_larger_patience_goes_on(tmp_path, capsys):
     scores = [1.0, 3.0, 2.0, 3.0, 2.0, 2.0, 2.0, 2.0]
     train(tmp_path, scores)

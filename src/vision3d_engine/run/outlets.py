@@ -205,10 +205,11 @@ class Outlets:
             name: what its numbers are called.
             metric: one of `vision3d_engine.metrics`, one of torchmetrics, or any object with ``update``, ``compute``,
                 ``reset`` and, for several processes, ``merge_state(others)``. It stays as it is: passes work with
-                copies.
+                copies, so keep and update what is returned.
 
         Raises:
-            RegistrationError: when it lacks one of these methods or cannot be merged, and for a name that is taken.
+            RegistrationError: when it lacks one of these methods or cannot be merged, and for a name that is taken; in
+                a run, when some processes have registered other metrics.
         """
         return self._context.metrics.register(name, metric)
 
