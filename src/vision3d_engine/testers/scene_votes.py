@@ -87,9 +87,8 @@ class SceneVotes:
         if len(without) > 0:
             message = f"{len(without)} of {self._num_points} points of {self._where} are in no fragment with a finite "
             message += f"weight above 0, the first is {int(without[0])}: let split_scene yield fragments that cover "
-            raise DataError(
-                message + "them, or leave them out of the scene and bring them back by data_dict['inverse']"
-            )
+            message += "them, or leave them out of the scene and bring them back by data_dict['inverse']"
+            raise DataError(message)
         if int(self._visits.sum()) != self._expected_visits:
             message = f"a fragment of {self._where} has a point twice in its index, so one of its votes would be lost"
             raise DataError(f"{message}: let split_scene yield each point once a fragment (index.unique())")
