@@ -57,7 +57,7 @@ class CaseResults:
         self._indices: list[int] | None = None
         self._case: dict[str, Any] | None = None
         self._closed: list[dict[str, Any]] = []
-        self._passed = 0
+        self._passed = self._taken = 0
         self.batch = 0
         self.counted: dict[str, int] = {}
         self.cases = 0
@@ -67,6 +67,16 @@ class CaseResults:
     def done_here(self) -> set[int]:
         """The batches of this process, counted from 0, that earlier attempts have done."""
         return set(self._done)
+
+    @property
+    def done_cases(self) -> int:
+        """How many cases this process has done, in all attempts."""
+        return sum(self._done.values()) + self._taken
+
+    @property
+    def of_process(self) -> str:
+        """Says, where there are several, that numbers are of one process."""
+        return " of this process" if self._world.size > 1 else ""
 
     def follow(self, metrics: Any) -> None:
         """Keep the states of metrics, ``state_dict()``, with each block, as one record with what they cover.
@@ -126,14 +136,16 @@ class CaseResults:
         if not by_key:
             case["weights"] = self._block.take("weight", weights)
         self._line["cases"].append(case)
+        self._taken += 1
 
     def close_batch(self) -> None:
         """End a batch; it counts as done when its block has been written."""
         self._block.lines.append(self._line)
         if self._block.is_full:
-            self._end_block()
+            self.keep()
 
-    def _end_block(self) -> None:
+    def keep(self) -> None:
+        """Keep the batches that have ended, whose numbers may still wait on the device; a thread writes them."""
         if lines := self._block.read():
             states = {} if self._metrics is None else self._metrics.state_dict()
             self._writer.put(partial(self._journal.add, lines, to_bytes(states) if states else None))
@@ -157,7 +169,7 @@ class CaseResults:
         Raises:
             FolderError: when results cannot be written, or those of other processes are not there.
         """
-        self._end_block()
+        self.keep()
         self._writer.flush()
         self._bring_journals()
         self._add_states()

@@ -21,6 +21,7 @@ from vision3d_engine.results.statistics import statistics_text, what_is_wrong_wi
 from vision3d_engine.run.engine import Engine
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.test_results import opened_results
+from vision3d_engine.run.test_stopping import StopsBehindBatches
 
 
 class BaseTester(Engine, abc.ABC):
@@ -217,8 +218,11 @@ class BaseTester(Engine, abc.ABC):
         tester = type(self).__name__
         with opened_results(self._session, tester, self._name, self._loaded_from, loader, self.worst_by) as results:
             self._results = results
-            self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases, results)
-            self._pass.test()
+            stops = StopsBehindBatches(results, self.log)
+            after_iteration = stops.after(self._after_iteration)
+            self._pass = TestPass(self, self._context, loader, after_iteration, self._cases, results)
+            with stops.listening():
+                self._pass.test()
 
     def _tell_end(self) -> None:
         """Say once more what came out, over how many cases and of which weights; a script's own loop is its own."""
