@@ -17,7 +17,7 @@ from vision3d_engine.results.folder import ResultsFolder
 from vision3d_engine.results.journal import Journal, Journals, Line, files_in
 from vision3d_engine.results.sample_writer import SampleFiles
 from vision3d_engine.results.statistics import Statistics, worst_cases
-from vision3d_engine.results.table import CaseTable, write_summary, write_table
+from vision3d_engine.results.table import CaseTable, refuse_taken, write_summary, write_table
 from vision3d_engine.results.writer import OrderedWriter, as_folder_error
 
 
@@ -129,6 +129,7 @@ class CaseResults:
 
     def update(self, results: Mapping[str, Any], weights: Any) -> None:
         """Take in the numbers of the next case that was closed, and what they weigh."""
+        refuse_taken(results)
         case = self._closed.pop(0)
         case["values"] = {key: self._block.take(key, value) for key, value in results.items()}
         by_key = isinstance(weights, Mapping)
