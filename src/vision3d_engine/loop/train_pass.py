@@ -81,8 +81,7 @@ class TrainPass:
         self._add_own_listeners()
         self._between, self._ending = between, between.ending
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
-        self.meters = RunningMeans(context.counters.sum_up)
-        self.metrics = context.metrics.new_pass()
+        self.meters, self.metrics = RunningMeans(context.counters.sum_up), context.metrics.new_pass()
         self._skips = TrainSkips(trainer, context, loader, self.meters, self._uneven.walked)
         bar = context.progress_bar(f"epoch {self._epoch}{f'/{trainer.max_epoch}' if trainer.max_epoch else ''}")
         parts: dict[str, Any] = {"prefetcher": prefetcher, "bar": bar, "where": self._skips.batches.where}
