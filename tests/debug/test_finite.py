@@ -36,6 +36,20 @@ class Spoiled(ToyEpochTrainer):
         return output_dict, result_dict
 
 
+@pytest.mark.filterwarnings("ignore:Error detected in")
+def test_in_debug_mode_a_backward_pass_that_makes_nan_stops_the_run_in_its_step_and_keeps_the_batch(tmp_path):
+    class Rooted(ToyEpochTrainer):
+        def train_step(self, epoch, iteration, data_dict):
+            output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+            if iteration == 2:
+                result_dict["loss"] = result_dict["loss"] + (self.model.weight * 0).sqrt().sum()
+            return output_dict, result_dict
+
+    with pytest.raises(NonFiniteError, match=r"epoch 1, iteration 2: .* returned nan values .*The batch is saved in"):
+        Rooted(settings(tmp_path, debug=True)).run()
+    assert torch.load(tmp_path / "debug" / "batch-epoch1-iter2.pt", weights_only=True)["x"].shape == (2, 3)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_in_debug_mode_a_loss_that_is_not_finite_stops_the_run_in_its_step_and_keeps_the_batch(precision, tmp_path):
     toy = Spoiled(settings(tmp_path, debug=True, precision=precision))

@@ -60,6 +60,24 @@ def test_the_table_is_markdown_where_that_is_asked_for(runs, capsys):
     assert capsys.readouterr().out == expected
 
 
+def test_infinity_is_shown_as_such_and_is_a_number_of_groups(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", {"loss": "inf"}, [("a/0", {"loss": "inf"}, {}), ("b/0", {"loss": 2.0}, {})])
+    main(["table", str(run)])
+    assert lines(capsys) == [["run"], ["loss", "inf"]]
+    main(["table", str(run), "--per", "^(.*)/"])
+    assert lines(capsys)[1:3] == [["a", "inf"], ["b", "2"]]
+
+
+def test_a_number_of_the_whole_set_has_no_groups_which_is_told(runs):
+    with pytest.raises(SystemExit, match=r"'IoU/wall' is a number of the whole set, .* Leave out --per, or .*RRE"):
+        main(["table", runs[0], "--per", "^(.*)/", "--numbers", "IoU/wall"])
+
+
+def test_a_file_in_place_of_a_run_folder_is_told_with_the_folder(runs):
+    with pytest.raises(SystemExit, match=r"results.json' is a file: name the run folder, '.*first'"):
+        main(["table", f"{runs[0]}/results.json"])
+
+
 def test_runs_whose_folders_have_one_name_are_told_apart(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -60,10 +60,10 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
     journal(tmp_path, 1, 0, line(0, (0, {"a": math.nan}), (1, {"a": math.inf})))
     write_table(tmp_path, CaseTable(tmp_path))
     rows = (tmp_path / "results.jsonl").read_text().splitlines()
-    assert [json.loads(row)["values"] for row in rows] == [{"a": None}, {"a": None}]
+    assert [json.loads(row)["values"] for row in rows] == [{"a": None}, {"a": "inf"}]
     assert (tmp_path / "results.csv").read_text() == "index,name,a\n0,n0,nan\n1,n1,inf\n"
-    write_summary(tmp_path, {"summary": {"a": math.nan}})
-    assert json.loads((tmp_path / "results.json").read_text()) == {"summary": {"a": None}}
+    write_summary(tmp_path, {"summary": {"a": math.nan, "b": -math.inf}})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"summary": {"a": None, "b": "-inf"}}
 
 
 def test_the_memory_that_a_case_takes_does_not_depend_on_its_numbers(tmp_path):

@@ -1,5 +1,6 @@
 """What a script shows: clouds, correspondences, images, figures, histograms and texts, read back from TensorBoard."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +308,49 @@ def test_an_image_that_cannot_be_read_in_one_way_is_told(toy, image, options, sa
     assert str(caught.value).startswith("write_image('x'): ")
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.full((8, 6), 200.0), "got floats from 200 to 200, expected 0 to 1: they look like 0 to 255"),
+        (torch.tensor([[-2.1, 2.6]]), "got floats from -2.1 to 2.6, expected 0 to 1: undo a normalisation"),
+        (torch.tensor([[0.5, float("nan")]]), "got NaN or infinity in 1 numbers, expected floats from 0 to 1"),
+        (torch.tensor([[0.5, float("inf")]]), "got NaN or infinity in 1 numbers"),
+    ],
+)
+def test_floats_that_are_no_shares_of_white_are_told_with_their_range(toy, image, said):
+    with pytest.raises(DataError, match=said) as caught:
+        toy.write_image("x", image)
+    assert str(caught.value).startswith("write_image('x'): ")
+
+
+def test_floats_that_rounding_has_put_out_of_their_range_are_cut(toy, tmp_path):
+    toy.write_image("x", torch.tensor([[-1e-6, 1 + 1e-6]]))
+    toy.run()
+    assert pixels(tmp_path, "x")[..., 0].tolist() == [[0, 255]]
+
+
+def test_an_empty_cloud_alone_is_written_as_one_beside_others(toy, kept):
+    toy.write_points("one", torch.rand(5, 3)[:0])
+    toy.write_points("labelled", torch.rand(0, 3), labels=torch.zeros(0, dtype=torch.int64))
+    assert [[cloud.shape for cloud in points] for _, points, _, _ in told(toy, kept)] == [[(0, 3)], [(0, 3)]]
+
+
+def test_a_histogram_of_nothing_is_told_once(toy, kept):
+    for index in range(2):
+        toy.write_histogram("weights", torch.zeros(0), index)
+    assert told(toy, kept) == []
+    assert Path(toy.log_file).read_text().count("write_histogram('weights'): there is no number to count") == 1
+
+
+@pytest.mark.parametrize("name", ["points", "image", "figure", "histogram", "text"])
+def test_every_call_refuses_a_tag_that_is_no_text_and_a_step_that_is_no_whole_number(toy, name):
+    write = getattr(toy, f"write_{name}")
+    with pytest.raises(DataError, match=rf"write_{name}: got the tag a tensor of shape \(8, 3\), expected a text"):
+        write(torch.zeros(8, 3), "tag")
+    with pytest.raises(DataError, match=rf"write_{name}\('x'\): index: got 1.5 \(float\), expected a whole number"):
+        write("x", torch.zeros(8, 3), index=1.5)
+
+
 def test_figures_histograms_and_texts_reach_tensorboard(toy, kept, tmp_path):
     from matplotlib.figure import Figure
 
@@ -325,6 +369,8 @@ def test_figures_histograms_and_texts_reach_tensorboard(toy, kept, tmp_path):
 def test_what_is_no_figure_and_no_numbers_is_told(toy):
     with pytest.raises(DataError, match=r"write_figure\('x'\): got None, expected a figure of matplotlib"):
         toy.write_figure("x", None)
+    with pytest.raises(DataError, match=r"write_figure\('x'\): got the module matplotlib.pyplot, expected a figure"):
+        toy.write_figure("x", importlib.import_module("matplotlib.pyplot"))
     with pytest.raises(DataError, match=r"write_histogram\('x'\): values: got .* expected real numbers"):
         toy.write_histogram("x", ["a"])
 

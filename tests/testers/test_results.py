@@ -122,6 +122,17 @@ def test_the_means_honour_the_weights_of_the_cases(tmp_path):
     assert toy.summary == {"a": (1 + 4 + 9) / 6, "b": 2.0}
 
 
+@pytest.mark.parametrize("name", ["index", "name"])
+def test_a_number_with_the_name_of_a_column_that_every_table_has_is_refused(tmp_path, name):
+    class Taken(Saving):
+        def eval_step(self, iteration, data_dict, output_dict):
+            return {name: 1.0}
+
+    save_weights(tmp_path)
+    with pytest.raises(ResultError, match=f"eval_step returned a number '{name}', which is a column of results.csv"):
+        Taken(settings(tmp_path)).run()
+
+
 def test_the_log_tells_quartiles_and_the_worst_cases_that_are_asked_for(tmp_path):
     save_weights(tmp_path)
     toy = Saving(settings(tmp_path), rows_loader(7, batch_size=1))

@@ -307,6 +307,11 @@ def test_fragments_that_do_not_make_the_scene_stop_the_test_and_say_why(tmp_path
         run(tmp_path, split_scene=split_scene)
 
 
+def test_an_empty_scene_is_told_with_its_name_and_how_to_leave_it_out(tmp_path):
+    with pytest.raises(DataError, match=r"scene 2 \('hall'\) is empty: leave it out by raise SkipBatch"):
+        run(tmp_path, [make_scene(), {"points": torch.zeros(0, 3), "name": "hall"}])
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

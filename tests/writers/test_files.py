@@ -106,6 +106,20 @@ def test_a_file_of_the_same_tag_and_step_is_replaced(toy, tmp_path):
     assert [path.name for path in (tmp_path / "files" / "note").iterdir()] == ["step-000000.txt"]
 
 
+def test_fewer_clouds_of_the_same_tag_and_step_replace_all_that_were_there(toy, tmp_path):
+    for step in (1, 12):
+        for count in (3, 2):
+            toy.write_points("cloud", torch.rand(count, 4, 3), index=step)
+    for count in (2, 1):
+        toy.write_points("single", torch.rand(count, 4, 3))
+    toy.write_text("cloud", "a note", 1)
+    toy.run()
+    names = {path.name for path in (tmp_path / "files" / "cloud").iterdir()}
+    steps = {f"step-{step:06d}-{number}.ply" for step in (1, 12) for number in (0, 1)}
+    assert names == steps | {"step-000001.txt"}
+    assert [path.name for path in (tmp_path / "files" / "single").iterdir()] == ["step-000000.ply"]
+
+
 @pytest.mark.parametrize("tag", ["val/cloud", "a.b-c_d=1+2", "größe"])
 def test_a_plain_tag_is_its_folder(tag):
     assert str(folder_of(tag)) == tag

@@ -17,6 +17,7 @@ from vision3d_engine.distributed.parallel.shards import local_part
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 
 _MAX_NAMES = 5
+_OF_ANOMALY = "returned nan values in its"  # torch has no class for the error of its anomaly detection
 # A look at the weights costs as much as a tiny step, so log lines that follow each other faster share one.
 _LOOK_EVERY_S = 1.0
 
@@ -131,6 +132,22 @@ class DebugChecks:
             return loss, *dicts
 
         return checked
+
+    def around(self, iterate: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
+        """Return an iteration that keeps its batch where autograd's anomaly detection stops its backward pass."""
+
+        def kept(iteration: int, data_dict: Any) -> None:
+            try:
+                iterate(iteration, data_dict)
+            except RuntimeError as error:
+                if _OF_ANOMALY not in str(error):
+                    raise
+                what = (
+                    f"{str(error).rstrip('.')} in the backward pass; torch's warning above names the line of the step"
+                )
+                raise self._failure(iteration, data_dict, f"{what} that it belongs to") from error
+
+        return kept
 
     def check_gradients(self, _epoch: int, iteration: int, data_dict: Any, *_dicts: Any) -> None:
         """Look at the norm of the gradients, and for names only when it is not finite.

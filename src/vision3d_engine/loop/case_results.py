@@ -19,7 +19,7 @@ from vision3d_engine.results.journal import Journal, Journals, Line, files_in
 from vision3d_engine.results.plain_records import read, written
 from vision3d_engine.results.sample_writer import SampleFiles
 from vision3d_engine.results.statistics import Statistics, worst_cases
-from vision3d_engine.results.table import CaseTable, write_summary, write_table
+from vision3d_engine.results.table import CaseTable, refuse_taken, write_summary, write_table
 from vision3d_engine.results.writer import OrderedWriter, as_folder_error
 
 
@@ -60,7 +60,7 @@ class CaseResults:
         self._indices: list[int] | None = None
         self._case: dict[str, Any] | None = None
         self._closed: list[dict[str, Any]] = []
-        self._passed = 0
+        self._passed = self._taken = 0
         self.batch = 0
         self.counted: dict[str, int] = {}
         self.cases = 0
@@ -75,6 +75,16 @@ class CaseResults:
     def done_here(self) -> set[int]:
         """The batches of this process, counted from 0, that earlier attempts have done."""
         return set(self._done)
+
+    @property
+    def done_cases(self) -> int:
+        """How many cases this process has done, in all attempts."""
+        return sum(self._done.values()) + self._taken
+
+    @property
+    def of_process(self) -> str:
+        """Says, where there are several, that numbers are of one process."""
+        return " of this process" if self._world.size > 1 else ""
 
     def follow(self, metrics: Any) -> None:
         """Keep the states of metrics, ``state_dict()``, with each block, as one record with what they cover.
@@ -137,6 +147,7 @@ class CaseResults:
 
     def update(self, results: Mapping[str, Any], weights: Any) -> None:
         """Take in the numbers of the next case that was closed, and what they weigh."""
+        refuse_taken(results)
         case = self._closed.pop(0)
         case["values"] = {key: self._block.take(key, value) for key, value in results.items()}
         by_key = isinstance(weights, Mapping)
@@ -144,14 +155,16 @@ class CaseResults:
         if not by_key:
             case["weights"] = self._block.take("weight", weights)
         self._line["cases"].append(case)
+        self._taken += 1
 
     def close_batch(self) -> None:
         """End a batch; it counts as done when its block has been written."""
         self._block.lines.append(self._line)
         if self._block.is_full:
-            self._end_block()
+            self.keep()
 
-    def _end_block(self) -> None:
+    def keep(self) -> None:
+        """Keep the batches that have ended, whose numbers may still wait on the device; a thread writes them."""
         if lines := self._block.read():
             self._writer.put(partial(self._journal.add, lines, self._state()))
 
@@ -180,7 +193,7 @@ class CaseResults:
             FolderError: when results cannot be written, or those of other processes are not there.
             ResultError: when a file was written for two samples.
         """
-        self._end_block()
+        self.keep()
         self._writer.flush()
         self._world.gather(None)  # a process that still writes puts other files in place of those it has
         self._bring_journals()

@@ -77,15 +77,15 @@ class TrainPass:
         self._before_step, self._after_backward, self._after_step = map(context.hooks.of, _MOMENTS)
         self._weights: Any = None
         self._observers: list[Callable[..., None]] = []
+        self._iteration: Callable[[int, Any], None] = self._iterate
         self._add_own_listeners()
         self._between, self._ending = between, between.ending
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
-        self.meters = RunningMeans(context.counters.sum_up)
-        self.metrics = context.metrics.new_pass()
+        self.meters, self.metrics = RunningMeans(context.counters.sum_up), context.metrics.new_pass()
         self._skips = TrainSkips(trainer, context, loader, self.meters, self._uneven.walked)
         bar = context.progress_bar(f"epoch {self._epoch}{f'/{trainer.max_epoch}' if trainer.max_epoch else ''}")
         parts: dict[str, Any] = {"prefetcher": prefetcher, "bar": bar, "where": self._skips.batches.where}
-        self.runner = Runner("train", self._iterate, self._after_iteration, **parts)
+        self.runner = Runner("train", self._iteration, self._after_iteration, **parts)
         parts = {"runner": self.runner, "meters": self.meters, "metrics": self.metrics, "skips": self._skips}
         self._log = TrainLog(trainer, context, loader, **parts, ending=self._ending)
         self._seen_at_update = (context.progress.total_steps, context.progress.own_samples)
@@ -96,6 +96,7 @@ class TrainPass:
             skips, folder = self._context.precision.is_scaled, self._context.debug_folder
             checks = DebugChecks(self._trainer.model, are_skipped=skips, epoch=self._epoch, folder=folder)
             self._after_backward = [*self._after_backward, checks.check_gradients]
+            self._iteration = checks.around(self._iterate)
             self._step = checks.over(self._step) if self._context.settings.nonfinite != "skip" else self._step
         acts: tuple[Any, ...] = (self._step, self._train_step, self._after_backward)
         self._joining = Joining(self._context, self._trainer.model, self._update, self._uneven, *acts)

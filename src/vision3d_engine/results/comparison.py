@@ -49,6 +49,8 @@ def compare(runs: Sequence[Path], per: str | None = None, numbers: Sequence[str]
     tests = [test for run in runs for test in tests_of(run)]
     titles = titles_of_tests(tests)
     found = dict(zip(titles, [_summary(test) if per is None else _groups(test, per) for test in tests], strict=True))
+    if per is not None:
+        _refuse_of_whole(numbers, tests, found.values())
     table = _by_number(found, numbers) if per is None else _by_group(found, numbers)
     return as_markdown(table) if markdown else as_text(table)
 
@@ -59,6 +61,8 @@ def tests_of(run: Path) -> list[RunTest]:
     Raises:
         ResultError: when there is none.
     """
+    if run.is_file():
+        raise ResultError(f"'{run}' is a file: name the run folder, '{run.parent}'")
     folder, colon, name = str(run).rpartition(":")
     if run.is_dir() or not colon:
         if found := [RunTest(run, each) for each in tests_in(run)]:
@@ -123,6 +127,16 @@ def _groups(test: RunTest, per: str) -> dict[str, dict[str, float]]:
     return {name: group.means() for name, group in groups.items()} | {_ALL: together.means()}
 
 
+def _refuse_of_whole(numbers: Sequence[str], tests: Sequence[RunTest], found: Any) -> None:
+    """Raise `ResultError` for a number of summaries that no case has."""
+    of_cases = list(dict.fromkeys(key for groups in found for group in groups.values() for key in group))
+    of_whole = {key for test in tests if test.file(SUMMARY).is_file() for key in _summary(test)}
+    for name in numbers:
+        if name in of_whole and name not in of_cases:
+            message = f"'{name}' is a number of the whole set, which single cases do not have, so there is none of a "
+            raise ResultError(f"{message}group. Leave out --per, or name one of cases ({listed(of_cases)})")
+
+
 def _first_names(path: Path) -> str:
     return listed(case["name"] for case in islice(cases_of(path), 5))
 
@@ -142,10 +156,10 @@ def group_of(name: str, per: str) -> str | None:
 
 
 def cases_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the cases of a ``results.jsonl`` in whole lines, each with weights; what was not finite is NaN."""
+    """Yield the cases of a ``results.jsonl`` in whole lines, each with weights, and numbers where JSON has none."""
     with path.open("rb") as rows:
         for row in filter(None, map(_parsed, rows)):
-            values = {key: math.nan if value is None else value for key, value in row["values"].items()}
+            values = {key: _as_number(value) for key, value in row["values"].items()}
             yield {"weights": 1, **row, "values": values}
 
 
@@ -156,6 +170,11 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
+
+
+def _as_number(value: Any) -> float:
+    """Return a number that `results.table.finite` has made data of JSON."""
+    return math.nan if value is None else float(value) if isinstance(value, str) else value
 
 
 def _by_number(found: Mapping[str, Mapping[str, Any]], numbers: Sequence[str]) -> Table:
@@ -189,10 +208,10 @@ def _chosen(runs: Any, numbers: Sequence[str]) -> list[str]:
 
 
 def number_text(value: Any) -> str:
-    """Return a number with four digits; a dash where there is none, and of a summary where it is not finite."""
+    """Return a number with four digits; a dash where there is none, and of a summary where it is NaN."""
     if value is None:
         return _NONE
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    return str(value) if isinstance(value, int | str) else f"{value:.4g}"
 
 
 def as_text(table: Table) -> str:

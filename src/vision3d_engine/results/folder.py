@@ -96,7 +96,8 @@ class ResultsFolder:
             found = [f"{kind}: {sum(1 for _ in (self.path / kind).iterdir())} files" for kind in self.kinds()]
             message = f"'{self.path}' holds results of an earlier test ({shortened(found)}). Add --resume to go on "
             raise FolderInUseError(
-                message + "with it, --overwrite to remove them and start anew, or --test_name NAME to keep both"
+                message + "with it, --overwrite to remove them and start anew, or --test_name NAME to keep both; in a "
+                "script with several tests give each tester a test_name"
             )
         if self._moved.exists():
             for kind in self.kinds():

@@ -12,10 +12,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from vision3d_engine.core.errors import ResultError, listed
 from vision3d_engine.core.files import atomic_write
 from vision3d_engine.results.journal import Journals, Line, Where, parsed
 from vision3d_engine.results.names import ROWS, SUMMARY, TABLE, named
 from vision3d_engine.results.statistics import CaseStatistics
+
+_COLUMNS = ("index", "name")
 
 
 class CaseTable:
@@ -95,7 +98,7 @@ def write_table(output: Path, table: CaseTable, test: str = "") -> CaseStatistic
     with atomic_write(output / named(ROWS, test)) as rows, atomic_write(output / named(TABLE, test)) as columns:
         text = io.TextIOWrapper(columns, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["index", "name", *table.keys])
+        writer.writerow([*_COLUMNS, *table.keys])
         for case in table:
             statistics.add(case)
             rows.write(_as_row(case))
@@ -105,16 +108,25 @@ def write_table(output: Path, table: CaseTable, test: str = "") -> CaseStatistic
 
 
 def _as_row(case: Line) -> bytes:
-    row = {key: case[key] for key in ("index", "name", "values")}
+    row = {key: case[key] for key in (*_COLUMNS, "values")}
     weighs = {} if case["weights"] == 1 else {"weights": case["weights"]}
     return (json.dumps(finite(row | weighs)) + "\n").encode()
 
 
 def finite(value: Any) -> Any:
-    """Return data with None in place of NaN and infinity, which JSON does not have."""
+    """Return data as JSON has them: None in place of NaN, and the texts "inf" and "-inf", as a CSV has them too."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
+
+
+def refuse_taken(values: Mapping[str, Any]) -> None:
+    """Raise `ResultError` for a number with the name of a column that every table has."""
+    if taken := [name for name in _COLUMNS if name in values]:
+        message = f"eval_step returned a number '{taken[0]}', which is a column of results.csv already (it has "
+        raise ResultError(f"{message}{listed(_COLUMNS)} of each case). Give the number another name")
 
 
 def write_summary(output: Path, summary: Mapping[str, Any], test: str = "") -> None:

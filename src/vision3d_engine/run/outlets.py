@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from vision3d_engine.core.errors import DataError
@@ -25,7 +26,7 @@ class Outlets:
         self._context = context
         self._records = SampleRecords(context.world)
         self._pass: Any = None
-        self._told_dropped: set[str] = set()
+        self._told: set[str] = set()
 
     @property
     def log_file(self) -> str | None:
@@ -87,7 +88,7 @@ class Outlets:
             DataError: for another shape or type, or numbers of points and colours that differ.
         """
         if self._context.writers.is_here:
-            with self._naming(f"write_points('{tag}')") as call:
+            with self._naming("write_points", tag, index) as call:
                 clouds = as_clouds(points, colors, labels, values, palette)
                 self._say_dropped(call, clouds.dropped, "points")
             self._context.writers.points(tag, clouds.points, clouds.colors, int(index))
@@ -126,7 +127,7 @@ class Outlets:
             DataError: for another shape or type, or a row that a cloud does not have.
         """
         if self._context.writers.is_here:
-            with self._naming(f"write_correspondences('{tag}')") as call:
+            with self._naming("write_correspondences", tag, index) as call:
                 marks = as_marks(is_inlier, distances, threshold)
                 lines = as_lines(source_points, target_points, correspondences, marks, offset)
                 self._say_dropped(call, lines.dropped, "points")
@@ -138,15 +139,15 @@ class Outlets:
 
         Args:
             tag: name of the image.
-            image: uint8, or floats from 0 to 1, which are clipped; with 1, 3 or 4 channels, or none.
+            image: uint8, or floats from 0 to 1; with 1, 3 or 4 channels, or none.
             index: step on TensorBoard's axis, and in the name of the file.
             dataformats: its axes, one of HW, CHW, HWC, NCHW, NHWC; may be left out where only one fits the shape.
 
         Raises:
-            DataError: for another type, or a shape that does not fit or fits two.
+            DataError: for another type, floats out of 0 to 1 or NaN, or a shape that does not fit or fits two.
         """
         if self._context.writers.is_here:
-            with self._naming(f"write_image('{tag}')"):
+            with self._naming("write_image", tag, index):
                 images = as_images(image, dataformats)
             self._context.writers.images(tag, images, int(index), dataformats="NHWC")
 
@@ -157,9 +158,11 @@ class Outlets:
             DataError: when it is no figure.
         """
         if self._context.writers.is_here:
-            if not hasattr(figure, "savefig"):
-                message = f"write_figure('{tag}'): got {describe(figure)}, expected a figure of matplotlib"
-                raise DataError(message + ", such as plt.gcf()")
+            with self._naming("write_figure", tag, index):
+                is_module = isinstance(figure, ModuleType)  # pyplot has a savefig too
+                if is_module or not hasattr(figure, "savefig"):
+                    got = f"the module {figure.__name__}" if is_module else describe(figure)
+                    raise DataError(f"got {got}, expected a figure of matplotlib, such as plt.gcf()")
             self._context.writers.figures(tag, figure, int(index))
 
     def write_histogram(self, tag: str, values: Any, index: int = 0) -> None:
@@ -169,29 +172,41 @@ class Outlets:
             DataError: when they are no real numbers.
         """
         if self._context.writers.is_here:
-            with self._naming(f"write_histogram('{tag}')") as call:
+            with self._naming("write_histogram", tag, index) as call:
                 numbers, dropped = finite_numbers(values)
                 self._say_dropped(call, dropped, "numbers")
+                if not len(numbers):
+                    self._say_once(call, "there is no number to count; no histogram is written")
             if len(numbers):
                 self._context.writers.histograms(tag, numbers, int(index))
 
     def write_text(self, tag: str, text: Any, index: int = 0) -> None:
         """Write a text; TensorBoard reads it as Markdown."""
-        self._context.writers.text(tag, str(text), int(index))
+        if self._context.writers.is_here:
+            with self._naming("write_text", tag, index):
+                self._context.writers.text(tag, str(text), int(index))
 
     @contextmanager
-    def _naming(self, call: str) -> Iterator[str]:
-        """Let an error of a block say in which call it arose."""
+    def _naming(self, name: str, tag: Any, index: Any) -> Iterator[str]:
+        """Check what all calls take, and let an error of a block say in which call it arose."""
+        if not isinstance(tag, str):
+            raise DataError(f"{name}: got the tag {describe(tag)}, expected a text. The tag is the first argument")
+        call = f"{name}('{tag}')"
         try:
+            _check_index(index)
             yield call
         except DataError as error:
             raise DataError(f"{call}: {error}") from error
 
     def _say_dropped(self, call: str, count: int, what: str) -> None:
         """Warn of what a call leaves out, once a call and tag."""
-        if count and call not in self._told_dropped:
-            self._told_dropped.add(call)
-            self.log(f"{call}: {count:,} {what} hold NaN or infinity and are left out", "WARNING")
+        if count:
+            self._say_once(call, f"{count:,} {what} hold NaN or infinity and are left out")
+
+    def _say_once(self, call: str, what: str) -> None:
+        if call not in self._told:
+            self._told.add(call)
+            self.log(f"{call}: {what}", "WARNING")
 
     def register_metric(self, name: str, metric: Any) -> MetricHandle:
         """Register a number over a whole set, and return what takes in its batches, in training, validation and test.
@@ -234,3 +249,12 @@ class Outlets:
             RegistrationError: for a name that no set has.
         """
         return self._records.gather(name)
+
+
+def _check_index(index: Any) -> None:
+    try:
+        is_whole = int(index) == index
+    except (TypeError, ValueError, OverflowError):
+        is_whole = False
+    if not is_whole:
+        raise DataError(f"index: got {describe(index)}, expected a whole number, such as self.total_steps")

@@ -22,6 +22,7 @@ from vision3d_engine.run.data_checks import check_alike
 from vision3d_engine.run.engine import Engine
 from vision3d_engine.run.session import Session
 from vision3d_engine.run.test_results import opened_results
+from vision3d_engine.run.test_stopping import StopsBehindBatches
 
 
 class BaseTester(Engine, abc.ABC):
@@ -221,8 +222,11 @@ class BaseTester(Engine, abc.ABC):
             self._results = results
             for number, records in results.former_records.items():
                 self._records.add(records, number + 1)
-            self._pass = TestPass(self, self._context, loader, self._after_iteration, self._cases, results)
-            self._pass.test()
+            stops = StopsBehindBatches(results, self.log)
+            after_iteration = stops.after(self._after_iteration)
+            self._pass = TestPass(self, self._context, loader, after_iteration, self._cases, results)
+            with stops.listening():
+                self._pass.test()
 
     def _tell_end(self) -> None:
         """Say once more what came out, over how many cases and of which weights; a script's own loop is its own."""

@@ -70,7 +70,11 @@ class SceneTester(BaseTester):
     def _cases(self, iteration: int, data_dict: Any) -> Iterable[tuple[Any, Any]]:
         self._check_attributes()
         scene, where = scene_of(data_dict), f"scene {iteration}"
-        votes = SceneVotes(num_points := count_points(scene), self.vote, where)
+        if (num_points := count_points(scene)) == 0:
+            name = f" ('{scene['name']}')" if isinstance(scene.get("name"), str) else ""
+            message = f"{where}{name} is empty: leave it out by raise SkipBatch in before_test_step"
+            raise DataError(f"{message}, or remove it from the data set")
+        votes = SceneVotes(num_points, self.vote, where)
         views = (checked_fragment(each, num_points, where) for each in self._views(iteration, scene))
         for fragments in self._batches(views):
             output_dict = self._tested(iteration, self.collate_fragments(fragments))

@@ -77,7 +77,7 @@ def _separate(points: Any) -> list[Any]:
             raise DataError("points: got an empty list, expected at least one cloud (N, 3)")
         return list(points)
     found = host_array(points)
-    if found.ndim not in (2, 3) or found.shape[-1:] != (3,) or not len(found):
+    if found.ndim not in (2, 3) or found.shape[-1:] != (3,) or (found.ndim, len(found)) == (3, 0):
         message = (
             f"points: got {describe(points)}, expected one cloud (N, 3), several of one size (B, N, 3), or a list "
         )

@@ -25,9 +25,9 @@ _WRITES = Callable[[IO[bytes]], object]
 class FilesWriter(MetricWriter):
     """Writes ``TAG/step-000123.ply`` and the like into a folder, which is made with the first file.
 
-    A file is there whole or not at all, and one of the same tag and step replaces it. Of several clouds or images each
-    has a file, ``step-000123-0.ply``. A tag's slashes make folders; what not every file system allows
-    is replaced in it.
+    A file is there whole or not at all, and what is written of the same tag and step replaces all that was. Of several
+    clouds or images each has a file, ``step-000123-0.ply``. A tag's slashes make folders; what not every file system
+    allows is replaced in it.
 
     Args:
         folder: where the files lie.
@@ -79,11 +79,15 @@ class FilesWriter(MetricWriter):
             return
         folder, name = folder_of(tag), f"step-{step:06d}"
         (self.path / folder).mkdir(parents=True, exist_ok=True)
-        for number, write in enumerate(writes):
-            file = folder / (name + (f"-{number}" if len(writes) > 1 else "") + suffix)
-            self._index.add((json.dumps({"file": str(file), "tag": tag, "step": step}) + "\n").encode())
-            with atomic_write(self.path / file) as stream:
+        files = [name + (f"-{number}" if len(writes) > 1 else "") + suffix for number in range(len(writes))]
+        for file, write in zip(files, writes, strict=True):
+            entry = {"file": str(folder / file), "tag": tag, "step": step}
+            self._index.add((json.dumps(entry) + "\n").encode())
+            with atomic_write(self.path / folder / file) as stream:
                 write(stream)
+        for former in _numbered(self.path / folder, name, suffix):
+            if former.name not in files:
+                former.unlink()
 
     def position(self) -> int:
         """Return the bytes of the list of files."""
@@ -111,6 +115,12 @@ class FilesWriter(MetricWriter):
     def close(self) -> None:
         """Close the list of files."""
         self._index.close()
+
+
+def _numbered(folder: Path, name: str, suffix: str) -> list[Path]:
+    """Return the files of a step in the folder of a tag, with and without numbers."""
+    pattern = re.compile(rf"{re.escape(name)}(-\d+)?{re.escape(suffix)}")
+    return [path for path in folder.glob(f"{name}*{suffix}") if pattern.fullmatch(path.name)]
 
 
 def listed_files(folder: Path) -> Iterator[tuple[str, int, Path]]:

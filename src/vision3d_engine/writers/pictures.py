@@ -10,17 +10,18 @@ from vision3d_engine.core.tree import describe, host_array
 _LAYOUTS = ("HW", "CHW", "HWC", "NCHW", "NHWC")
 _CHANNELS = (1, 3, 4)
 _WHITE = 255
+_ROUNDING = 1e-2  # what is cut off without a word: less than three of 255 levels
 
 
 def as_images(images: Any, dataformats: str | None = None) -> np.ndarray:
     """Return images ``(N, H, W, C)`` in uint8, of 1, 3 or 4 channels; a tensor is read, so the host waits.
 
     Args:
-        images: uint8, or floats from 0 to 1, which are clipped (NaN is black).
+        images: uint8, or floats from 0 to 1.
         dataformats: the axes, one of HW, CHW, HWC, NCHW, NHWC; None where only one of them fits the shape.
 
     Raises:
-        DataError: for another type, or a shape that does not fit or fits two.
+        DataError: for another type, floats out of 0 to 1 or NaN, or a shape that does not fit or fits two.
     """
     found = host_array(images)
     got = f"{describe(images)} in {found.dtype}"
@@ -48,8 +49,23 @@ def _fits(shape: tuple[int, ...], layout: str) -> bool:
 def _as_bytes(images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8:
         return images
-    clipped = np.clip(np.nan_to_num(images.astype(np.float32), nan=0.0), 0, 1)
-    return np.rint(clipped * _WHITE).astype(np.uint8)
+    shares = images.astype(np.float32)
+    _refuse_other_range(shares)
+    return np.rint(np.clip(shares, 0, 1) * _WHITE).astype(np.uint8)
+
+
+def _refuse_other_range(shares: np.ndarray) -> None:
+    """Raise `DataError` for numbers that are no shares of white, by more than interpolation and rounding make."""
+    if not shares.size or (shares.min() >= -_ROUNDING and shares.max() <= 1 + _ROUNDING):
+        return
+    lowest, highest = shares.min(), shares.max()
+    if not np.isfinite([lowest, highest]).all():
+        count = np.count_nonzero(~np.isfinite(shares))
+        raise DataError(f"image: got NaN or infinity in {count:,} numbers, expected floats from 0 to 1. Replace them")
+    advice = "undo a normalisation, then clip them"
+    if lowest >= 0 and highest > 2:  # noqa: PLR2004  no overshoot of an interpolation
+        advice = "they look like 0 to 255, so divide them by 255 or convert them to uint8"
+    raise DataError(f"image: got floats from {lowest:g} to {highest:g}, expected 0 to 1: {advice}")
 
 
 def drawn(figure: Any) -> np.ndarray:
