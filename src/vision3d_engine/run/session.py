@@ -36,6 +36,7 @@ from vision3d_engine.run.tryout import tried_out
 from vision3d_engine.update.precision import choose_precision
 from vision3d_engine.writers.files import FilesWriter
 from vision3d_engine.writers.metric_writers import MetricWriters
+from vision3d_engine.writers.step_values import StepValuesWriter
 
 
 class Session:
@@ -86,7 +87,8 @@ class Session:
         folders = self.folders
         files = FilesWriter(folders.output / "files", self.settings.trainer.write_files)
         jsonl = folders.output / "metrics.jsonl"
-        return MetricWriters(folders.events, jsonl, self.logger, enabled=self.world.is_main, files=files)
+        further: dict[str, Any] = {"files": files, "steps": StepValuesWriter(folders.steps)}
+        return MetricWriters(folders.events, jsonl, self.logger, enabled=self.world.is_main, **further)
 
     def _announce(self, warnings: list[str]) -> None:
         """Say where the run lives and what it runs on."""
