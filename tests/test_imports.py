@@ -19,6 +19,7 @@ LAYERS = (
     ("run",),
     ("trainers", "testers"),
     ("integrations",),
+    ("replay",),
     ("front",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -13,6 +13,8 @@ from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
+from vision3d_engine.replay import replay
+from vision3d_engine.replay.plan import Target
 from vision3d_engine.results.comparison import compare
 from vision3d_engine.verification import verify_resume
 
@@ -64,6 +66,30 @@ def verify(script: Positional[Path], steps: int = 12, kills: int = 6, seed: int 
         print(verify_resume(script, _OF_SCRIPT, steps, kills, seed, say=partial(print, flush=True)))
 
 
+def replay_step(
+    script: Positional[Path],
+    step: int | None = None,
+    epoch: int | None = None,
+    iteration: int | None = None,
+    pdb: bool = False,
+) -> None:
+    """Run one step of a run again, to the bit, and look into it; the script's own arguments follow its name and --.
+
+    Args:
+        script: the script, such as train.py, with the arguments that the run had.
+        step: the step, counted from the start of the run.
+        epoch: instead of that the epoch, with iteration.
+        iteration: the iteration in the epoch.
+        pdb: open python's debugger where the step begins.
+    """
+    with exiting_on_signals():
+        target = Target(step, epoch, iteration)
+        text, objection = replay(script, _OF_SCRIPT, target, debugger=pdb)
+        print(text)
+    if objection:
+        sys.exit(f"error: {objection}")
+
+
 def table(
     runs: Positional[tuple[Path, ...]], per: str | None = None, numbers: tuple[str, ...] = (), markdown: bool = False
 ) -> None:
@@ -78,13 +104,14 @@ def table(
     print(compare(runs, per, numbers, markdown))
 
 
-# What follows the name of the script that verify-resume is given.
+# The arguments of the script that verify-resume or replay is given.
 _OF_SCRIPT: list[str] = []
 _COMMANDS = {
     "consolidate": consolidate_shards,
     "demo": demo,
     "export": export,
     "inspect": inspect,
+    "replay": replay_step,
     "table": table,
     "verify-resume": verify,
 }
@@ -103,12 +130,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return our own words, and those that belong to the script that ``verify-resume`` names."""
+    """Return our own words, and those that belong to the script that is named.
+
+    Those of ``replay`` begin at ``--``, those of ``verify-resume`` behind the script.
+    """
+    if words[:1] == ["replay"]:
+        end = words.index("--") if "--" in words else len(words)
+        return words[:end], words[end + 1 :]
     scripts = [number for number, word in enumerate(words) if word.endswith(".py")]
     if words[:1] != ["verify-resume"] or not scripts:
         return words, []
-    of_script = words[scripts[0] + 1 :]
+    return _split_behind(words, scripts[0])
+
+
+def _split_behind(words: list[str], script: int) -> tuple[list[str], list[str]]:
+    of_script = words[script + 1 :]
     if late := next((word for word in of_script if word.partition("=")[0] == "--kills"), None):
         message = f"{late} stands behind the script, whose own arguments begin there: give it before, as in "
-        sys.exit(f"error: {message}vision3d-engine verify-resume --kills 4 {words[scripts[0]]}")
-    return words[: scripts[0] + 1], of_script
+        sys.exit(f"error: {message}vision3d-engine verify-resume --kills 4 {words[script]}")
+    return words[: script + 1], of_script

@@ -1,0 +1,76 @@
+"""Run one step of a run again, to the bit, and look into it: ``vision3d-engine replay``.
+
+`starting` chooses where the run goes on from, `process` starts the script there, `probe` acts in it at the step:
+`inside` takes figures, `nonfinite` and `causes` find what is not finite, and `report` says it.
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vision3d_engine.core.errors import EngineError
+from vision3d_engine.replay.plan import Plan, Target
+from vision3d_engine.replay.report import DIFFERS, FAILED
+
+_PROCESS = "vision3d_engine.replay.process"
+
+
+def replay(script: Path, arguments: Sequence[str], target: Target, debugger: bool = False) -> tuple[str, str | None]:
+    """Run a step of a script's run again, with as many processes; nothing is written into the folder of the run.
+
+    Args:
+        script: the training script.
+        arguments: its command line, the same as that of the run.
+        target: the step.
+        debugger: open python's debugger in the step.
+
+    Returns:
+        What is in the step, and what there is to say against it: it does not have the bits that the run had. None if
+        it has.
+
+    Raises:
+        EngineError: when the script fails, or ends before the step.
+    """
+    with tempfile.TemporaryDirectory(prefix="replay-") as scratch:
+        plan = Plan(str(script), target, scratch, debugger=debugger)
+        answer = _answer(plan, arguments, 1)
+        if needed := answer.get("processes"):
+            answer = _answer(replace(plan, processes=needed), arguments, needed)
+    _refuse_failure(answer, script, target)
+    return answer["text"], _DIFFERS.format(script.name, target) if answer["verdict"] == DIFFERS else None
+
+
+def _answer(plan: Plan, arguments: Sequence[str], processes: int) -> dict[str, Any]:
+    """Start a script, and return what its processes answer."""
+    several = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
+    command = [sys.executable, "-m", *several, _PROCESS, plan.to_json(), *arguments]
+    with subprocess.Popen(command) as process:  # noqa: S603  the user's own script
+        try:
+            code = process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            raise
+    return plan.answer.read() | {"code": code}
+
+
+def _refuse_failure(answer: dict[str, Any], script: Path, target: Target) -> None:
+    if "verdict" in answer and answer["verdict"] != FAILED:
+        return
+    how = f"failed with code {answer['code']}, before or in" if answer["code"] else "ended before"
+    message = (
+        f"{script.name} {how} {target}: see what it has said above. Expected is a step that the run has made, and "
+    )
+    message += "behind -- the arguments that the run had"
+    raise EngineError(f"{message}\n{answer['text']}" if "text" in answer else message)
+
+
+_DIFFERS = (
+    "{} has other numbers in {} than the run had. Usual causes: another command line; another version of script, data "
+    "or torch; another device, number of threads; or the script does not repeat itself, for which "
+    "vision3d-engine verify-resume looks"
+)

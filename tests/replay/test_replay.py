@@ -1,0 +1,227 @@
+"""A step of a run again: its bits, what is inside of it, and where the first number comes from that is not finite."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import vision3d_engine
+from tests.toys import settings
+from vision3d_engine import EpochBasedTrainer, IterBasedTrainer, build_dataloader
+from vision3d_engine.core.errors import ConfigError
+from vision3d_engine.loop.hooks import PROBES
+from vision3d_engine.replay.plan import Plan, Target
+from vision3d_engine.replay.process import prepare
+from vision3d_engine.run.session import REDIRECTIONS
+from vision3d_engine.writers.step_values import recorded_steps
+
+
+class Clouds(Dataset):
+    """Samples that are drawn; one may hold NaN."""
+
+    def __init__(self, bad=None):
+        self.bad = bad
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        points = torch.randn(4) * (float("nan") if index == self.bad else 1)
+        return {"points": points, "target": torch.rand(()), "name": f"cloud-{index}"}
+
+
+class _Steps:
+    """Drops out at random; in one step something is planted."""
+
+    def setup(self, bad_sample=None, plant=None, at=None):
+        loader = build_dataloader(Clouds(bad_sample), 2, shuffle=True, num_workers=0)
+        self.register_loader(loader, build_dataloader(Clouds(), 2, num_workers=0))
+        torch.manual_seed(0)
+        norm = nn.BatchNorm1d(8) if bad_sample is None else nn.Identity()  # whose running means would hold NaN
+        layers = nn.Linear(4, 8), norm, nn.Dropout(0.3), nn.ReLU(inplace=True), nn.Linear(8, 1)
+        self.register_model(nn.Sequential(*layers))
+        self.register_optimizer(torch.optim.Adam(self.model.parameters(), lr=1e-2))
+        self.plant, self.at = plant, at
+        return self
+
+    def train_step(self, _epoch, _iteration, data_dict):
+        output = self.model(data_dict["points"])[:, 0]
+        loss = (output - data_dict["target"]).square().mean()
+        if self.plant is not None and self.total_steps == self.at:
+            loss = loss + self.plant(output)
+        return {}, {"loss": loss, "largest": output.detach().abs().max()}
+
+    def val_step(self, _epoch, _iteration, data_dict):
+        return {}, {"loss": self.model(data_dict["points"]).mean()}
+
+
+class Epochs(_Steps, EpochBasedTrainer):
+    pass
+
+
+class Iterations(_Steps, IterBasedTrainer):
+    pass
+
+
+def log_of_0(output):
+    return torch.log(output.square().sum() * 0)
+
+
+def exp_of_much(output):
+    return torch.exp(output.sum() + 200)
+
+
+def root_of_0(output):
+    return torch.sqrt((output * 0).square().sum())
+
+
+def mean_over_nothing(output):
+    return output[output > 1e9].mean()
+
+
+@pytest.fixture
+def replayed(tmp_path):
+    """What a replay answers and says."""
+
+    def replay(make, **target):
+        scratch = tmp_path / "scratch"
+        scratch.mkdir(exist_ok=True)
+        plan = Plan("script.py", Target(**target), str(scratch))
+        prepare(plan)
+        try:
+            with pytest.raises(SystemExit):
+                make().run()
+        finally:
+            PROBES.clear()
+            REDIRECTIONS.clear()
+        answer = plan.answer.read()
+        return answer["verdict"], answer["text"]
+
+    return replay
+
+
+@pytest.mark.parametrize("kind", [Epochs, Iterations])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"grad_acc_steps": 3, "ema_decay": 0.9, "val_every": "4 iterations"},
+        {"precision": "bf16", "save_every": "4 iterations", "clip_grad_norm": 0.1},
+    ],
+)
+def test_every_step_of_a_finished_run_has_the_same_bits(tmp_path, replayed, kind, own):
+    def make():
+        return kind(settings(tmp_path / "run", max_epoch=3, log_steps=4, **own)).setup()
+
+    make().run()
+    for step in random.Random(0).sample(range(1, 19), 5):
+        verdict, said = replayed(make, step=step)
+        assert verdict == "same", said
+        assert f"step {step}: epoch {(step - 1) // 6 + 1}, iteration {(step - 1) % 6 + 1}; replayed from" in said
+
+
+def test_a_replay_goes_on_from_the_newest_checkpoint_before_the_step_and_leaves_the_folder_alone(tmp_path, replayed):
+    class StoppedError(Exception):
+        pass
+
+    def make():
+        return Epochs(settings(tmp_path / "run", max_epoch=3, log_steps=1, save_every="4 iterations")).setup()
+
+    def stop(_epoch, _iteration, *_):
+        if broken.total_steps == 11:
+            raise StoppedError
+
+    broken = make()
+    broken.after_train_step = stop
+    with pytest.raises(StoppedError):
+        broken.run()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    for step, start in ((9, "checkpoint.pth (step 8)"), (8, "checkpoint.prev.pth (step 6)"), (3, "the beginning")):
+        verdict, said = replayed(make, step=step)
+        assert (verdict, f"replayed from {start}" in said) == ("same", True), said
+    assert replayed(make, epoch=2, iteration=3)[0] == "same"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_samples_are_named_with_the_line_that_loads_them(tmp_path, replayed):
+    batches = {}
+
+    def make():
+        toy = Epochs(settings(tmp_path / "run")).setup()
+        toy.before_train_step = lambda e, i, batch: batches.update({i: batch})
+        return toy
+
+    make().run()
+    points = batches[3]["points"]
+    _, said = replayed(make, step=3)
+    lines = [line.split(": ", 1) for line in said.splitlines() if "replay_sample" in line]
+    assert [name.split("(")[1].strip(")") for name, _ in lines] == batches[3]["name"]
+    found = [eval(line, {"vision3d_engine": vision3d_engine, "dataset": Clouds()}) for _, line in lines]
+    assert torch.equal(torch.stack([sample["points"] for sample in found]), points)
+
+
+@pytest.mark.parametrize(
+    ("plant", "operation", "cause"),
+    [
+        (log_of_0, "log, whose result () is not finite", "the logarithm of 0"),
+        (exp_of_much, "exp, whose result () is not finite", "exp overflows"),
+        (root_of_0, "the gradient of SqrtBackward0", "the gradient of sqrt at 0"),
+        (mean_over_nothing, "mean, whose result () is not finite", "a mean over an empty set"),
+    ],
+)
+def test_the_operation_that_is_to_blame_is_named_with_its_line(tmp_path, replayed, plant, operation, cause):
+    def make():
+        return Epochs(settings(tmp_path / "run", nonfinite="ignore")).setup(plant=plant, at=5)
+
+    make().run()
+    verdict, said = replayed(make, step=5)
+    line = next(line for line in said.splitlines() if line.startswith("first not finite: "))
+    assert verdict == "same"
+    assert operation in line
+    assert f"test_replay.py, line {plant.__code__.co_firstlineno + 1}" in line
+    assert cause in line
+
+
+def test_a_sample_with_nan_is_named(tmp_path, replayed):
+    def make():
+        return Epochs(settings(tmp_path / "run", nonfinite="skip", max_skipped=1.0)).setup(bad_sample=7)
+
+    make().run()
+    recorded = recorded_steps(tmp_path / "run" / "logs" / "steps.jsonl")
+    step = next(step for step, values in recorded.items() if values["loss"] != values["loss"])
+    verdict, said = replayed(make, step=step)
+    assert verdict == "same"
+    assert "first not finite: data_dict['points'] holds NaN or infinity, sample 7. Usually: the data" in said
+
+
+def test_weights_that_an_earlier_step_has_broken_are_named(tmp_path, replayed):
+    def make():
+        return Epochs(settings(tmp_path / "run", nonfinite="ignore")).setup(plant=log_of_0, at=2)
+
+    make().run()
+    assert "first not finite: the parameter 0.weight holds NaN" in replayed(make, step=4)[1]
+
+
+def test_figures_are_those_of_the_tensors(tmp_path, replayed):
+    found = {}
+
+    def make():
+        toy = Epochs(settings(tmp_path / "run", max_epoch=1)).setup()
+        toy.after_backward = lambda e, i, *_: found.update({i: toy.model[4].weight.grad.clone()})
+        return toy
+
+    make().run()
+    gradient = found[4].double()
+    _, said = replayed(make, step=4)
+    row = next(line.split() for line in said.splitlines() if line.startswith("4.weight"))
+    numbers = gradient.mean(), gradient.std(correction=0), gradient.min(), gradient.max()
+    assert row[1:] == ["1x8", *(f"{number.item():.4g}" for number in numbers), "0"]
+    assert "gradients of activations" in said
+
+
+@pytest.mark.parametrize("given", [{}, {"step": 0}, {"epoch": 1}, {"step": 1, "epoch": 1, "iteration": 1}])
+def test_a_step_must_be_named_in_one_way(given):
+    with pytest.raises(ConfigError, match="expected is --step N, or --epoch N --iteration M"):
+        Target(**given)
