@@ -145,6 +145,20 @@ def test_a_replay_goes_on_from_the_newest_checkpoint_before_the_step_and_leaves_
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+@pytest.mark.parametrize("step", [2, 9, 14, 18])
+def test_a_finished_run_is_replayed_from_its_newest_snapshot_before_the_step(tmp_path, replayed, step):
+    def make():
+        own = {"max_epoch": 3, "log_steps": 4, "replay_every": "3 iterations", "ema_decay": 0.9}
+        return Iterations(settings(tmp_path / "run", **own)).setup()
+
+    make().run()
+    there = [int(path.stem.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").glob("replay-*.pth")]
+    before = max((each for each in there if each < step), default=0)
+    start = f"replay-{before:06d}.pth (step {before})" if before else "the beginning of the run"
+    verdict, said = replayed(make, step=step)
+    assert (verdict, f"replayed from {start}" in said) == ("same", True), said
+
+
 def test_samples_are_named_with_the_line_that_loads_them(tmp_path, replayed):
     batches = {}
 

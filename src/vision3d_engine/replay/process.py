@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core import cli
+from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import PROBES
 from vision3d_engine.replay.plan import Plan
@@ -24,6 +25,7 @@ _PLAIN: dict[str, Any] = {
     "max_time": None,
     "requeue": False,
     "save_every": "1 epoch",
+    "replay_every": None,
     "save_latest_n_models": 1,
     "overwrite": True,
 }
@@ -49,6 +51,8 @@ def _redirected(plan: Plan, settings: Any, world: World) -> Any:
 
     With another number of processes than the run had the program ends, and says how many it needs.
     """
+    if settings.trainer.parallel == "fsdp2" and world.size > 1:
+        raise ConfigError(_SPREAD)
     start = start_before(plan.target, checkpoints_of(settings.exp), settings.exp.output_dir)
     if plan.processes is None and start.processes not in {0, world.size}:
         plan.answer.add(processes=start.processes)
@@ -58,6 +62,12 @@ def _redirected(plan: Plan, settings: Any, world: World) -> Any:
     parts = {"exp": settings.exp.model_copy(update=folders)}
     parts["trainer"] = settings.trainer.model_copy(update=_PLAIN | _from(start, settings.trainer))
     return settings.model_copy(update=parts)
+
+
+_SPREAD = (
+    "replay got trainer.parallel: fsdp2, whose modules and gradients are spread over the processes; expected is 'ddp', "
+    "or one process"
+)
 
 
 def _probe(plan: Plan, start: Start, steps: Path) -> StepProbe:
