@@ -13,7 +13,7 @@ from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
-from vision3d_engine.replay import replay
+from vision3d_engine.replay import replay, replay_file
 from vision3d_engine.replay.plan import Target
 from vision3d_engine.results.comparison import compare
 from vision3d_engine.verification import verify_resume
@@ -67,24 +67,28 @@ def verify(script: Positional[Path], steps: int = 12, kills: int = 6, seed: int 
 
 
 def replay_step(
-    script: Positional[Path],
+    what: Positional[Path],
     step: int | None = None,
     epoch: int | None = None,
     iteration: int | None = None,
+    script: Path | None = None,
     pdb: bool = False,
 ) -> None:
-    """Run one step of a run again, to the bit, and look into it; the script's own arguments follow its name and --.
+    """Run one step of a run again, to the bit, and look into it; arguments of the script's own follow behind --.
 
     Args:
-        script: the script, such as train.py, with the arguments that the run had.
+        what: the script, such as train.py; or a file with a step, such as debug/step-000123.pt.
         step: the step, counted from the start of the run.
         epoch: instead of that the epoch, with iteration.
         iteration: the iteration in the epoch.
+        script: the script of a file with a step.
         pdb: open python's debugger where the step begins.
     """
     with exiting_on_signals():
-        target = Target(step, epoch, iteration)
-        text, objection = replay(script, _OF_SCRIPT, target, debugger=pdb)
+        if script is not None:
+            text, objection = replay_file(what, script, _OF_SCRIPT, pdb)
+        else:
+            text, objection = replay(what, _OF_SCRIPT, Target(step, epoch, iteration), pdb)
         print(text)
     if objection:
         sys.exit(f"error: {objection}")

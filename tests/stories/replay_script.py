@@ -14,6 +14,7 @@ class Clouds(Dataset):
         return 12
 
     def __getitem__(self, index):
+        assert Trainer.own().fault != "no data"
         return {"points": torch.randn(4), "target": torch.rand(()), "name": f"cloud-{index}"}
 
 
@@ -35,6 +36,8 @@ class Trainer(EpochBasedTrainer):
         output = self.model(data_dict["points"])[:, 0]
         if self.own().fault == "shape" and self.total_steps == 4:
             output = output @ torch.ones(7)
+        if self.own().fault == "dump" and self.total_steps == 4:
+            self.dump_step()
         return {}, {"loss": (output - data_dict["target"]).square().mean() * float(self.own().scale)}
 
     def val_step(self, _epoch, _iteration, data_dict):

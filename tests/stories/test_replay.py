@@ -44,6 +44,16 @@ def test_a_step_that_fails_shows_its_samples_and_one_that_never_was_is_refused(t
     assert "error: replay_script.py ended before step 99" in done.stderr
 
 
+def test_a_step_in_a_file_is_replayed_elsewhere_without_the_data(tmp_path):
+    assert run(tmp_path, "--fault", "dump").returncode == 0
+    moved = (tmp_path / "run" / "debug" / "step-000004.pt").rename(tmp_path / "mine.pt")
+    done = replay(tmp_path, moved, "--script", SCRIPT, "--", "--folder", "other", "--fault", "no data")
+    assert done.returncode == 0, done.stderr
+    assert "step 4: epoch 1, iteration 4; replayed from mine.pt (step 3)\n" in done.stdout
+    assert "the run has recorded nothing of this step to compare with" in done.stdout
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_replayed_by_two_that_the_command_starts(tmp_path):
     done = run(tmp_path, processes=2)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core.errors import EngineError
+from vision3d_engine.replay.capsule import Capsule
 from vision3d_engine.replay.plan import Plan, Target
 from vision3d_engine.replay.report import DIFFERS, FAILED
 
@@ -36,13 +37,29 @@ def replay(script: Path, arguments: Sequence[str], target: Target, debugger: boo
     Raises:
         EngineError: when the script fails, or ends before the step.
     """
+    return _replayed(Plan(str(script), target, "", debugger=debugger), arguments)
+
+
+def replay_file(file: Path, script: Path, arguments: Sequence[str], debugger: bool = False) -> tuple[str, str | None]:
+    """Run the step that lies in a file again, in one process, without the data of the script; see `replay`.
+
+    Raises:
+        CheckpointError: when there is no step in the file.
+        EngineError: when the script fails.
+    """
+    target = Target(Capsule(file).step)
+    return _replayed(Plan(str(script), target, "", 1, debugger, str(file.absolute())), arguments)
+
+
+def _replayed(plan: Plan, arguments: Sequence[str]) -> tuple[str, str | None]:
     with tempfile.TemporaryDirectory(prefix="replay-") as scratch:
-        plan = Plan(str(script), target, scratch, debugger=debugger)
+        plan = replace(plan, scratch=scratch)
         answer = _answer(plan, arguments, 1)
         if needed := answer.get("processes"):
             answer = _answer(replace(plan, processes=needed), arguments, needed)
-    _refuse_failure(answer, script, target)
-    return answer["text"], _DIFFERS.format(script.name, target) if answer["verdict"] == DIFFERS else None
+    name = Path(plan.script).name
+    _refuse_failure(answer, name, plan.target)
+    return answer["text"], _DIFFERS.format(name, plan.target) if answer["verdict"] == DIFFERS else None
 
 
 def _answer(plan: Plan, arguments: Sequence[str], processes: int) -> dict[str, Any]:
@@ -58,13 +75,11 @@ def _answer(plan: Plan, arguments: Sequence[str], processes: int) -> dict[str, A
     return plan.answer.read() | {"code": code}
 
 
-def _refuse_failure(answer: dict[str, Any], script: Path, target: Target) -> None:
+def _refuse_failure(answer: dict[str, Any], script: str, target: Target) -> None:
     if "verdict" in answer and answer["verdict"] != FAILED:
         return
     how = f"failed with code {answer['code']}, before or in" if answer["code"] else "ended before"
-    message = (
-        f"{script.name} {how} {target}: see what it has said above. Expected is a step that the run has made, and "
-    )
+    message = f"{script} {how} {target}: see what it has said above. Expected is a step that the run has made, and "
     message += "behind -- the arguments that the run had"
     raise EngineError(f"{message}\n{answer['text']}" if "text" in answer else message)
 

@@ -57,6 +57,7 @@ class Plan:
         scratch: a folder for all that the script writes.
         processes: how many there are; None until it is known how many the run had.
         debugger: open python's debugger in the step.
+        capsule: the file with the step; None for a step of a run.
     """
 
     script: str
@@ -64,6 +65,7 @@ class Plan:
     scratch: str
     processes: int | None = None
     debugger: bool = False
+    capsule: str | None = None
 
     @property
     def answer(self) -> "AnswerFile":

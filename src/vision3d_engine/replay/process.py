@@ -10,6 +10,7 @@ from vision3d_engine.core import cli
 from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import PROBES
+from vision3d_engine.replay.capsule import Capsule, CapsuleProbe
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.probe import StepProbe
 from vision3d_engine.replay.starting import Start, start_before
@@ -28,6 +29,7 @@ _PLAIN: dict[str, Any] = {
     "replay_every": None,
     "save_latest_n_models": 1,
     "overwrite": True,
+    "on_resume": "keep",
 }
 
 
@@ -53,14 +55,29 @@ def _redirected(plan: Plan, settings: Any, world: World) -> Any:
     """
     if settings.trainer.parallel == "fsdp2" and world.size > 1:
         raise ConfigError(_SPREAD)
+    if plan.capsule is not None:
+        return _on_capsule(plan, settings, Capsule(Path(plan.capsule)))
     start = start_before(plan.target, checkpoints_of(settings.exp), settings.exp.output_dir)
     if plan.processes is None and start.processes not in {0, world.size}:
         plan.answer.add(processes=start.processes)
         raise SystemExit
-    PROBES[:] = [partial(_probe, plan, start, logs_of(settings.exp) / STEPS)]
+    recorded = recorded_steps(logs_of(settings.exp) / STEPS)
+    PROBES[:] = [partial(StepProbe, plan, start, recorded)]
+    return _changed(settings, plan, {}, _from(start, settings.trainer))
+
+
+def _on_capsule(plan: Plan, settings: Any, capsule: Capsule) -> Any:
+    """Return the settings with which a script makes the step of a file, and no other."""
+    start = Start(capsule.path, capsule.step - 1, 1)
+    PROBES[:] = [partial(CapsuleProbe, plan, start, capsule)]
+    trainer = {**_from(start, settings.trainer), "overfit": 0, "val_first": False}
+    return _changed(settings, plan, {"seed": capsule.seed}, trainer)
+
+
+def _changed(settings: Any, plan: Plan, exp: dict[str, Any], trainer: dict[str, Any]) -> Any:
     folders = {"output_dir": Path(plan.scratch) / "run", "checkpoint_dir": None, "log_dir": None, "event_dir": None}
-    parts = {"exp": settings.exp.model_copy(update=folders)}
-    parts["trainer"] = settings.trainer.model_copy(update=_PLAIN | _from(start, settings.trainer))
+    parts = {"exp": settings.exp.model_copy(update=folders | exp)}
+    parts["trainer"] = settings.trainer.model_copy(update=_PLAIN | trainer)
     return settings.model_copy(update=parts)
 
 
@@ -68,10 +85,6 @@ _SPREAD = (
     "replay got trainer.parallel: fsdp2, whose modules and gradients are spread over the processes; expected is 'ddp', "
     "or one process"
 )
-
-
-def _probe(plan: Plan, start: Start, steps: Path) -> StepProbe:
-    return StepProbe(plan, start, recorded_steps(steps))
 
 
 def _from(start: Start, trainer: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from vision3d_engine.core.durations import parse_cadence
 from vision3d_engine.core.errors import EngineError, FolderError, NonFiniteError
 from vision3d_engine.distributed.coordination.agreement import Agreement
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.run.capsules import Capsules
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.run_folder import remove_overwritten
 from vision3d_engine.run.snapshots import Snapshots
@@ -38,6 +39,7 @@ class Autosave:
     Attributes:
         due_at: number of total steps from which on an update shall call `act`.
         snapshots: the files that replays start from.
+        capsules: single steps in files.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Autosave:
         self._number, self._unit = parse_cadence(context.settings.save_every)
         self._failure: EngineError | None = None
         self.snapshots = Snapshots(context, folder, self.save_full)
+        self.capsules = Capsules(trainer, context, resume_state)
         self.restart_cadence()
 
     # ------------------------------------------------------------------------------------------- when
@@ -231,8 +234,8 @@ class Autosave:
             with alarm(every_s, self._time_has_come):
                 yield
         except BaseException as error:
-            if isinstance(error, Exception) and self._context.settings.save_on_exception:
-                self._save_crash()
+            if isinstance(error, Exception):
+                self._keep(error)
             try:
                 self._checkpoints.join()
             except EngineError as failure:
@@ -244,6 +247,14 @@ class Autosave:
     def _time_has_come(self) -> None:
         """Let the next update act; called by a thread."""
         self.due_at = 0
+
+    def _keep(self, error: Exception) -> None:
+        """Keep the step of an error, and the model, where the settings ask for it."""
+        settings = self._context.settings
+        if settings.debug or settings.save_on_exception:
+            self.capsules.keep(error)
+        if settings.save_on_exception:
+            self._save_crash()
 
     def _save_crash(self) -> None:
         """Write ``crash.pth``, for looking into it: it may lie in the middle of an update."""
