@@ -110,13 +110,13 @@ def mean_over_nothing(output):
 def replayed(tmp_path):
     """What a replay answers and says."""
 
-    def replay(make, capsule=None, **target):
+    def replay(make, capsule=None, debugger=False, **target):
         scratch = tmp_path / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         if capsule is not None:
             target = {"step": Capsule(capsule).step}
-        plan = Plan("script.py", Target(**target), str(scratch), capsule=capsule and str(capsule))
+        plan = Plan("script.py", Target(**target), str(scratch), None, debugger, capsule and str(capsule))
         prepare(plan)
         try:
             with pytest.raises(SystemExit):
@@ -235,6 +235,33 @@ def test_the_operation_that_is_to_blame_is_named_with_its_line(tmp_path, replaye
     assert operation in line
     assert f"test_replay.py, line {plant.__code__.co_firstlineno + 1}" in line
     assert cause in line
+
+
+def test_what_is_not_finite_on_purpose_is_not_blamed(tmp_path, replayed):
+    def masked(output):
+        infinite = torch.log(torch.zeros_like(output))
+        return torch.softmax(torch.where(output > output.mean(), infinite, output), 0).sum()
+
+    def make():
+        return Epochs(settings(tmp_path / "run")).setup(plant=masked, at=5)
+
+    make().run()
+    verdict, said = replayed(make, step=5)
+    assert verdict == "same"
+    assert "first not finite" not in said
+
+
+def test_the_debugger_is_opened_once_where_the_step_begins(tmp_path, replayed):
+    opened = []
+
+    def make():
+        toy = Epochs(settings(tmp_path / "run")).setup()
+        toy.breakpoint = lambda: opened.append(toy.total_steps)
+        return toy
+
+    make().run()
+    assert replayed(make, debugger=True, step=5)[0] == "same"
+    assert opened == [5]
 
 
 def test_a_sample_with_nan_is_named(tmp_path, replayed):

@@ -87,8 +87,15 @@ class StepProbe(Hook):
             return
         self._report.values, self._report.recorded = values, self._recorded.get(self._report.step)
         self._report.inside = self._inside
-        self._report.origin = self._report.origin or self._search.forward or self._search.backward
+        found = self._report.origin or self._search.forward or self._search.backward
+        self._report.origin = found if self._is_broken(values) else None
         self._plan.answer.add(verdict=self._report.verdict, text=self._report.text())
+
+    def _is_broken(self, values: Mapping[str, Any]) -> bool:
+        """Tell whether the step has come to nothing good: what is not finite inside may be meant so, as in masks."""
+        inside = self._inside
+        gradients = [*inside.gradients.values(), *inside.parameters.values()]
+        return not values or bool(not_finite(values)) or any(figures.nonfinite for figures in gradients)
 
 
 def _origin_outside(data_dict: Any, samples: Samples, model: torch.nn.Module) -> Origin | None:
