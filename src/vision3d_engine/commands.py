@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -73,6 +74,7 @@ def replay_step(
     iteration: int | None = None,
     script: Path | None = None,
     pdb: bool = False,
+    vary: Literal["precision"] | None = None,
 ) -> None:
     """Run one step of a run again, to the bit, and look into it; arguments of the script's own follow behind --.
 
@@ -83,12 +85,14 @@ def replay_step(
         iteration: the iteration in the epoch.
         script: the script of a file with a step.
         pdb: open python's debugger where the step begins.
+        vary: run it once more in float64, and say whether that is finite.
     """
+    options = {"debugger": pdb, "in_double": vary is not None}
     with exiting_on_signals():
         if script is not None:
-            text, objection = replay_file(what, script, _OF_SCRIPT, pdb)
+            text, objection = replay_file(what, script, _OF_SCRIPT, **options)
         else:
-            text, objection = replay(what, _OF_SCRIPT, Target(step, epoch, iteration), pdb)
+            text, objection = replay(what, _OF_SCRIPT, Target(step, epoch, iteration), **options)
         print(text)
     if objection:
         sys.exit(f"error: {objection}")

@@ -20,7 +20,7 @@ class Clouds(Dataset):
 
 class Trainer(EpochBasedTrainer):
     def __init__(self):
-        trainer = {"max_epoch": 2, "log_steps": 1, "replica_check": "off"}
+        trainer = {"max_epoch": 2, "log_steps": 1, "replica_check": "off", "nonfinite": "ignore"}
         super().__init__({"exp": {"output_dir": self.own().folder}, "trainer": trainer})
         self.register_loader(build_dataloader(Clouds(), 2, shuffle=True), build_dataloader(Clouds(), 2))
         torch.manual_seed(0)
@@ -38,6 +38,8 @@ class Trainer(EpochBasedTrainer):
             output = output @ torch.ones(7)
         if self.own().fault == "dump" and self.total_steps == 4:
             self.dump_step()
+        if self.own().fault == "exp" and self.total_steps == 4:
+            output = output + torch.exp(output * 0 + 100)
         return {}, {"loss": (output - data_dict["target"]).square().mean() * float(self.own().scale)}
 
     def val_step(self, _epoch, _iteration, data_dict):

@@ -54,6 +54,16 @@ def test_a_step_in_a_file_is_replayed_elsewhere_without_the_data(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_an_overflow_is_finite_in_float64_and_that_is_said(tmp_path):
+    assert run(tmp_path, "--fault", "exp").returncode == 0
+    done = replay(tmp_path, SCRIPT, "--step", 4, "--vary", "precision", "--", "--fault", "exp")
+    assert done.returncode == 0, done.stderr
+    assert "first not finite: exp, whose result (2,) is not finite in " in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("in float64: loss ")
+    assert last.endswith("; finite there: the precision is too small for its numbers")
+
+
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_replayed_by_two_that_the_command_starts(tmp_path):
     done = run(tmp_path, processes=2)

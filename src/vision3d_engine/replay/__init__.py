@@ -21,7 +21,9 @@ from vision3d_engine.replay.report import DIFFERS, FAILED
 _PROCESS = "vision3d_engine.replay.process"
 
 
-def replay(script: Path, arguments: Sequence[str], target: Target, debugger: bool = False) -> tuple[str, str | None]:
+def replay(
+    script: Path, arguments: Sequence[str], target: Target, *, debugger: bool = False, in_double: bool = False
+) -> tuple[str, str | None]:
     """Run a step of a script's run again, with as many processes; nothing is written into the folder of the run.
 
     Args:
@@ -29,6 +31,7 @@ def replay(script: Path, arguments: Sequence[str], target: Target, debugger: boo
         arguments: its command line, the same as that of the run.
         target: the step.
         debugger: open python's debugger in the step.
+        in_double: run it once more in float64, in one process, and say whether that is finite.
 
     Returns:
         What is in the step, and what there is to say against it: it does not have the bits that the run had. None if
@@ -37,10 +40,12 @@ def replay(script: Path, arguments: Sequence[str], target: Target, debugger: boo
     Raises:
         EngineError: when the script fails, or ends before the step.
     """
-    return _replayed(Plan(str(script), target, "", debugger=debugger), arguments)
+    return _replayed(Plan(str(script), target, "", debugger=debugger, keeps_step=in_double), arguments, in_double)
 
 
-def replay_file(file: Path, script: Path, arguments: Sequence[str], debugger: bool = False) -> tuple[str, str | None]:
+def replay_file(
+    file: Path, script: Path, arguments: Sequence[str], *, debugger: bool = False, in_double: bool = False
+) -> tuple[str, str | None]:
     """Run the step that lies in a file again, in one process, without the data of the script; see `replay`.
 
     Raises:
@@ -48,18 +53,32 @@ def replay_file(file: Path, script: Path, arguments: Sequence[str], debugger: bo
         EngineError: when the script fails.
     """
     target = Target(Capsule(file).step)
-    return _replayed(Plan(str(script), target, "", 1, debugger, str(file.absolute())), arguments)
+    plan = Plan(str(script), target, "", 1, debugger, str(file.absolute()))
+    return _replayed(plan, arguments, in_double)
 
 
-def _replayed(plan: Plan, arguments: Sequence[str]) -> tuple[str, str | None]:
+def _replayed(plan: Plan, arguments: Sequence[str], in_double: bool) -> tuple[str, str | None]:
     with tempfile.TemporaryDirectory(prefix="replay-") as scratch:
         plan = replace(plan, scratch=scratch)
         answer = _answer(plan, arguments, 1)
         if needed := answer.get("processes"):
             answer = _answer(replace(plan, processes=needed), arguments, needed)
-    name = Path(plan.script).name
-    _refuse_failure(answer, name, plan.target)
-    return answer["text"], _DIFFERS.format(name, plan.target) if answer["verdict"] == DIFFERS else None
+        name = Path(plan.script).name
+        _refuse_failure(answer, name, plan.target)
+        said = f"\n\n{_in_double(plan, arguments, answer)}" if in_double else ""
+    return answer["text"] + said, _DIFFERS.format(name, plan.target) if answer["verdict"] == DIFFERS else None
+
+
+def _in_double(plan: Plan, arguments: Sequence[str], answer: dict[str, Any]) -> str:
+    """Run a step that lies in a file, of the run or of a replay of it, in float64; return what that says."""
+    scratch = Path(plan.scratch) / "double"
+    scratch.mkdir()
+    file = plan.capsule or answer["capsule"]
+    again = _answer(Plan(plan.script, plan.target, str(scratch), 1, capsule=file, in_double=True), arguments, 1)
+    if again.get("verdict", FAILED) == FAILED:
+        return "in float64: the step fails, see above; it makes tensors of a type of its own"
+    values = ", ".join(f"{key} {value!r}" for key, value in again["values"].items())
+    return f"in float64: {values}; {_IN_DOUBLE[answer['is_finite'], again['is_finite']]}"
 
 
 def _answer(plan: Plan, arguments: Sequence[str], processes: int) -> dict[str, Any]:
@@ -89,3 +108,9 @@ _DIFFERS = (
     "or torch; another device, number of threads; or the script does not repeat itself, for which "
     "vision3d-engine verify-resume looks"
 )
+_IN_DOUBLE = {  # whether the step is finite, and whether it is in float64
+    (True, True): "finite in both",
+    (True, False): "not finite there alone",
+    (False, True): "finite there: the precision is too small for its numbers",
+    (False, False): "not finite there either: the fault lies in its numbers, and not in their precision",
+}

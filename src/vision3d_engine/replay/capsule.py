@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vision3d_engine.checkpoint.files import read_checkpoint
 from vision3d_engine.core.errors import CheckpointError
 from vision3d_engine.core.portable import decoded
 from vision3d_engine.core.seeding import StepSeeds, derived_seed
+from vision3d_engine.core.tree import map_leaves
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.probe import StepProbe
 from vision3d_engine.replay.starting import Start
@@ -97,4 +99,17 @@ class CapsuleProbe(StepProbe):
     def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Begin to look, if this is the step."""
         self._capsule.reseed(self.owner.device)
+        if self._plan.in_double:
+            self.owner.model.double()
+            data_dict.update(map_leaves(_in_double, data_dict))
         super().before_train_step(epoch, iteration, data_dict)
+
+    def after_backward(self, epoch: int, iteration: int, data: Any, output: Any, results: Any) -> None:
+        """Look at the gradients; in float64 that is all, since an optimizer goes on in its own precision alone."""
+        super().after_backward(epoch, iteration, data, output, results)
+        if self._plan.in_double:
+            self.after_train_step(epoch, iteration, data, output, results)
+
+
+def _in_double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf

@@ -58,6 +58,8 @@ class Plan:
         processes: how many there are; None until it is known how many the run had.
         debugger: open python's debugger in the step.
         capsule: the file with the step; None for a step of a run.
+        keeps_step: write the step into a file in the scratch folder, and answer where it lies.
+        in_double: compute the step of a file in float64.
     """
 
     script: str
@@ -66,6 +68,8 @@ class Plan:
     processes: int | None = None
     debugger: bool = False
     capsule: str | None = None
+    keeps_step: bool = False
+    in_double: bool = False
 
     @property
     def answer(self) -> "AnswerFile":

@@ -7,6 +7,7 @@ import torch
 
 from vision3d_engine.distributed.parallel.shards import local_part
 from vision3d_engine.loop.hooks import Hook
+from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
 from vision3d_engine.replay.causes import IN_DATA, IN_WEIGHTS
 from vision3d_engine.replay.inside import Inside
@@ -40,6 +41,8 @@ class StepProbe(Hook):
         if not self._plan.target.is_at(self._progress):
             return
         owner, progress = self.owner, self._progress
+        if self._plan.keeps_step:
+            self._plan.answer.add(capsule=str(owner.dump_step()))
         self._inside = Inside(owner.model)
         samples = Samples.of(owner._pass.runner.place, owner._run.train_data(), data_dict)  # noqa: SLF001
         self._report = Report(progress.total_steps, progress.epoch, progress.iteration, self._start, samples)
@@ -64,7 +67,7 @@ class StepProbe(Hook):
 
         return look
 
-    def after_backward(self, *_: Any) -> None:
+    def after_backward(self, _epoch: int, _iteration: int, _data: Any, _output: Any, _results: Any) -> None:
         """Look at the gradients of the parameters, before an update clears them."""
         if self._report is not None:
             self._inside.look_at_parameters()
@@ -87,15 +90,16 @@ class StepProbe(Hook):
             return
         self._report.values, self._report.recorded = values, self._recorded.get(self._report.step)
         self._report.inside = self._inside
-        found = self._report.origin or self._search.forward or self._search.backward
-        self._report.origin = found if self._is_broken(values) else None
-        self._plan.answer.add(verdict=self._report.verdict, text=self._report.text())
+        found, is_finite = self._report.origin or self._search.forward or self._search.backward, self._is_finite(values)
+        self._report.origin = None if is_finite else found
+        facts: dict[str, Any] = {"verdict": self._report.verdict, "text": self._report.text()}
+        self._plan.answer.add(**facts, is_finite=is_finite, values=as_numbers(values))
 
-    def _is_broken(self, values: Mapping[str, Any]) -> bool:
-        """Tell whether the step has come to nothing good: what is not finite inside may be meant so, as in masks."""
+    def _is_finite(self, values: Mapping[str, Any]) -> bool:
+        """Tell whether results and gradients are finite; what is not inside may be meant so, as in masks."""
         inside = self._inside
         gradients = [*inside.gradients.values(), *inside.parameters.values()]
-        return not values or bool(not_finite(values)) or any(figures.nonfinite for figures in gradients)
+        return bool(values) and not not_finite(values) and not any(figures.nonfinite for figures in gradients)
 
 
 def _origin_outside(data_dict: Any, samples: Samples, model: torch.nn.Module) -> Origin | None:

@@ -71,6 +71,7 @@ def _on_capsule(plan: Plan, settings: Any, capsule: Capsule) -> Any:
     start = Start(capsule.path, capsule.step - 1, 1)
     PROBES[:] = [partial(CapsuleProbe, plan, start, capsule)]
     trainer = {**_from(start, settings.trainer), "overfit": 0, "val_first": False}
+    trainer |= {"precision": "fp32"} if plan.in_double else {}
     return _changed(settings, plan, {"seed": capsule.seed}, trainer)
 
 
