@@ -19,6 +19,7 @@ LAYERS = (
     ("run",),
     ("trainers", "testers"),
     ("integrations",),
+    ("replay",),
     ("report",),
     ("viewer",),
     ("front",),

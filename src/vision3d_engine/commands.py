@@ -15,6 +15,8 @@ from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
+from vision3d_engine.replay import replay, replay_file
+from vision3d_engine.replay.plan import Target
 from vision3d_engine.report.page import write_report
 from vision3d_engine.results.comparison import compare
 from vision3d_engine.verification import verify_resume
@@ -66,6 +68,37 @@ def verify(script: Positional[Path], steps: int = 12, kills: int = 6, seed: int 
     """
     with exiting_on_signals():
         print(verify_resume(script, _OF_SCRIPT, steps, kills, seed, say=partial(print, flush=True)))
+
+
+def replay_step(
+    what: Positional[Path],
+    step: int | None = None,
+    epoch: int | None = None,
+    iteration: int | None = None,
+    script: Path | None = None,
+    pdb: bool = False,
+    vary: Literal["precision"] | None = None,
+) -> None:
+    """Run one step of a run again, to the bit, and look into it; arguments of the script's own follow behind --.
+
+    Args:
+        what: the script, such as train.py; or a file with a step, such as debug/step-000123.pt.
+        step: the step, counted from the start of the run.
+        epoch: instead of that the epoch, with iteration.
+        iteration: the iteration in the epoch.
+        script: the script of a file with a step.
+        pdb: open python's debugger where the step begins.
+        vary: run it once more in float64, and say whether that is finite.
+    """
+    options = {"debugger": pdb, "in_double": vary is not None}
+    with exiting_on_signals():
+        if script is not None:
+            text, objection = replay_file(what, script, _OF_SCRIPT, **options)
+        else:
+            text, objection = replay(what, _OF_SCRIPT, Target(step, epoch, iteration), **options)
+        print(text)
+    if objection:
+        sys.exit(f"error: {objection}")
 
 
 def table(
@@ -126,13 +159,14 @@ def view(
         viewer.close()
 
 
-# What follows the name of the script that verify-resume is given.
+# The arguments of the script that verify-resume or replay is given.
 _OF_SCRIPT: list[str] = []
 _COMMANDS = {
     "consolidate": consolidate_shards,
     "demo": demo,
     "export": export,
     "inspect": inspect,
+    "replay": replay_step,
     "report": report,
     "table": table,
     "verify-resume": verify,
@@ -153,12 +187,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return our own words, and those that belong to the script that ``verify-resume`` names."""
+    """Return our own words, and those that belong to the script that is named.
+
+    Those of ``replay`` begin at ``--``, those of ``verify-resume`` behind the script.
+    """
+    if words[:1] == ["replay"]:
+        end = words.index("--") if "--" in words else len(words)
+        return words[:end], words[end + 1 :]
     scripts = [number for number, word in enumerate(words) if word.endswith(".py")]
     if words[:1] != ["verify-resume"] or not scripts:
         return words, []
-    of_script = words[scripts[0] + 1 :]
+    return _split_behind(words, scripts[0])
+
+
+def _split_behind(words: list[str], script: int) -> tuple[list[str], list[str]]:
+    of_script = words[script + 1 :]
     if late := next((word for word in of_script if word.partition("=")[0] == "--kills"), None):
         message = f"{late} stands behind the script, whose own arguments begin there: give it before, as in "
-        sys.exit(f"error: {message}vision3d-engine verify-resume --kills 4 {words[scripts[0]]}")
-    return words[: scripts[0] + 1], of_script
+        sys.exit(f"error: {message}vision3d-engine verify-resume --kills 4 {words[script]}")
+    return words[: script + 1], of_script

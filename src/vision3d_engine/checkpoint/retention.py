@@ -3,11 +3,14 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 # The file that --resume goes on from, and the one before it, which is used when the newest is damaged.
 NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint.prev.pth"
 _UNSAFE = re.compile(r"[^\w.+=@-]+")
 _EPOCH_FILE = re.compile(r"epoch-(\d+)\.pth")
+_RUN_FILE = re.compile(r"(epoch|replay)-\d+\.pth|(checkpoint(\.prev)?|best_.+|crash)\.pth(\.damaged)?")
+_SNAPSHOT = re.compile(r"replay-(\d+)\.pth")
 
 
 def epoch_of(name: str) -> int | None:
@@ -57,6 +60,37 @@ def outdated(
     return [name for name in files[:-keep_latest] if epochs[name] not in stays]
 
 
+def snapshot_name(step: int) -> str:
+    """Return the file name of the checkpoint that a replay can start from behind so many training batches."""
+    return f"replay-{step:06d}.pth"
+
+
+def snapshot_step(name: str) -> int | None:
+    """Return the training batches behind a checkpoint for replays, None for any other name."""
+    match = _SNAPSHOT.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def outdated_snapshots(names: Iterable[str], newest: int) -> list[str]:
+    """Return the checkpoints for replays to remove, so that those at doubling distances from the newest stay.
+
+    One goes when from the one before it to the one behind it lie no more steps than from that one to the newest. So the
+    number of those that stay grows with the logarithm of the steps, and a replay of a step that lies n steps back runs
+    at most n steps again. Those that are later than the newest are of a run that was taken back.
+
+    Args:
+        names: files in the folder.
+        newest: training batches behind the newest one.
+    """
+    found = {step: name for name in names if (step := snapshot_step(name)) is not None}
+    steps, before, gone = sorted(step for step in found if step <= newest), 0, []
+    for step, following in pairwise(steps):
+        is_outdated = following - before <= newest - following
+        gone += [found[step]] if is_outdated else []
+        before = before if is_outdated else step
+    return [*gone, *(name for step, name in found.items() if step > newest)]
+
+
 def best_name(metric: str) -> str:
     """Return the file name of the best model by a metric, whose name may hold characters that file names may not.
 
@@ -67,4 +101,4 @@ def best_name(metric: str) -> str:
 
 def is_run_file(name: str) -> bool:
     """Tell whether a file of a checkpoint folder is one that a run writes by itself."""
-    return re.fullmatch(r"epoch-\d+\.pth|(checkpoint(\.prev)?|best_.+|crash)\.pth(\.damaged)?", name) is not None
+    return _RUN_FILE.fullmatch(name) is not None

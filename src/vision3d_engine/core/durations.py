@@ -62,6 +62,18 @@ def parse_val_cadence(text: str) -> Cadence | None:
     return Cadence(int(count), _COUNTED[unit])
 
 
+def parse_iterations(text: str) -> int:
+    """Return a number of training batches.
+
+    Raises:
+        ValueError: when the text is none; it says what is.
+    """
+    count, unit = _number_and_unit(text)
+    if unit != "iteration" or count < 1 or count != int(count):
+        raise ValueError("it must be a number of training batches, such as '100 iterations'")
+    return int(count)
+
+
 def _number_and_unit(text: str) -> tuple[float, str]:
     """Split ``"500 iterations"`` into 500 and ``"iteration"``; 0 and no unit when it is of another form."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)?\s*([A-Za-z]+)\s*", text)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vision3d_engine.core.durations import parse_cadence, parse_duration, parse_val_cadence
+from vision3d_engine.core.durations import parse_cadence, parse_duration, parse_iterations, parse_val_cadence
 from vision3d_engine.core.files import absolute_path
 from vision3d_engine.core.optim_settings import OptimizerSettings, SchedulerSettings
 from vision3d_engine.core.section import AtLeastOne, Section, checked
@@ -21,6 +21,7 @@ def _from_here(name: str) -> str:
 CheckpointName = Annotated[str, AfterValidator(_from_here)]
 CadenceText = Annotated[str, checked(parse_cadence)]
 ValCadenceText = Annotated[str, checked(parse_val_cadence)]
+IterationsText = Annotated[str, checked(parse_iterations)]
 DurationText = Annotated[str, checked(parse_duration)]
 
 
@@ -119,6 +120,9 @@ class TrainerSettings(Section):
     """Keep every n-th epoch-N.pth whatever else is removed (0 = none)."""
     save_every: CadenceText = "1 epoch"
     """How often checkpoint.pth is written: "1 epoch", "500 iterations", "10 min"; also when the run is stopped."""
+    replay_every: IterationsText | None = None
+    """How often a full checkpoint is written that a replay can start from ("100 iterations"); of these, those at
+    doubling distances from the newest stay (none: only checkpoint.pth)."""
     async_save: bool = True
     """Copy the state at the end of a step and write the file in a thread, while training goes on."""
     save_on_exception: bool = False

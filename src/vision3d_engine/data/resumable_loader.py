@@ -13,7 +13,8 @@ from vision3d_engine.data.endless_stream import EndlessStream, Place, StreamPosi
 from vision3d_engine.data.exact_length import ExactLength, placed
 from vision3d_engine.data.loader_hints import resume_note, sharing_hint
 from vision3d_engine.data.loader_length import LoaderLength, length_of
-from vision3d_engine.data.sample_seeds import SeededDataset, announce_epoch
+from vision3d_engine.data.sample_seeds import SampleIndex, SeededDataset, announce_epoch
+from vision3d_engine.data.sampler import PositionSampler
 from vision3d_engine.data.workers import opened
 
 Position = tuple[int, int, int, int]
@@ -143,9 +144,15 @@ class ResumableLoader(LoaderLength):
 
     def samples_at(self, place: Place) -> list[int] | None:
         """Return the samples of a batch of the epoch that was opened last; None where that is not known."""
+        samples = self.seeded_samples_at(place)
+        return None if samples is None else [int(sample.index) for sample in samples]
+
+    def seeded_samples_at(self, place: Place) -> list[SampleIndex] | None:
+        """Return them with what each was seeded by."""
         seed, epoch, _, shift = self._position
-        known = getattr(self._sampler, "indices", None)
-        return known(seed, place[1] - 1, shift) if known is not None and epoch == place[0] else None
+        if not isinstance(self._sampler, PositionSampler) or epoch != place[0]:
+            return None
+        return self._sampler.samples(seed, epoch, place[1] - 1, shift)
 
     def _opened(self, where: Position) -> Iterable[Any]:
         """Return the batches from a position on."""

@@ -145,7 +145,7 @@ class PositionSampler(_Positioned):
             return found | fingerprint_of(self.sampler)
         return {"order": "shuffled" if self._shuffle else "in order"} | found
 
-    def indices(self, base: int, start: int, shift: int = 0) -> list[int] | None:
+    def samples(self, base: int, epoch: int, start: int, shift: int = 0) -> list[SampleIndex] | None:
         """Return the samples of this process's batch number ``start`` (counted from 0) of an epoch with a seed.
 
         None where a sampler of the user's has chosen them.
@@ -153,7 +153,7 @@ class PositionSampler(_Positioned):
         if self.sampler is not None:
             return None
         positions = next(iter(self._shares(self._count, start, shift)), range(0))[: self._batch_size]
-        return list(map(int, self._permutation(derived_seed(base, "order")).at(positions)))
+        return list(self._shared(self._permutation(derived_seed(base, "order")), base, epoch, [positions]))
 
     def sizes(self, start: int, shift: int = 0) -> Iterator[int]:
         """Return how many samples this process's batches hold, from number ``start`` (counted from 0) on.
@@ -197,7 +197,7 @@ class PositionSampler(_Positioned):
         rank, size = (get_rank() - shift) % get_world_size(), get_world_size()
         return Shares(count, self._batch_size, self._drop_last, start, rank, size)
 
-    def _shared(self, permutation: Any, base: int, epoch: int, shares: Shares) -> Iterator[SampleIndex]:
+    def _shared(self, permutation: Any, base: int, epoch: int, shares: Iterable[range]) -> Iterator[SampleIndex]:
         for positions in shares:
             is_function = isinstance(permutation, Permutation | Passes)
             indices = permutation.at(positions) if is_function else permutation[positions.start : positions.stop]

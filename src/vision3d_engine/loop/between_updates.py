@@ -28,6 +28,7 @@ class BetweenUpdates:
     ) -> None:
         self.ending = ending
         self._progress, self._autosave, self._sync_point = progress, autosave, autosave.agreement.sync_point
+        self._snapshots = autosave.snapshots
         self._validations, self._validate_at = validations, validations.due_at()
         self._step_schedule, self._end_schedule = (schedule_steps.get(moment) for moment in ("update", "epoch"))
         self._scheduled_at = progress.trained
@@ -55,6 +56,7 @@ class BetweenUpdates:
     def begin(self, runner: Runner) -> None:
         """Make the validation first in which the run was killed that is resumed; it may end the run."""
         progress = self._progress
+        self._snapshots.begin()
         if progress.total_steps >= self._validate_at and not progress.is_trained:
             self._validate(runner)
         if progress.trained > 0 and progress.updates >= self.ending.due_at and not progress.is_trained:
@@ -67,6 +69,8 @@ class BetweenUpdates:
         if self._progress.updates >= self.ending.due_at:
             self._cut(runner)
             return
+        if self._progress.total_steps >= self._snapshots.due_at:
+            self._snapshots.write()
         request = self._sync_point()
         if request is not None or self._progress.total_steps >= self._autosave.due_at:
             self._autosave.act(request)

@@ -37,7 +37,7 @@ class CaseResults:
 
     Attributes:
         former: how many batches earlier attempts of all processes have done.
-        former_records: what `keep` was given in those of this process, by their numbers, counted from 0.
+        former_records: what `keep_records` was given in those of this process, by their numbers, counted from 0.
         batch: number of the batch at hand among those of all processes, from 0.
         counted: how many batches and cases were left out, once `means` has been called.
         cases: how many cases there are, likewise.
@@ -136,7 +136,7 @@ class CaseResults:
             raise ResultError(message)
         self._line["files"].append(self._files.save(kind, self._case["name"], values, suffix))
 
-    def keep(self, records: Iterable[Any]) -> None:
+    def keep_records(self, records: Iterable[Any]) -> None:
         """Keep records of the batch at hand for an attempt that goes on with this one."""
         self._line["records"].extend(map(written, records))
 

@@ -32,6 +32,7 @@ class Runner:
         clock: how long the steps take.
         is_last: whether the batch at hand is the last one.
         place: where the batch at hand stands in the data.
+        batch: the batch at hand, on the device; None between two walks.
         max_iteration: batches of the whole pass, None when not known.
     """
 
@@ -51,6 +52,7 @@ class Runner:
         self.clock = StepClock(prefetcher.device)
         self.is_last = False
         self.place: Place = (0, 0, 1)
+        self.batch: Any = None
         self.max_iteration: int | None = None
         self._has_ended = self._is_cut = False
         self._iterate = iterate
@@ -86,6 +88,7 @@ class Runner:
         clock, endpoints = self.clock, get_context_manager()
         iteration, waiting_since = done, time.perf_counter()
         for iteration, (self.place, data_dict) in enumerate(arriving, start=done + 1):
+            self.batch = data_dict
             self.is_last = iteration == max_iteration or self._has_ended
             if endpoints.is_used:
                 endpoints.clear()
@@ -105,6 +108,7 @@ class Runner:
                 break
             waiting_since = time.perf_counter()
         endpoints.clear()
+        self.batch = None
         return iteration
 
     def cut(self) -> None:

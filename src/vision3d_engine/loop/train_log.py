@@ -100,6 +100,7 @@ class TrainLog:
         shared = {**shared, **self._ending.shared()}
         means, probed, sums = self._meters.interval_means(*probes, *skipped, *captures.probe(), shared=shared)
         self._ending.hear(sums)
+        self._record_steps()
         if sums:
             replicas.judge(sums, self._where())
         self._skips.limit.add(self._meters.counted.get(SKIPPED, 0))
@@ -108,6 +109,13 @@ class TrainLog:
             self._context.logger.warn(said)
         captures.tell(probed[end:])
         return with_skipped(means, self._meters), probed[: len(probes)]
+
+    def _record_steps(self) -> None:
+        """Hand in what the steps since the last line have returned."""
+        progress = self._context.progress
+        for values in self._meters.steps:
+            before = progress.total_steps - progress.iteration
+            self._context.writers.step_values(progress.epoch, before, values.steps, values.keys, values.values)
 
     def _line(self, means: Any, interval: Any, position: Any) -> Any:
         """Return what makes the text: a thread may do so later, from what is handed in, when the run is further on."""

@@ -81,7 +81,8 @@ class TrainPass:
         self._add_own_listeners()
         self._between, self._ending = between, between.ending
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
-        self.meters, self.metrics = RunningMeans(context.counters.sum_up), context.metrics.new_pass()
+        self.meters = RunningMeans(context.counters.sum_up, keeps_steps=context.world.is_main)
+        self.metrics = context.metrics.new_pass()
         self._skips = TrainSkips(trainer, context, loader, self.meters, self._uneven.walked)
         bar = context.progress_bar(f"epoch {self._epoch}{f'/{trainer.max_epoch}' if trainer.max_epoch else ''}")
         parts: dict[str, Any] = {"prefetcher": prefetcher, "bar": bar, "where": self._skips.batches.where}
@@ -160,8 +161,7 @@ class TrainPass:
     def _iterate(self, iteration: int, data_dict: Any) -> None:
         """One micro-batch: forward, backward and, when its window is full, the update."""
         epoch, trainer, update, progress = self._epoch, self._trainer, self._update, self._progress
-        progress.iteration = iteration
-        progress.total_steps += 1
+        progress.iteration, progress.total_steps = iteration, progress.total_steps + 1
         if self._seeds_steps:
             self._seeds.seed(iteration)
         self.metrics.begin_step(iteration <= self._uneven.own_until, follows_update=progress.trained == iteration - 1)
@@ -193,7 +193,7 @@ class TrainPass:
         weights = self.runner.place[2] if self._weights is None else self._weights
         if update.norms:
             result_dict, weights = with_further(result_dict, weights, update.take_norms())
-        self.meters.update(result_dict, weights)
+        self.meters.update(result_dict, weights, iteration)
 
     def _weigh(self, _epoch: int, _iteration: int, *dicts: Any) -> None:
         """Ask the user what the results of the step weigh."""
@@ -263,7 +263,7 @@ class TrainPass:
         """Take in the norms of an update that no step of this process has made complete."""
         if norms := self._update.take_norms():
             self._skips.updates.note(iteration, self.runner.place, [is_finite for _, is_finite in norms.values()])
-        self.meters.update(*with_further({}, 1, norms))
+        self.meters.update(*with_further({}, 1, norms), iteration)
 
     # ------------------------------------------------------------------------------------------- leaving out
 

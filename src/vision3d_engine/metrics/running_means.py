@@ -14,7 +14,7 @@ import torch
 from vision3d_engine.core.errors import ResultError
 from vision3d_engine.core.tree import describe
 from vision3d_engine.distributed.coordination.reductions import Sums
-from vision3d_engine.metrics.step_rows import NOT_ONE_NUMBER, StepRows, exact_type
+from vision3d_engine.metrics.step_rows import NOT_ONE_NUMBER, StepNumbers, StepRows, exact_type
 from vision3d_engine.metrics.step_weights import Weights, plain_weight, row_weight
 
 #: key under which batches that were left out are counted.
@@ -32,14 +32,17 @@ class RunningMeans:
 
     Args:
         add_up: returns the sums of all processes, given those of this one (``World.named_sums``).
+        keeps_steps: whether the values of single steps are read too.
 
     Attributes:
+        steps: values on the device of the single steps that were read last, if these are kept.
         weightless: keys whose numbers in the last interval weighed nothing on any process; their means are NaN.
         counted: what was counted by `count`, over all processes, in what the last means are of.
     """
 
-    def __init__(self, add_up: AddUp = lambda sums: sums) -> None:
-        self._add_up = add_up
+    def __init__(self, add_up: AddUp = lambda sums: sums, *, keeps_steps: bool = False) -> None:
+        self._add_up, self._keeps_steps = add_up, keeps_steps
+        self.steps: list[StepNumbers] = []
         self._keys: dict[str, None] = {}
         self._total: Sums = {}
         self._interval: Sums = {}
@@ -54,14 +57,15 @@ class RunningMeans:
         self._keys[key] = None
         self._interval[key] = _add(self._interval.get(key), (1.0, 1.0, 1.0))
 
-    def update(self, results: Mapping[str, Any], weights: Weights = 1) -> None:
+    def update(self, results: Mapping[str, Any], weights: Weights = 1, number: int | None = None) -> None:
         """Take in the numbers of one step; never waits for the device.
 
         Args:
             results: the numbers.
             weights: what they weigh, for all keys alike or in a dict by key.
+            number: of the step; None for one more than that of the last call.
         """
-        self._count += 1
+        self._count = self._count + 1 if number is None else number
         tensors = {key: value for key, value in results.items() if isinstance(value, torch.Tensor)}
         if len(tensors) < len(results):
             self._add_numbers({key: value for key, value in results.items() if key not in tensors}, weights)
@@ -151,19 +155,24 @@ class RunningMeans:
         return self._add_up({key: sums[key] for key in self._keys if key in sums} | others)
 
     def first_not_finite(self, key: str) -> int | None:
-        """Return the number of the update, from 1, that first held NaN or infinity under a key, as far as read."""
+        """Return the number of the step that first held NaN or infinity under a key, as far as read."""
         return self._first_bad.get(key)
 
     def _read(self, also: Sequence[torch.Tensor] = ()) -> list[float]:
         """Bring what waits on the device into the interval, and return the other numbers; one copy for all."""
         groups, self._waiting = list(self._waiting.values()), {}
-        numbers = iter(on_host([*(rows.sum_up() for rows in groups), *also]))
+        sums = [rows.sum_up() for rows in groups]
+        values = [each for rows in groups for each in rows.values()] if self._keeps_steps else []
+        numbers = iter(on_host([*sums, *values, *also]))
         for rows in groups:
-            sums = rows.take(numbers)
-            _merge(self._interval, sums)
-            bad = [key for key, (_, total, _) in sums.items() if not math.isfinite(total)]
-            self._first_bad = rows.first_not_finite(bad) | self._first_bad
+            self._take_sums(rows, rows.take(numbers))
+        self.steps = [rows.take_values(numbers) for rows in groups] if self._keeps_steps else []
         return list(numbers)
+
+    def _take_sums(self, rows: StepRows, sums: Sums) -> None:
+        _merge(self._interval, sums)
+        bad = [key for key, (_, total, _) in sums.items() if not math.isfinite(total)]
+        self._first_bad = rows.first_not_finite(bad) | self._first_bad
 
 
 def on_host(tensors: Sequence[torch.Tensor]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,21 @@ NOT_ONE_NUMBER = (
 _MAX_BLOCKS = 64
 
 
+@dataclass(frozen=True)
+class StepNumbers:
+    """What single steps have returned, to the bit.
+
+    Attributes:
+        keys: names of the values.
+        steps: the steps.
+        values: of each step in turn one value a key.
+    """
+
+    keys: tuple[str, ...]
+    steps: list[int]
+    values: list[float]
+
+
 class StepRows:
     """Vectors of the same keys, one a step, each with its weight: one number, or one a key as a tuple or vector."""
 
@@ -31,7 +47,7 @@ class StepRows:
         self._types: list[torch.dtype] = []
         self._is_mixed = False
         self._sums: torch.Tensor | None = None
-        self._blocks: deque[tuple[list[int], torch.Tensor]] = deque(maxlen=_MAX_BLOCKS)
+        self._blocks: deque[tuple[list[int], torch.Tensor, torch.Tensor]] = deque(maxlen=_MAX_BLOCKS)
 
     def append(self, scalars: list[torch.Tensor], number: int, weight: Any) -> None:
         """Copy the values of one step, whose number is given, into one vector."""
@@ -76,11 +92,20 @@ class StepRows:
         first: dict[str, int] = {}
         for key in keys:
             column = self._keys.index(key)
-            for numbers, block in reversed(self._blocks):
+            for numbers, _, block in reversed(self._blocks):
                 wrong = (~torch.isfinite(block[:, column])).nonzero()
                 if len(wrong):
                     first[key] = numbers[int(wrong[0])]
         return first
+
+    def values(self) -> list[torch.Tensor]:
+        """Return the values of the steps that were summed up, blocks ``(steps, keys)``, as far as they are kept."""
+        return [values for _, values, _ in self._blocks]
+
+    def take_values(self, numbers: Iterator[float]) -> StepNumbers:
+        """Return what `values` returned, brought to the host, with the numbers of the steps."""
+        steps = [number for of_block, _, _ in self._blocks for number in of_block]
+        return StepNumbers(tuple(self._keys), steps, list(islice(numbers, len(steps) * len(self._keys))))
 
     def take(self, numbers: Iterator[float]) -> Sums:
         """Return weight, sum and sum of squares by key, given what `sum_up` returned, brought to the host."""
@@ -99,12 +124,12 @@ class StepRows:
         if self._sums is not None and not self._rows:
             return self._sums
         block = self._stacked()
-        block = block.to(exact_type(block.device))
+        values = block = block.to(exact_type(block.device))
         weights = _weights_of([weight for _, weight in self._steps], block)
         block = block if self._weigh_something() else block.masked_fill(weights == 0, 0)
         sums = torch.stack([weights.sum(0), (weights * block).sum(0), (weights * block * block).sum(0)])
         self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
-        self._blocks.append(([number for number, _ in self._steps], block))
+        self._blocks.append(([number for number, _ in self._steps], values, block))
         self._rows, self._steps = [], []
         return self._sums
 

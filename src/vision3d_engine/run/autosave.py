@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,10 @@ from vision3d_engine.core.durations import parse_cadence
 from vision3d_engine.core.errors import EngineError, FolderError, NonFiniteError
 from vision3d_engine.distributed.coordination.agreement import Agreement
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.run.capsules import Capsules
 from vision3d_engine.run.resume_state import ResumeState
 from vision3d_engine.run.run_folder import remove_overwritten
+from vision3d_engine.run.snapshots import Snapshots
 from vision3d_engine.run.stopping import alarm, end_program, is_stop, reason_of, requeue
 
 _SAVE = "save"
@@ -36,6 +38,8 @@ class Autosave:
 
     Attributes:
         due_at: number of total steps from which on an update shall call `act`.
+        snapshots: the files that replays start from.
+        capsules: single steps in files.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class Autosave:
         self._resume_state = resume_state
         self._number, self._unit = parse_cadence(context.settings.save_every)
         self._failure: EngineError | None = None
+        self.snapshots = Snapshots(context, folder, self.save_full)
+        self.capsules = Capsules(trainer, context, resume_state)
         self.restart_cadence()
 
     # ------------------------------------------------------------------------------------------- when
@@ -150,19 +156,34 @@ class Autosave:
 
     def save_newest(self) -> None:
         """Write ``checkpoint.pth`` with everything that a resume needs; to be called by all processes."""
-        self.save(NEWEST, with_states=True, extra=self._resume_state.state())
+        self.save_full(NEWEST)
         for line in self._resume_state.unsaved.said():
             self._trainer.log(line)
         self.restart_cadence()
 
-    def save(self, filename: str, with_states: bool, extra: Mapping[str, Any] | None = None) -> None:
+    def save_full(self, filename: str, then: Callable[[], object] = lambda: None) -> None:
+        """Write a file with everything that a resume needs; to be called by all processes.
+
+        Args:
+            filename: its name.
+            then: called once it is on the disk; may be called by a thread.
+        """
+        self.save(filename, with_states=True, extra=self._resume_state.state(), then=then)
+
+    def save(
+        self,
+        filename: str,
+        with_states: bool,
+        extra: Mapping[str, Any] | None = None,
+        then: Callable[[], object] = lambda: None,
+    ) -> None:
         """Save; a full disk, or weights that are not finite, leave the old file and a warning."""
         trainer = self._trainer
         parts: dict[str, Any] = {"save_ckpt_manager": with_states, "extra": extra}
         parts |= {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler} if with_states else {}
         try:
             self._checkpoints.save_checkpoint(
-                filename, trainer.metadata, trainer.model, on_saved=partial(self._saved, filename), **parts
+                filename, trainer.metadata, trainer.model, on_saved=partial(self._saved, filename, then), **parts
             )
         except FolderError as error:
             self._failure = error
@@ -174,11 +195,12 @@ class Autosave:
         else:
             self._failure = None
 
-    def _saved(self, filename: str) -> None:
+    def _saved(self, filename: str, then: Callable[[], object]) -> None:
         """Say that a file is on the disk, and let go of what it replaces; may be called by a thread."""
         self._context.logger.debug(f"saved {filename}")
         if filename == NEWEST and self._context.world.is_main:
             remove_overwritten(self._folder)
+        then()
 
     def save_best(self, scores: Mapping[str, float]) -> None:
         """Keep the model under the name of each metric that it is best on, and say so.
@@ -212,8 +234,8 @@ class Autosave:
             with alarm(every_s, self._time_has_come):
                 yield
         except BaseException as error:
-            if isinstance(error, Exception) and self._context.settings.save_on_exception:
-                self._save_crash()
+            if isinstance(error, Exception):
+                self._keep(error)
             try:
                 self._checkpoints.join()
             except EngineError as failure:
@@ -225,6 +247,14 @@ class Autosave:
     def _time_has_come(self) -> None:
         """Let the next update act; called by a thread."""
         self.due_at = 0
+
+    def _keep(self, error: Exception) -> None:
+        """Keep the step of an error, and the model, where the settings ask for it."""
+        settings = self._context.settings
+        if settings.debug or settings.save_on_exception:
+            self.capsules.keep(error)
+        if settings.save_on_exception:
+            self._save_crash()
 
     def _save_crash(self) -> None:
         """Write ``crash.pth``, for looking into it: it may lie in the middle of an update."""

@@ -20,11 +20,18 @@ from vision3d_engine.core.tree import leaves
 _MAX_NAMES = 5
 # Folder beside new checkpoints for those that --overwrite replaces, until the first new one is on the disk.
 _OVERWRITTEN = "overwritten"
+# File in the folder of the logs with what single steps have returned.
+STEPS = "steps.jsonl"
 
 
 def checkpoints_of(exp: Any) -> Path:
     """Return where checkpoints of a run lie, by its settings."""
     return absolute_path(exp.checkpoint_dir or exp.output_dir / "checkpoints")
+
+
+def logs_of(exp: Any) -> Path:
+    """Return where the logs of a run lie, by its settings."""
+    return absolute_path(exp.log_dir or exp.output_dir / "logs")
 
 
 class Folders:
@@ -39,7 +46,8 @@ class Folders:
         self.output = make_folder(exp.output_dir)
         self.checkpoints = make_folder(checkpoints_of(exp))
         self._planned = checkpoints_of(planned)
-        self.logs = make_folder(exp.log_dir or self.output / "logs")
+        self.logs = make_folder(logs_of(exp))
+        self.steps = self.logs / STEPS
         self.events = absolute_path(exp.event_dir or self.output / "events")
 
     def source_of(self, name: str) -> Path:

@@ -4,6 +4,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.launch.launcher import names_debugger, wants_full_tracebacks
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
-from vision3d_engine.distributed.world import join_world
+from vision3d_engine.distributed.world import World, join_world
 from vision3d_engine.endpoints.context_manager import claim_context_manager
 from vision3d_engine.logs.logger import Logger, set_logger
 from vision3d_engine.loop.captures import Captures
@@ -36,6 +37,11 @@ from vision3d_engine.run.tryout import tried_out
 from vision3d_engine.update.precision import choose_precision
 from vision3d_engine.writers.files import FilesWriter
 from vision3d_engine.writers.metric_writers import MetricWriters
+from vision3d_engine.writers.step_values import StepValuesWriter
+
+Redirection = Callable[[Any, World], Any]
+REDIRECTIONS: list[Redirection] = []
+"""What puts other settings in force than those that a script was given, for tools that run it elsewhere."""
 
 
 class Session:
@@ -63,7 +69,7 @@ class Session:
         overrides |= self.arguments.engine_values() | forced("trainer")
         self.planned, warnings = read_settings(cfg, overrides, forced("exp"))
         self.world = join_world(self.planned.trainer.device, self.planned.trainer.collective_timeout_s)
-        self.settings = tried_out(self.planned, self.world)
+        self.settings = tried_out(reduce(self._redirected, REDIRECTIONS, self.planned), self.world)
         self.arguments.fill(self.settings.trainer.model_dump())
         self.folders = Folders(self.settings.exp, self.planned.exp)
         self.logger = self._open_log(role)
@@ -74,6 +80,9 @@ class Session:
         seed_everything(self.settings.exp.seed + self.world.rank)
         set_cudnn_deterministic(self.settings.trainer.cudnn_deterministic)
         set_tf32(self.settings.trainer.tf32 and self.world.device.type == "cuda")
+
+    def _redirected(self, settings: Any, redirect: Redirection) -> Any:
+        return redirect(settings, self.world)
 
     def _open_log(self, role: str) -> Logger:
         log_file = self.folders.logs / time.strftime(f"{role}-%Y%m%d-%H%M%S.log")
@@ -86,7 +95,8 @@ class Session:
         folders = self.folders
         files = FilesWriter(folders.output / "files", self.settings.trainer.write_files)
         jsonl = folders.output / "metrics.jsonl"
-        return MetricWriters(folders.events, jsonl, self.logger, enabled=self.world.is_main, files=files)
+        further: dict[str, Any] = {"files": files, "steps": StepValuesWriter(folders.steps)}
+        return MetricWriters(folders.events, jsonl, self.logger, enabled=self.world.is_main, **further)
 
     def _announce(self, warnings: list[str]) -> None:
         """Say where the run lives and what it runs on."""

@@ -27,6 +27,7 @@ _ONE_EPOCH: dict[str, Any] = {
     "max_updates": None,
     "val_first": False,
     "save_every": "1 epoch",
+    "replay_every": None,
     "save_latest_n_models": -1,
     "log_steps": 1,
     "max_time": None,

@@ -120,7 +120,7 @@ class BaseTester(Engine, abc.ABC):
         records = list(records)
         super().add_records(records)
         if self._results is not None:
-            self._results.keep(records)
+            self._results.keep_records(records)
 
     def load(self, filename: str, key: str | None = None) -> None:
         """Load the weights of a checkpoint, or of any code's file, strictly.
@@ -246,14 +246,8 @@ class BaseTester(Engine, abc.ABC):
         if not self._context.world.is_main or not results.statistics:
             return
         self.log(f"cases:\n{statistics_text(results.statistics)}")
-        if self.worst_by is None:
-            return
-        if wrong := what_is_wrong_with(self.worst_by, results.statistics):
-            self.log(wrong, level="WARNING")
-            return
-        worst = results.worst(self.worst_by, self.worst_count)
-        lines = first_of({name: f"{self.worst_by[0]}: {value:.6g}" for name, value in worst})
-        self.log(closing_block(f"worst cases, {self.worst_by[1]} {self.worst_by[0]} first:", lines))
+        if self.worst_by is not None:
+            self.log(*_told_worst(results, self.worst_by, self.worst_count))
 
     @abc.abstractmethod
     def _cases(self, iteration: int, data_dict: Any) -> Iterable[tuple[Any, Any]]:
@@ -278,3 +272,11 @@ class BaseTester(Engine, abc.ABC):
         times = get_log_string({}, time_dict=runner.clock.interval().times())
         of = f"/{runner.max_iteration}" if runner.max_iteration else ""
         self.log(f"iter: {iteration}{of}, {message}, {times}")
+
+
+def _told_worst(results: CaseResults, by: tuple[str, str], count: int) -> tuple[str, str]:
+    """Return what is said of the worst cases, and its level."""
+    if wrong := what_is_wrong_with(by, results.statistics):
+        return wrong, "WARNING"
+    lines = first_of({name: f"{by[0]}: {value:.6g}" for name, value in results.worst(by, count)})
+    return closing_block(f"worst cases, {by[1]} {by[0]} first:", lines), "INFO"

@@ -1,6 +1,7 @@
 """What a user registers with a trainer: optimizers, schedules, loaders, states, hooks, metrics."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -166,6 +167,19 @@ class TrainerParts(Engine):
         if isinstance(self._pass, TrainPass):
             self._pass.look_inside(self._context.captures)
         return capture
+
+    def dump_step(self) -> Path:
+        """Write the training step at hand into a file under ``debug/`` that ``vision3d-engine replay`` runs anywhere.
+
+        It holds batch, weights, optimizer, counters, seed and settings. To be called before the update, in
+        `before_train_step`, `train_step` or `after_backward`; each process writes its own. Waits for the device.
+
+        Raises:
+            RegistrationError: where no training step is at hand, or behind its update.
+            CheckpointError: for a batch that does not load as data only, with the key path of what does not.
+            FolderError: when the file cannot be written.
+        """
+        return self._run.autosave.capsules.dump()
 
     def save_best_model_on_metric(self, metric: str, largest: bool = True) -> None:
         """Keep the model that is best on a metric of the validation summary as ``best_METRIC.pth``.

@@ -19,9 +19,10 @@ from vision3d_engine.core.tree import describe, map_leaves
 from vision3d_engine.writers.files import FilesWriter
 from vision3d_engine.writers.jsonl import JsonLinesWriter
 from vision3d_engine.writers.protocol import MetricWriter
+from vision3d_engine.writers.step_values import StepValuesWriter
 from vision3d_engine.writers.tensorboard import TensorBoardWriter
 
-_ON_DISK = {"metrics_bytes": "numbers of the run", "events": "numbers of the run", "files": "files of the run"}
+_ON_DISK = dict.fromkeys(("metrics_bytes", "events", "steps"), "numbers of the run") | {"files": "files of the run"}
 _MOST_WAITING = 16  # calls with clouds, images and the like, which may be large
 _Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # a method of the writers, and with what to call it
 
@@ -39,6 +40,7 @@ class MetricWriters:
         logger: is told of what fails; has ``log`` and ``flush``.
         enabled: False on all processes but the main one, where every call returns at once.
         files: writes clouds, images and the like as files too; None for nobody.
+        steps: writes what single steps have returned; None for nobody.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class MetricWriters:
         logger: Any,
         enabled: bool = True,
         files: FilesWriter | None = None,
+        steps: StepValuesWriter | None = None,
     ) -> None:
         own = {"metrics_bytes": JsonLinesWriter(jsonl_file), "events": TensorBoardWriter(event_dir)}
-        self._own = own if files is None else {**own, "files": files}
+        further = {"files": files, "steps": steps}
+        self._own = own | {name: writer for name, writer in further.items() if writer is not None}
         self._logger = logger
         self._enabled = enabled
         self._delivery = _Delivery({**self._own}, logger)
@@ -87,6 +91,10 @@ class MetricWriters:
     def row(self, phase: str, values: Mapping[str, float], **position: Any) -> None:
         """Write numbers as a JSON line only."""
         self._hand_in("row", phase, dict(values), position, time.time())
+
+    def step_values(self, *values: Any) -> None:
+        """Write what single training steps have returned, as `MetricWriter` describes it."""
+        self._hand_in("step_values", *values)
 
     def _write_data(self, name: str, *args: Any, **options: Any) -> None:
         """Call a method of all writers as `MetricWriter` describes it, in the thread, with the data as it is now.

@@ -30,6 +30,19 @@ class MetricWriter:
     def row(self, phase: str, values: Mapping[str, float], position: Mapping[str, Any], time: float) -> None:
         """Write numbers that belong on no curve: the means of a whole training epoch (phase ``"train_epoch"``)."""
 
+    def step_values(
+        self, epoch: int, before: int, iterations: Sequence[int], keys: Sequence[str], values: Sequence[float]
+    ) -> None:
+        """Write what single training steps of an epoch have returned, to the bit.
+
+        Args:
+            epoch: the epoch.
+            before: training batches before the epoch.
+            iterations: which steps of it.
+            keys: names of the values.
+            values: of each step in turn one value a key.
+        """
+
     def points(self, tag: str, points: Sequence[Any], colors: Sequence[Any] | None, step: int) -> None:
         """Write clouds, each an array ``(N, 3)``, with colours ``(N, 3)`` in uint8 each, or None."""
 

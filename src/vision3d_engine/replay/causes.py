@@ -1,0 +1,27 @@
+"""What usually makes an operation return NaN or infinity, in one sentence."""
+
+import re
+
+_CAUSES = {
+    r"log": "the logarithm of 0 is -inf, and of a negative number NaN: clamp what is inside, or use log1p or "
+    "log_softmax",
+    r"exp": "exp overflows above 88 in fp32 (11 in fp16): subtract the maximum, or use logsumexp, softmax or "
+    "binary_cross_entropy_with_logits",
+    r"rsqrt|sqrt": "the gradient of sqrt at 0 is infinite, and the root of a negative number NaN: add a small number "
+    "inside the root",
+    r"norm|cdist|dist": "the gradient of a norm at 0 is not defined: add a small number inside, or leave out pairs of "
+    "equal points",
+    r"mean|var|std": "a mean over an empty set is 0/0, and a variance needs more than one number: leave out empty sets",
+    r"div|reciprocal": "a division by 0, such as a mean over an empty set or a vector of length 0: clamp the divisor",
+    r"pow": "a power of 0 with a negative exponent, or a fractional one of a negative number, or its gradient at 0",
+    r"acos|asin|atanh|erfinv": "its gradient at the ends of its range is infinite: clamp a little inside of it",
+    r"softmax": "a row of nothing but -inf has no softmax: leave out rows that a mask covers completely",
+}
+_OVERFLOW = "large numbers overflow: look at the activations before it, and at the learning rate"
+IN_DATA = "the data holds NaN or infinity: look at the sample, and at what its augmentation divides by"
+IN_WEIGHTS = "an earlier update has broken the weights: replay the step before"
+
+
+def cause_of_operation(name: str) -> str:
+    """Return a sentence, given the name of an operation or of its backward node."""
+    return next((text for part, text in _CAUSES.items() if re.search(part, name, re.IGNORECASE)), _OVERFLOW)

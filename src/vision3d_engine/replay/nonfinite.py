@@ -1,0 +1,140 @@
+"""The first operation of a step that returned NaN or infinity out of finite numbers, forward or backward."""
+
+import math
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.graph import Node
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vision3d_engine.core.tracebacks import is_users
+from vision3d_engine.core.tree import leaves
+from vision3d_engine.replay.causes import cause_of_operation
+
+_FRAME = re.compile(r'File "(.*?)", line (\d+)')
+_NO_SOURCE = re.compile(r"empty|resize|set_|detach|alias|view")  # memory as it was, or nothing new
+_OWN = "vision3d_engine/replay/"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the first number that is not finite comes from.
+
+    Attributes:
+        what: an operation, a tensor of the batch, or a parameter.
+        cause: what usually causes it.
+        line: file and line in the script; empty where there is none.
+        module: the module that ran; empty outside of all.
+    """
+
+    what: str
+    cause: str
+    line: str = ""
+    module: str = ""
+
+    def __str__(self) -> str:
+        where = f" in {self.line}" if self.line else ""
+        return f"{self.what}{where}{f' (module {self.module})' if self.module else ''}. Usually: {self.cause}"
+
+
+class Search:
+    """Looks at each operation of a step; waits for the device at each.
+
+    Args:
+        running: returns the module that runs.
+
+    Attributes:
+        forward: the first operation of the forward pass that is to blame, or None.
+        backward: the same of the backward pass.
+    """
+
+    def __init__(self, running: Callable[[], str]) -> None:
+        self._running = running
+        self.forward: Origin | None = None
+        self.backward: Origin | None = None
+
+    @contextmanager
+    def in_forward(self) -> Iterator[None]:
+        """Look at the operations of a block, and note for backward nodes which line has made them."""
+        with torch.autograd.set_detect_anomaly(True, check_nan=False), _Operations(self._look):
+            yield
+
+    def _look(self, name: str, inputs: Any, outputs: Any) -> None:
+        if self.forward is None and not _is_finite(outputs) and _is_finite(inputs) and not _NO_SOURCE.search(name):
+            frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_stack()]
+            shape = next(tuple(leaf.shape) for _, leaf in leaves(outputs) if not _is_finite(leaf))
+            self.forward = Origin(
+                f"{name}, whose result {shape} is not finite",
+                cause_of_operation(name),
+                _line_of(frames),
+                self._running(),
+            )
+
+    def follow_back(self, loss: Any) -> None:
+        """Look at the backward pass of a loss."""
+        pending, seen = [getattr(loss, "grad_fn", None)], set[Node]()
+        while pending:
+            node = pending.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            node.register_hook(lambda into, out, node=node: self._look_back(node, into, out))
+            pending.extend(following for following, _ in node.next_functions)
+
+    def _look_back(self, node: Node, into: Sequence[Any], out: Sequence[Any]) -> None:
+        if self.backward is None and not _is_finite(into) and _is_finite(out):
+            noted: Any = node.metadata
+            stack = "".join(noted.get("traceback_", ()))
+            frames = [(file, int(number)) for file, number in _FRAME.findall(stack)]
+            name = node.name()
+            self.backward = Origin(
+                f"the gradient of {name}, which is not finite", cause_of_operation(name), _line_of(frames)
+            )
+
+
+class _Operations(TorchDispatchMode):
+    """Hands each operation of a block on, with what went in and what came out.
+
+    Args:
+        look: takes name, inputs and outputs.
+    """
+
+    def __init__(self, look: Callable[[str, Any, Any], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Call the operation."""
+        given = args, kwargs or {}
+        was_finite = _is_finite(given)  # before, since it may work in place
+        returned = func(*args, **(kwargs or {}))
+        self._look(func.overloadpacket.__name__, () if was_finite else torch.tensor(math.nan), returned)
+        return returned
+
+
+def not_finite(nest: Any) -> list[str]:
+    """Return the paths of the tensors and numbers in a nest that are not finite."""
+    return [path for path, leaf in leaves(nest) if not _is_finite_leaf(leaf)]
+
+
+def _is_finite(nest: Any) -> bool:
+    return not not_finite(nest)
+
+
+def _is_finite_leaf(leaf: Any) -> bool:
+    if isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+        return leaf.is_meta or bool(torch.isfinite(leaf.detach()).all())
+    return math.isfinite(leaf) if isinstance(leaf, float) else True
+
+
+def _line_of(frames: Sequence[tuple[str, int]]) -> str:
+    """Return the innermost line of the script; of one that lies in a library the innermost line outside of torch."""
+    torchs = str(torch.__path__[0])
+    others = [frame for frame in frames if not frame[0].startswith(torchs) and _OWN not in frame[0]]
+    own = [frame for frame in others if is_users(frame[0])] or others
+    return f"{own[-1][0]}, line {own[-1][1]}" if own else ""

@@ -1,0 +1,108 @@
+"""What a process that replays a step is told, and what it answers."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vision3d_engine.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Target:
+    """The step to replay: its number since the start of the run, or its epoch and its iteration there.
+
+    Raises:
+        ConfigError: when it is neither, or both.
+    """
+
+    step: int | None = None
+    epoch: int | None = None
+    iteration: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [each for each in (self.step, self.epoch, self.iteration) if each is not None]
+        is_pair = self.step is None and len(given) == 2  # noqa: PLR2004  epoch and iteration
+        if not (is_pair or (self.step is not None and len(given) == 1)) or min(given) < 1:
+            message = f"replay got step {self.step}, epoch {self.epoch}, iteration {self.iteration}; expected is "
+            raise ConfigError(message + "--step N, or --epoch N --iteration M, all counted from 1")
+
+    def is_at(self, progress: Any) -> bool:
+        """Tell whether the counters of a run, or of a step in it, stand at this step."""
+        if self.step is not None:
+            return progress.total_steps == self.step
+        return (progress.epoch, progress.iteration) == (self.epoch, self.iteration)
+
+    def is_after(self, progress: Mapping[str, Any]) -> bool:
+        """Tell whether a run that goes on from saved counters comes to this step."""
+        if self.step is not None:
+            return progress["total_steps"] < self.step
+        is_closed = progress["is_trained"] or not progress["is_open"]
+        trained = float("inf") if is_closed else progress["trained"]
+        return (progress["epoch"], trained) < (self.epoch, self.iteration)
+
+    def __str__(self) -> str:
+        return f"step {self.step}" if self.step is not None else f"epoch {self.epoch}, iteration {self.iteration}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a process is told.
+
+    Attributes:
+        script: the script.
+        target: the step.
+        scratch: a folder for all that the script writes.
+        processes: how many there are; None until it is known how many the run had.
+        debugger: open python's debugger in the step.
+        capsule: the file with the step; None for a step of a run.
+        keeps_step: write the step into a file in the scratch folder, and answer where it lies.
+        in_double: compute the step of a file in float64.
+    """
+
+    script: str
+    target: Target
+    scratch: str
+    processes: int | None = None
+    debugger: bool = False
+    capsule: str | None = None
+    keeps_step: bool = False
+    in_double: bool = False
+
+    @property
+    def answer(self) -> "AnswerFile":
+        """Where it answers."""
+        return AnswerFile(Path(self.scratch) / "answer.json")
+
+    def to_json(self) -> str:
+        """Return it as text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Return it as it was."""
+        values = json.loads(text)
+        return cls(**{**values, "target": Target(**values["target"])})
+
+
+class AnswerFile:
+    """A few facts for the process that has started this one.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, **facts: Any) -> None:
+        """Add facts."""
+        self._path.write_text(json.dumps(self.read() | facts))
+
+    def read(self) -> dict[str, Any]:
+        """Return all facts; none if nothing was answered."""
+        with suppress(FileNotFoundError):
+            return json.loads(self._path.read_text())
+        return {}

@@ -1,0 +1,151 @@
+"""What a replay says of its step."""
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vision3d_engine.core.tree import leaves
+from vision3d_engine.replay.inside import Figures, Inside
+from vision3d_engine.replay.nonfinite import Origin
+from vision3d_engine.replay.starting import Start
+
+SAME, DIFFERS, UNRECORDED, FAILED = "same", "differs", "unrecorded", "failed"
+_COLUMNS = ("shape", "mean", "std", "min", "max", "non-finite")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a batch.
+
+    Attributes:
+        lines: of each its index, name and the line that loads it; empty where these are not known.
+        indices: which they are.
+    """
+
+    lines: list[str]
+    indices: list[Any]
+
+    @classmethod
+    def of(cls, place: Any, loader: Any, data_dict: Any) -> "Samples":
+        """Return those of a batch, given where it stands in the data.
+
+        Args:
+            place: where it stands.
+            loader: what reads the training data.
+            data_dict: the batch.
+        """
+        seeded = loader.seeded_samples_at(place) or []
+        names = data_dict.get("name", data_dict.get("names")) if isinstance(data_dict, Mapping) else None
+        names = names if isinstance(names, list | tuple) and len(names) == len(seeded) else [""] * len(seeded)
+        lines = [
+            f"{sample.index}{f' ({name})' if name else ''}: vision3d_engine.replay_sample(dataset, {sample.index!r}, "
+            f"epoch={sample.epoch}, seed={sample.seed})"
+            for sample, name in zip(seeded, names, strict=True)
+        ]
+        return cls(lines, [sample.index for sample in seeded])
+
+    def named_in(self, data_dict: Any, path: str) -> str:
+        """Say which sample it is of, where an entry of the batch has one row a sample."""
+        tensor = dict(leaves(data_dict)).get(path)
+        if not (isinstance(tensor, torch.Tensor) and tensor.ndim and len(tensor) == len(self.indices)):
+            return ""
+        rows = (~torch.isfinite(tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None])).any(1).nonzero().flatten()
+        return f", sample {self.indices[int(rows[0])]}"
+
+
+@dataclass
+class Report:
+    """What is known of a step that was replayed.
+
+    Attributes:
+        step: training batches since the start of the run.
+        epoch: its epoch.
+        iteration: its iteration there.
+        start: where the replay has started.
+        samples: those of its batch.
+        origin: where the first number comes from that is not finite.
+        values: what it has returned.
+        recorded: what the run has recorded of it; None if nothing.
+        inside: what was seen inside.
+    """
+
+    step: int
+    epoch: int
+    iteration: int
+    start: Start
+    samples: Samples
+    origin: Origin | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Mapping[str, float] | None = None
+    inside: Inside | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether it has returned the bits that the run had."""
+        if not self.values:
+            return FAILED
+        both = self.values.keys() & (self.recorded or {}).keys()  # the run has recorded norms of gradients too
+        if not both:
+            return UNRECORDED
+        return SAME if all(_are_same(self.values[key], (self.recorded or {})[key]) for key in both) else DIFFERS
+
+    def text(self) -> str:
+        """Return it as text."""
+        head = f"step {self.step}: epoch {self.epoch}, iteration {self.iteration}; replayed from {self.start}"
+        origin = [] if self.origin is None else [f"first not finite: {self.origin}"]
+        parts = [head, *self._samples_text(), *map(self._value_text, self.values), _VERDICTS[self.verdict], *origin]
+        return "\n".join([*parts, *self._inside_text()])
+
+    def _samples_text(self) -> list[str]:
+        return ["samples:", *(f"  {line}" for line in self.samples.lines)] if self.samples.lines else []
+
+    def _value_text(self, key: str) -> str:
+        recorded = (self.recorded or {}).get(key)
+        is_same = recorded is None or _are_same(self.values[key], recorded)
+        return f"{key} {self.values[key]!r}" + ("" if is_same else f", but the run had {recorded!r}")
+
+    def _inside_text(self) -> list[str]:
+        inside = self.inside
+        if inside is None:
+            return []
+        parts = {
+            "activations": inside.activations,
+            "gradients of activations": inside.gradients,
+            "gradients of parameters": inside.parameters,
+        }
+        return [line for title, figures in parts.items() if figures for line in _table(title, figures)]
+
+
+_VERDICTS = {
+    SAME: "the same bits as in the run",
+    DIFFERS: "not the bits of the run",
+    UNRECORDED: "the run has recorded nothing of this step to compare with",
+    FAILED: "the step has failed",
+}
+
+
+def _are_same(value: Any, recorded: float) -> bool:
+    """Tell whether two numbers have the same bits; NaN is NaN."""
+    both_nan = math.isnan(value) and math.isnan(recorded)
+    return both_nan or struct.pack("d", float(value)) == struct.pack("d", recorded)
+
+
+def _table(title: str, figures: Mapping[str, Figures]) -> list[str]:
+    """Return a table with a row for each tensor."""
+    rows = [(title, *_COLUMNS), *((name, *_cells(each)) for name, each in figures.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["", *(_row(row, widths) for row in rows)]
+
+
+def _cells(each: Figures) -> tuple[str, ...]:
+    numbers = (f"{number:.4g}" for number in (each.mean, each.std, each.least, each.most))
+    return ("x".join(map(str, each.shape)) or "1", *numbers, str(each.nonfinite))
+
+
+def _row(cells: tuple[str, ...], widths: list[int]) -> str:
+    numbers = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return "  ".join([f"{cells[0]:<{widths[0]}}", *numbers])

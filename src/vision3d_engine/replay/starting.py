@@ -1,0 +1,59 @@
+"""Where a replay starts: at the newest checkpoint of the run before the step, or at its beginning."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vision3d_engine.replay.plan import Target
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a replay starts.
+
+    Attributes:
+        path: a checkpoint with all that a resume needs; None for the beginning of the run.
+        step: training batches behind it.
+        processes: how many the run had there; 0 where that is not known.
+    """
+
+    path: Path | None
+    step: int
+    processes: int
+
+    def __str__(self) -> str:
+        return "the beginning of the run" if self.path is None else f"{self.path.name} (step {self.step})"
+
+
+def start_before(target: Target, checkpoints: Path, output: Path) -> Start:
+    """Return the newest start before a step.
+
+    Args:
+        target: the step.
+        checkpoints: the checkpoints of the run.
+        output: its folder.
+    """
+    found = [start for start, progress in _starts(checkpoints) if target.is_after(progress)]
+    return max(found, key=lambda start: start.step, default=Start(None, 0, _recorded_processes(output)))
+
+
+def _starts(folder: Path) -> Iterator[tuple[Start, dict[str, Any]]]:
+    """Yield what a run can go on from, with its counters; what cannot be read is passed over."""
+    for path in folder.glob("*.pth"):
+        with suppress(OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            if isinstance(state, dict) and "optimizer" in state and (progress := state.get("progress")):
+                processes = (state.get("about") or {}).get("processes", 0)
+                yield Start(path, progress["total_steps"], processes), progress
+
+
+def _recorded_processes(output: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int(json.loads((output / "env.json").read_text()).get("processes", 0))
+    return 0

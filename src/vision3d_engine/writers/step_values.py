@@ -1,0 +1,99 @@
+"""What single training steps have returned, to the bit: what a replay of a step is compared with."""
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from vision3d_engine.core.files import GrowingFile, absolute_path, atomic_write
+from vision3d_engine.writers.protocol import MetricWriter
+
+# The newest bytes that stay when the file has grown to twice as many.
+_KEPT_BYTES = 32 * 2**20
+
+
+class StepValuesWriter(MetricWriter):
+    """Appends the values of each log interval as a JSON line, with their bits as text; the oldest go in time.
+
+    Args:
+        path: the file, made with the first line.
+        kept_bytes: how much stays when it has grown to twice as much.
+    """
+
+    def __init__(self, path: str | Path, kept_bytes: int = _KEPT_BYTES) -> None:
+        self.path = absolute_path(path)
+        self._file, self._kept_bytes = GrowingFile(path), kept_bytes
+        self._lines: list[bytes] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this object has written since it was made or closed."""
+        return self._file.is_open
+
+    def step_values(
+        self, epoch: int, before: int, iterations: Sequence[int], keys: Sequence[str], values: Sequence[float]
+    ) -> None:
+        """Append them; see `MetricWriter.step_values`."""
+        position = {"epoch": epoch, "before": before, "iterations": list(iterations)}
+        bits = struct.pack(f"<{len(values)}d", *values).hex()
+        self._lines.append(json.dumps({**position, "keys": list(keys), "bits": bits}).encode() + b"\n")
+
+    def flush(self) -> None:
+        """Write the lines.
+
+        Raises:
+            OSError: when the disk is full; then none of them is there.
+        """
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        self._file.add(b"".join(lines))
+        if self.path.stat().st_size > 2 * self._kept_bytes:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        self._file.close()
+        kept = self.path.read_bytes()[-self._kept_bytes :]
+        with atomic_write(self.path) as file:
+            file.write(kept[kept.find(b"\n") + 1 :])
+
+    def cut_back(self, position: None, step: int) -> None:
+        """Cut the file before the first line that holds a later step; bytes do not count, since the oldest lines go."""
+        end = 0
+        for line in _lines_of(self.path):
+            if (known := _read(line)) and max(known, default=0) > step:
+                os.truncate(self.path, end)
+                return
+            end += len(line)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def recorded_steps(path: Path) -> dict[int, dict[str, float]]:
+    """Return by total steps what each step has returned; of one that was made twice the later values."""
+    found: dict[int, dict[str, float]] = {}
+    for line in _lines_of(path):
+        for step, values in (_read(line) or {}).items():
+            found[step] = found.get(step, {}) | values
+    return found
+
+
+def _lines_of(path: Path) -> Iterator[bytes]:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        yield from file
+
+
+def _read(line: bytes) -> dict[int, dict[str, float]] | None:
+    """Return the values of a line by total steps; None for a torn one."""
+    with suppress(ValueError, KeyError, TypeError, struct.error):
+        row = json.loads(line)
+        keys, iterations = row["keys"], row["iterations"]
+        numbers = struct.unpack(f"<{len(keys) * len(iterations)}d", bytes.fromhex(row["bits"]))
+        of_steps = zip(*[iter(numbers)] * len(keys), strict=True)
+        steps = (row["before"] + iteration for iteration in iterations)
+        return {step: dict(zip(keys, values, strict=True)) for step, values in zip(steps, of_steps, strict=True)}
+    return None

@@ -1,0 +1,386 @@
+"""A step of a run again: its bits, what is inside of it, and where the first number comes from that is not finite."""
+
+import random
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import vision3d_engine
+from tests.toys import settings
+from vision3d_engine import EpochBasedTrainer, IterBasedTrainer, build_dataloader
+from vision3d_engine.core.errors import CheckpointError, ConfigError, RegistrationError
+from vision3d_engine.loop.hooks import PROBES
+from vision3d_engine.replay.capsule import Capsule
+from vision3d_engine.replay.plan import Plan, Target
+from vision3d_engine.replay.process import prepare
+from vision3d_engine.run.session import REDIRECTIONS
+from vision3d_engine.writers.step_values import recorded_steps
+
+
+class Clouds(Dataset):
+    """Samples that are drawn; one may hold NaN, and all may be lost."""
+
+    def __init__(self, bad=None, lost=False):
+        self.bad, self.lost = bad, lost
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        assert not self.lost
+        points = torch.randn(4) * (float("nan") if index == self.bad else 1)
+        return {"points": points, "target": torch.rand(()), "name": f"cloud-{index}"}
+
+
+class _Steps:
+    """Drops out at random; in one step something is planted."""
+
+    def setup(self, bad_sample=None, plant=None, at=None, lost=False):
+        clouds = Clouds(bad_sample, lost)
+        loader = build_dataloader(clouds, 2, shuffle=True, num_workers=0)
+        self.register_loader(loader, build_dataloader(clouds, 2, num_workers=0))
+        torch.manual_seed(0)
+        norm = nn.BatchNorm1d(8) if bad_sample is None else nn.Identity()  # whose running means would hold NaN
+        layers = nn.Linear(4, 8), norm, nn.Dropout(0.3), nn.ReLU(inplace=True), nn.Linear(8, 1)
+        self.register_model(nn.Sequential(*layers))
+        self.register_optimizer(torch.optim.Adam(self.model.parameters(), lr=1e-2))
+        self.plant, self.at = plant, at
+        return self
+
+    def train_step(self, _epoch, _iteration, data_dict):
+        output = self.model(data_dict["points"])[:, 0]
+        loss = (output - data_dict["target"]).square().mean()
+        if self.plant is not None and self.total_steps == self.at:
+            loss = loss + self.plant(output)
+        return {}, {"loss": loss, "largest": output.detach().abs().max()}
+
+    def val_step(self, _epoch, _iteration, data_dict):
+        return {}, {"loss": self.model(data_dict["points"]).mean()}
+
+
+class Epochs(_Steps, EpochBasedTrainer):
+    pass
+
+
+class InTurns(EpochBasedTrainer):
+    """Two networks with an optimizer each, of which one is updated in the midst of a step."""
+
+    def setup(self):
+        self.register_loader(*(build_dataloader(Clouds(), 2, shuffle=True, num_workers=0) for _ in range(2)))
+        torch.manual_seed(0)
+        for name in ("first", "second"):
+            net = self.register_model(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1)), name)
+            self.register_optimizer(torch.optim.Adam(net.parameters(), lr=1e-2), name)
+        return self
+
+    def train_step(self, _epoch, _iteration, data_dict):
+        first = (self.model["first"](data_dict["points"])[:, 0] - data_dict["target"]).square().mean()
+        self.update("first", first)
+        both = self.model["first"](data_dict["points"]) - self.model["second"](data_dict["points"])
+        return {}, {"loss": both.square().mean(), "first": first.detach()}
+
+    def val_step(self, _epoch, _iteration, data_dict):
+        return {}, {"loss": self.model["second"](data_dict["points"]).mean()}
+
+
+class Iterations(_Steps, IterBasedTrainer):
+    pass
+
+
+def log_of_0(output):
+    return torch.log(output.square().sum() * 0)
+
+
+def exp_of_much(output):
+    return torch.exp(output.sum() + 200)
+
+
+def root_of_0(output):
+    return torch.sqrt((output * 0).square().sum())
+
+
+def mean_over_nothing(output):
+    return output[output > 1e9].mean()
+
+
+@pytest.fixture
+def replayed(tmp_path):
+    """What a replay answers and says."""
+
+    def replay(make, capsule=None, debugger=False, **target):
+        scratch = tmp_path / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        if capsule is not None:
+            target = {"step": Capsule(capsule).step}
+        plan = Plan("script.py", Target(**target), str(scratch), None, debugger, capsule and str(capsule))
+        prepare(plan)
+        try:
+            with pytest.raises(SystemExit):
+                make().run()
+        finally:
+            PROBES.clear()
+            REDIRECTIONS.clear()
+        answer = plan.answer.read()
+        return answer["verdict"], answer["text"]
+
+    return replay
+
+
+@pytest.mark.parametrize("kind", [Epochs, Iterations])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"grad_acc_steps": 3, "ema_decay": 0.9, "val_every": "4 iterations"},
+        {"precision": "bf16", "save_every": "4 iterations", "clip_grad_norm": 0.1},
+    ],
+)
+def test_every_step_of_a_finished_run_has_the_same_bits(tmp_path, replayed, kind, own):
+    def make():
+        return kind(settings(tmp_path / "run", max_epoch=3, log_steps=4, **own)).setup()
+
+    make().run()
+    for step in random.Random(0).sample(range(1, 19), 5):
+        verdict, said = replayed(make, step=step)
+        assert verdict == "same", said
+        assert f"step {step}: epoch {(step - 1) // 6 + 1}, iteration {(step - 1) % 6 + 1}; replayed from" in said
+
+
+def test_a_step_of_two_optimizers_that_take_turns_has_the_same_bits(tmp_path, replayed):
+    def make():
+        return InTurns(settings(tmp_path / "run", max_epoch=2, grad_acc_steps=2)).setup()
+
+    make().run()
+    for step in (1, 4, 9):
+        verdict, said = replayed(make, step=step)
+        assert verdict == "same", said
+        assert "\nfirst " in said
+
+
+def test_a_replay_goes_on_from_the_newest_checkpoint_before_the_step_and_leaves_the_folder_alone(tmp_path, replayed):
+    class StoppedError(Exception):
+        pass
+
+    def make():
+        return Epochs(settings(tmp_path / "run", max_epoch=3, log_steps=1, save_every="4 iterations")).setup()
+
+    def stop(_epoch, _iteration, *_):
+        if broken.total_steps == 11:
+            raise StoppedError
+
+    broken = make()
+    broken.after_train_step = stop
+    with pytest.raises(StoppedError):
+        broken.run()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    for step, start in ((9, "checkpoint.pth (step 8)"), (8, "checkpoint.prev.pth (step 6)"), (3, "the beginning")):
+        verdict, said = replayed(make, step=step)
+        assert (verdict, f"replayed from {start}" in said) == ("same", True), said
+    assert replayed(make, epoch=2, iteration=3)[0] == "same"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize("step", [2, 9, 14, 18])
+def test_a_finished_run_is_replayed_from_its_newest_snapshot_before_the_step(tmp_path, replayed, step):
+    def make():
+        own = {"max_epoch": 3, "log_steps": 4, "replay_every": "3 iterations", "ema_decay": 0.9}
+        return Iterations(settings(tmp_path / "run", **own)).setup()
+
+    make().run()
+    there = [int(path.stem.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").glob("replay-*.pth")]
+    before = max((each for each in there if each < step), default=0)
+    start = f"replay-{before:06d}.pth (step {before})" if before else "the beginning of the run"
+    verdict, said = replayed(make, step=step)
+    assert (verdict, f"replayed from {start}" in said) == ("same", True), said
+
+
+def test_samples_are_named_with_the_line_that_loads_them(tmp_path, replayed):
+    batches = {}
+
+    def make():
+        toy = Epochs(settings(tmp_path / "run")).setup()
+        toy.before_train_step = lambda e, i, batch: batches.update({i: batch})
+        return toy
+
+    make().run()
+    points = batches[3]["points"]
+    _, said = replayed(make, step=3)
+    lines = [line.split(": ", 1) for line in said.splitlines() if "replay_sample" in line]
+    assert [name.split("(")[1].strip(")") for name, _ in lines] == batches[3]["name"]
+    found = [eval(line, {"vision3d_engine": vision3d_engine, "dataset": Clouds()}) for _, line in lines]
+    assert torch.equal(torch.stack([sample["points"] for sample in found]), points)
+
+
+@pytest.mark.parametrize(
+    ("plant", "operation", "cause"),
+    [
+        (log_of_0, "log, whose result () is not finite", "the logarithm of 0"),
+        (exp_of_much, "exp, whose result () is not finite", "exp overflows"),
+        (root_of_0, "the gradient of SqrtBackward0", "the gradient of sqrt at 0"),
+        (mean_over_nothing, "mean, whose result () is not finite", "a mean over an empty set"),
+    ],
+)
+def test_the_operation_that_is_to_blame_is_named_with_its_line(tmp_path, replayed, plant, operation, cause):
+    def make():
+        return Epochs(settings(tmp_path / "run", nonfinite="ignore")).setup(plant=plant, at=5)
+
+    make().run()
+    verdict, said = replayed(make, step=5)
+    line = next(line for line in said.splitlines() if line.startswith("first not finite: "))
+    assert verdict == "same"
+    assert operation in line
+    assert f"test_replay.py, line {plant.__code__.co_firstlineno + 1}" in line
+    assert cause in line
+
+
+def test_what_is_not_finite_on_purpose_is_not_blamed(tmp_path, replayed):
+    def masked(output):
+        infinite = torch.log(torch.zeros_like(output))
+        return torch.softmax(torch.where(output > output.mean(), infinite, output), 0).sum()
+
+    def make():
+        return Epochs(settings(tmp_path / "run")).setup(plant=masked, at=5)
+
+    make().run()
+    verdict, said = replayed(make, step=5)
+    assert verdict == "same"
+    assert "first not finite" not in said
+
+
+def test_the_debugger_is_opened_once_where_the_step_begins(tmp_path, replayed):
+    opened = []
+
+    def make():
+        toy = Epochs(settings(tmp_path / "run")).setup()
+        toy.breakpoint = lambda: opened.append(toy.total_steps)
+        return toy
+
+    make().run()
+    assert replayed(make, debugger=True, step=5)[0] == "same"
+    assert opened == [5]
+
+
+def test_a_sample_with_nan_is_named(tmp_path, replayed):
+    def make():
+        return Epochs(settings(tmp_path / "run", nonfinite="skip", max_skipped=1.0)).setup(bad_sample=7)
+
+    make().run()
+    recorded = recorded_steps(tmp_path / "run" / "logs" / "steps.jsonl")
+    step = next(step for step, values in recorded.items() if values["loss"] != values["loss"])
+    verdict, said = replayed(make, step=step)
+    assert verdict == "same"
+    assert "first not finite: data_dict['points'] holds NaN or infinity, sample 7. Usually: the data" in said
+
+
+def test_weights_that_an_earlier_step_has_broken_are_named(tmp_path, replayed):
+    def make():
+        return Epochs(settings(tmp_path / "run", nonfinite="ignore")).setup(plant=log_of_0, at=2)
+
+    make().run()
+    assert "first not finite: the parameter 0.weight holds NaN" in replayed(make, step=4)[1]
+
+
+def test_figures_are_those_of_the_tensors(tmp_path, replayed):
+    found = {}
+
+    def make():
+        toy = Epochs(settings(tmp_path / "run", max_epoch=1)).setup()
+        toy.after_backward = lambda e, i, *_: found.update({i: toy.model[4].weight.grad.clone()})
+        return toy
+
+    make().run()
+    gradient = found[4].double()
+    _, said = replayed(make, step=4)
+    row = next(line.split() for line in said.splitlines() if line.startswith("4.weight"))
+    numbers = gradient.mean(), gradient.std(correction=0), gradient.min(), gradient.max()
+    assert row[1:] == ["1x8", *(f"{number.item():.4g}" for number in numbers), "0"]
+    assert "gradients of activations" in said
+
+
+@pytest.mark.parametrize("given", [{}, {"step": 0}, {"epoch": 1}, {"step": 1, "epoch": 1, "iteration": 1}])
+def test_a_step_must_be_named_in_one_way(given):
+    with pytest.raises(ConfigError, match="expected is --step N, or --epoch N --iteration M"):
+        Target(**given)
+
+
+# ------------------------------------------------------------------------------------------- a step in a file
+
+
+def dumping(kind, folder, at, **own):
+    """A run that writes one of its steps into a file."""
+    toy = kind(settings(folder, max_epoch=3, log_steps=4, **own)).setup()
+
+    def dump(*_):
+        if toy.total_steps == at:
+            toy.dump_step()
+
+    toy.after_backward = dump
+    return toy
+
+
+@pytest.mark.parametrize("kind", [Epochs, Iterations])
+@pytest.mark.parametrize("own", [{}, {"grad_acc_steps": 3, "precision": "bf16"}, {"nonfinite": "skip"}])
+def test_a_step_in_a_file_has_the_bits_of_the_run_without_its_data(tmp_path, replayed, kind, own):
+    dumping(kind, tmp_path / "run", 8, **own).run()
+    capsule = tmp_path / "run" / "debug" / "step-000008.pt"
+    verdict, said = replayed(lambda: kind(settings(tmp_path / "run", max_epoch=3, **own)).setup(lost=True), capsule)
+    assert verdict == "same", said
+    assert "step 8: epoch 2, iteration 2; replayed from step-000008.pt" in said
+
+
+def test_a_step_in_a_file_loads_as_data_only(tmp_path):
+    dumping(Epochs, tmp_path, 3).run()
+    state = torch.load(tmp_path / "debug" / "step-000003.pt", weights_only=True)
+    assert state["step"].keys() >= {"batch", "seed", "rank", "epoch", "iteration", "settings", "why", "line"}
+    assert state.keys() >= {"model", "optimizer", "progress", "about"}
+
+
+@pytest.mark.parametrize("own", [{"debug": True}, {"save_on_exception": True}])
+def test_a_step_that_fails_is_kept_and_fails_again_from_its_file(tmp_path, replayed, own):
+    def fail(_output):
+        raise ZeroDivisionError("planted")
+
+    toy = Epochs(settings(tmp_path / "run", **own)).setup(plant=fail, at=4)
+    with pytest.raises(ZeroDivisionError) as failure:
+        toy.run()
+    capsule = tmp_path / "run" / "debug" / "step-000004.pt"
+    assert any(f"vision3d-engine replay '{capsule}' --script SCRIPT" in note for note in failure.value.__notes__)
+    line = torch.load(capsule, weights_only=True)["step"]["line"]
+    assert line == f"{__file__}, line {fail.__code__.co_firstlineno + 1}"
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        replayed(lambda: Epochs(settings(tmp_path / "run")).setup(plant=fail, at=4, lost=True), capsule)
+
+
+def test_a_debug_run_keeps_the_step_that_is_not_finite_and_its_operation_is_named(tmp_path, replayed):
+    toy = Epochs(settings(tmp_path / "run", debug=True)).setup(plant=log_of_0, at=4)
+    with pytest.raises(vision3d_engine.NonFiniteError):
+        toy.run()
+    capsule = tmp_path / "run" / "debug" / "step-000004.pt"
+    own = settings(tmp_path / "run", debug=True)
+    _, said = replayed(lambda: Epochs(own).setup(plant=log_of_0, at=4, lost=True), capsule)
+    assert "first not finite: log, whose result () is not finite" in said
+
+
+def test_steps_that_fail_leave_no_file_by_default(tmp_path):
+    toy = Epochs(settings(tmp_path)).setup(plant=lambda _: 1 // 0, at=4)
+    with pytest.raises(ZeroDivisionError):
+        toy.run()
+    assert not (tmp_path / "debug").exists()
+
+
+@pytest.mark.parametrize("moment", ["before_train", "after_train_step", "after_val_step"])
+def test_a_step_is_dumped_before_its_update_alone(tmp_path, moment):
+    toy = Epochs(settings(tmp_path)).setup()
+    setattr(toy, moment, lambda *_: toy.dump_step())
+    with pytest.raises(RegistrationError, match="expected is a call in before_train_step, train_step"):
+        toy.run()
+
+
+def test_a_file_without_a_step_is_refused(tmp_path):
+    Epochs(settings(tmp_path)).setup().run()
+    with pytest.raises(CheckpointError, match=r"holds no step; expected is a file that trainer.dump_step\(\)"):
+        Capsule(tmp_path / "checkpoints" / "checkpoint.pth")

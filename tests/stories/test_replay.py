@@ -1,0 +1,73 @@
+"""``vision3d-engine replay`` runs a step of a user's script again, as processes of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.patience import PATIENCE_S
+
+SCRIPT = Path(__file__).with_name("replay_script.py")
+
+
+def run(folder, *words, processes=1):
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *several, str(SCRIPT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=PATIENCE_S)
+
+
+def replay(folder, *words):
+    command = [sys.executable, "-m", "vision3d_engine", "replay", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=PATIENCE_S)
+
+
+def test_a_step_of_a_run_is_replayed_and_one_with_other_arguments_is_refused(tmp_path):
+    assert run(tmp_path, "--scale", "2").returncode == 0
+    done = replay(tmp_path, SCRIPT, "--epoch", 2, "--iteration", 3, "--", "--scale", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("step 9: epoch 2, iteration 3; replayed from the beginning of the run\nsamples:\n")
+    assert "\nthe same bits as in the run\n" in done.stdout
+    done = replay(tmp_path, SCRIPT, "--step", 9, "--", "--scale", 3)
+    assert done.returncode == 1
+    assert "not the bits of the run" in done.stdout
+    assert "error: replay_script.py has other numbers in step 9 than the run had. Usual causes" in done.stderr
+
+
+def test_a_step_that_fails_shows_its_samples_and_one_that_never_was_is_refused(tmp_path):
+    assert run(tmp_path, "--fault", "shape").returncode == 1
+    done = replay(tmp_path, SCRIPT, "--step", 4, "--", "--fault", "shape")
+    assert done.returncode == 1
+    assert "error: replay_script.py failed with code 1, before or in step 4" in done.stderr
+    assert "replay_sample(dataset" in done.stderr.split("error: ")[-1]
+    done = replay(tmp_path, SCRIPT, "--step", 99)
+    assert "error: replay_script.py ended before step 99" in done.stderr
+
+
+def test_a_step_in_a_file_is_replayed_elsewhere_without_the_data(tmp_path):
+    assert run(tmp_path, "--fault", "dump").returncode == 0
+    moved = (tmp_path / "run" / "debug" / "step-000004.pt").rename(tmp_path / "mine.pt")
+    done = replay(tmp_path, moved, "--script", SCRIPT, "--", "--folder", "other", "--fault", "no data")
+    assert done.returncode == 0, done.stderr
+    assert "step 4: epoch 1, iteration 4; replayed from mine.pt (step 3)\n" in done.stdout
+    assert "the run has recorded nothing of this step to compare with" in done.stdout
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_overflow_is_finite_in_float64_and_that_is_said(tmp_path):
+    assert run(tmp_path, "--fault", "exp").returncode == 0
+    done = replay(tmp_path, SCRIPT, "--step", 4, "--vary", "precision", "--", "--fault", "exp")
+    assert done.returncode == 0, done.stderr
+    assert "first not finite: exp, whose result (2,) is not finite in " in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("in float64: loss ")
+    assert last.endswith("; finite there: the precision is too small for its numbers")
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_replayed_by_two_that_the_command_starts(tmp_path):
+    done = run(tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr
+    done = replay(tmp_path, SCRIPT, "--step", 5)
+    assert done.returncode == 0, done.stderr
+    assert "\nthe same bits as in the run\n" in done.stdout
