@@ -58,6 +58,21 @@ def collate_packed(
     return _Collator(asked, tuple(clouds), frozenset(stacked)).join_dicts(samples, _Around(), "")
 
 
+def collate_stacked(samples: Sequence[Any]) -> Any:
+    """Join samples by torch's default collate.
+
+    Raises:
+        DataError: when they have tensors of several sizes.
+    """
+    try:
+        return default_collate(samples)
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        fix = "build_dataloader(..., collate_fn=collate_packed) joins clouds of any size"
+        raise DataError(f"the samples of a batch have tensors of several sizes: {error}. {fix}") from error
+
+
 def points_of_clouds(sample: Any, clouds: Collection[str] = CLOUD_KEYS) -> int | None:
     """Return the points of a sample's cloud, of its first level; of several in dicts within it their sum; else None."""
     if not isinstance(sample, Mapping):

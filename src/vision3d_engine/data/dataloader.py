@@ -17,6 +17,7 @@ from torch.utils.data import (
 )
 
 from vision3d_engine.core.seeding import seed_worker
+from vision3d_engine.data.collate import collate_stacked
 from vision3d_engine.data.measured_lengths import Measuring
 from vision3d_engine.data.point_batches import point_batches
 from vision3d_engine.data.repeating import check_repeat, repeated
@@ -72,6 +73,8 @@ def _built(dataset: Any, batch_size: int, order: dict[str, Any], options: dict[s
     check_repeat(order["repeat"], isinstance(dataset, IterableDataset))
     options["pin_memory"] = options["pin_memory"] and torch.accelerator.is_available()
     options.setdefault("worker_init_fn", seed_worker)
+    if batch_size is not None or options.get("batch_sampler") is not None:
+        options["collate_fn"] = options["collate_fn"] or collate_stacked
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **options)
     if options.get("batch_sampler") is not None:
