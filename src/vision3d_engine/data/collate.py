@@ -58,7 +58,7 @@ def collate_packed(
     return _Collator(asked, tuple(clouds), frozenset(stacked)).join_dicts(samples, _Around(), "")
 
 
-def collate_stacked(samples: Sequence[Any]) -> Any:
+def collate_stacked(samples: list[Any]) -> Any:
     """Join samples by torch's default collate.
 
     Raises:
