@@ -177,3 +177,10 @@ def test_a_method_that_returns_the_length_of_one_sample_is_an_error_that_says_so
 
     with pytest.raises(DataError, match=r"OfOne\.lengths is a method that asks for more than self .*returns all"):
         build_dataloader(OfOne(), 4, batch_points=9)
+
+
+def test_a_batch_with_more_points_than_its_bound_is_said_once():
+    loader = build_dataloader(Misstated([1] * 8), 4, batch_points=120, num_workers=0, collate_fn=collate_packed)
+    with pytest.warns(UserWarning, match=r"has 200, more than batch_points=120: .* lengths") as said:
+        assert [len(batch["points"]) for batch in loader] == [200, 200]
+    assert len(said) == 1
