@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import Dataset
 
 from vision3d_engine import DataError, build_dataloader, collate_packed, split_batch
 from vision3d_engine.core.compare import differences
@@ -301,3 +302,20 @@ def test_cases_may_be_collated_again(samples, offset, batch):
     collated = collate_packed(samples, offset=offset, batch=batch)
     cases, _ = split_batch(collated, {})
     assert list(differences(collate_packed(cases), collated)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("options", [{}, {"batch_points": 99}])
+def test_clouds_of_several_sizes_under_the_default_collate_are_an_error_that_names_the_packed_one(workers, options):
+    class Clouds(Dataset):
+        lengths = (3, 4)
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return {"points": torch.zeros(self.lengths[index], 3)}
+
+    loader = build_dataloader(Clouds(), 2, num_workers=workers, **options)
+    with pytest.raises(DataError, match=r"several sizes.*collate_fn=collate_packed"):
+        list(loader)

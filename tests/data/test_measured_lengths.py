@@ -94,11 +94,55 @@ def test_a_file_of_other_data_is_noticed_and_measured_again(data, what, tmp_path
     assert not said
 
 
-def test_a_damaged_file_is_measured_again(tmp_path, said):
+def _stored(path, **entries):
+    with path.open("wb") as file:
+        np.savez(file, **{"kind": np.array(f"{Scans.__module__}.Scans"), "lengths": np.array(SIZES)} | entries)
+
+
+def _torn_in_the_midst(path):
+    _stored(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _with_other_numbers(path):
+    _stored(path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(np.array(SIZES).tobytes(), np.array(SIZES[::-1]).tobytes()))
+
+
+def _with_an_unknown_compression(path):
+    _stored(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 10] = 7
+    path.write_bytes(data)
+
+
+def _an_array_alone(path):
+    with path.open("wb") as file:
+        np.save(file, np.array(SIZES))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"no file of numpy"),
+        lambda path: path.write_bytes(b""),
+        _an_array_alone,
+        lambda path: _stored(path, lengths=np.array(3)),
+        lambda path: _stored(path, lengths=np.array([SIZES, SIZES]).T),
+        lambda path: _stored(path, lengths=np.array(SIZES, dtype=np.float64)),
+        lambda path: _stored(path, lengths=-np.array(SIZES)),
+        _torn_in_the_midst,
+        _with_other_numbers,
+        _with_an_unknown_compression,
+    ],
+)
+def test_a_file_that_cannot_be_read_as_it_was_written_is_measured_again(damage, tmp_path, said):
     path = tmp_path / "lengths.npz"
-    path.write_bytes(b"no file of numpy")
+    damage(path)
     assert batches_of(Scans(), lengths_cache=path) == IN_ORDER
     assert said[0][0] == "WARNING"
+    assert f"'{path}' cannot be read" in said[0][1]
     with np.load(path) as file:
         assert file["lengths"].tolist() == SIZES
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 import vision3d_engine.data.sampler as sampler_module
 from vision3d_engine import ConfigError, DataError, build_dataloader, collate_packed
@@ -143,3 +143,44 @@ class Stream(IterableDataset):
 def test_lengths_that_are_no_whole_numbers_one_a_sample_are_an_error(data, message):
     with pytest.raises(DataError, match=message):
         build_dataloader(data, 4, batch_points=9)
+
+
+class Misstated(Dataset):
+    """Has other points than it states, so that it is told whether it was measured."""
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        return {"points": torch.zeros(50, 3)}
+
+
+def test_subsets_and_concatenated_sets_have_the_lengths_of_what_they_are_of():
+    joined = ConcatDataset([Misstated([1, 2, 3]), Subset(Misstated([9, 5, 4]), [2, 0])])
+    loader = build_dataloader(Subset(joined, [4, 0, 3, 1]), 4, batch_points=9, num_workers=0)
+    assert [[sample.index for sample in batch] for batch in loader.batch_sampler] == [[0], [1, 2, 3]]
+
+
+def test_a_method_that_returns_the_length_of_one_sample_is_an_error_that_says_so():
+    class OfOne(Misstated):
+        def __init__(self):
+            pass
+
+        def __len__(self):
+            return 3
+
+        def lengths(self, index):
+            return 4
+
+    with pytest.raises(DataError, match=r"OfOne\.lengths is a method that asks for more than self .*returns all"):
+        build_dataloader(OfOne(), 4, batch_points=9)
+
+
+def test_a_batch_with_more_points_than_its_bound_is_said_once():
+    loader = build_dataloader(Misstated([1] * 8), 4, batch_points=120, num_workers=0, collate_fn=collate_packed)
+    with pytest.warns(UserWarning, match=r"has 200, more than batch_points=120: .* lengths") as said:
+        assert [len(batch["points"]) for batch in loader] == [200, 200]
+    assert len(said) == 1

@@ -384,3 +384,13 @@ def test_the_cloud_of_each_point_may_be_a_column_of_floats_or_a_whole_column(col
     points = torch.cat([clouds[:, None], torch.randn(7, 3)], 1)
     cases, outputs = split_batch({"points": points, "batch": column(points)}, {"scores": torch.randn(7, 2)})
     assert [len(case["points"]) for case in cases] == [len(output["scores"]) for output in outputs] == [4, 3]
+
+
+@pytest.mark.parametrize("offset", [[0, 5, 12], torch.tensor([0, 5, 12]), [torch.tensor([0, 5, 12])]])
+def test_an_offset_that_begins_with_0_is_an_error_where_nothing_else_says_how_many_cases_there_are(offset):
+    points = torch.rand(12, 3)
+    data = {"points": [points] if isinstance(offset[0], torch.Tensor) and offset[0].ndim else points, "offset": offset}
+    with pytest.raises(DataError, match=r"begins with 0: the first cloud is empty.*offset\[1:\]"):
+        split_batch(data, {})
+    for known in ({"batch_size": 3}, {"lengths": [0, 5, 7]}):
+        assert len(split_batch({"points": points, "offset": torch.tensor([0, 5, 12])} | known, {})[0]) == 3

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tests.toys import ToyEpochTrainer, settings
 from vision3d_engine import WorkerError, build_dataloader
 from vision3d_engine.core.children import end_children
+from vision3d_engine.data.workers import opened
 
 PATIENCE_S = 30
 
@@ -45,6 +46,23 @@ def test_the_death_of_a_worker_is_an_error_where_its_batch_is_awaited_and_not_in
     ):
         toy.run()
     assert ("step went on",) in toy.calls
+
+
+def seeding_with_words(worker_id):
+    os.environ["WORKER_SEEDED"] = str(worker_id)
+
+
+def unpicklable(samples):
+    return {"x": samples, "where": lambda: os.environ["WORKER_SEEDED"]}
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_batch_that_cannot_be_pickled_is_an_error_and_not_awaited_for_ever(context):
+    options = {"num_workers": 1, "worker_init_fn": seeding_with_words, "multiprocessing_context": context}
+    loader = DataLoader(Rows(), collate_fn=unpicklable, **options)
+    with pytest.raises(WorkerError, match=r"cannot hand over its batch: .*[Pp]ickle"):
+        next(opened(loader))
+    assert loader.worker_init_fn is seeding_with_words
 
 
 def test_what_a_worker_itself_raises_stays_what_it_is(tmp_path):

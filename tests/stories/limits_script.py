@@ -1,4 +1,4 @@
-"""Trains with data workers under a limit: ``limits_script.py FOLDER files|bus|memory``."""
+"""Trains with data workers under a limit: ``limits_script.py FOLDER files|worker|soft|bus|memory``."""
 
 import os
 import resource
@@ -14,10 +14,14 @@ from vision3d_engine import EpochBasedTrainer, build_dataloader, ignore_command_
 ignore_command_line()
 FOLDER, LIMIT = sys.argv[1:]
 
+HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+if LIMIT in {"worker", "soft"}:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64 if LIMIT == "worker" else HARD))
+
 
 class Rows(Dataset):
     def __len__(self):
-        return 400
+        return 400 if LIMIT != "soft" else 20
 
     def __getitem__(self, index):
         if LIMIT == "bus":

@@ -12,6 +12,7 @@ get_parser().add_argument("max_updates", type=int)
 get_parser().add_argument("--batch_points", type=int, default=100)
 get_parser().add_argument("--accumulate", type=int, default=1)
 get_parser().add_argument("--endless", action="store_true")
+get_parser().add_argument("--iterations", type=int)
 ARGS = get_parser().parse_args()
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -31,6 +32,7 @@ class Trainer(IterBasedTrainer if ARGS.endless else EpochBasedTrainer):
     def __init__(self):
         settings = {"max_epoch": None, "max_updates": ARGS.max_updates, "val_every": "never"}
         settings["grad_acc_steps"] = ARGS.accumulate
+        settings |= {"num_iters_per_epoch": ARGS.iterations} if ARGS.iterations else {}
         super().__init__({"exp": {"output_dir": ARGS.folder}, "trainer": settings})
         options = {"batch_points": ARGS.batch_points, "shuffle": True, "num_workers": 1, "collate_fn": collate_packed}
         self.register_loader(build_dataloader(Clouds(), 8, **options))

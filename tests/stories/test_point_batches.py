@@ -68,3 +68,19 @@ def test_one_process_that_accumulates_goes_on_as_the_updates_of_two_without_a_wo
     ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, 5, "--resume", "--accumulate", 2)])
     assert code == 0
     assert "grad_acc_steps" not in error
+
+
+def test_epochs_of_as_many_batches_on_another_number_of_processes_end_with_the_same_batch(tmp_path):
+    whole = results_of([start(SCRIPT, tmp_path / "whole", 10, "--endless", "--iterations", 8)])
+    begun = results_of(start_ranks(SCRIPT, tmp_path / "cut", 3, "--endless", "--iterations", 4))
+    rest = results_of([start(SCRIPT, tmp_path / "cut", 7, "--endless", "--iterations", 8, "--resume")])
+    assert sorted(begun + rest) == whole
+
+
+def test_an_epoch_whose_rest_is_no_whole_number_of_iterations_ends_early_which_is_said(tmp_path):
+    results_of([start(SCRIPT, tmp_path, 4, "--endless", "--iterations", 6)])
+    outputs = outputs_of(start_ranks(SCRIPT, tmp_path, 5, "--endless", "--iterations", 3, "--resume", size=2))
+    assert [code for code, _, _ in outputs] == [0, 0]
+    results_of([start(SCRIPT, tmp_path, 8, "--endless", "--iterations", 6, "--resume")])
+    outputs = outputs_of(start_ranks(SCRIPT, tmp_path, 9, "--endless", "--iterations", 3, "--resume", size=2))
+    assert "this epoch ends 1 batches early" in outputs[0][2]

@@ -23,6 +23,18 @@ def test_too_many_open_files_are_told_with_the_limit_in_force(tmp_path):
     assert 'set_sharing_strategy("file_system")' in error
 
 
+def test_too_many_open_files_in_a_worker_are_told_and_do_not_hang_the_run(tmp_path):
+    ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, "worker")])
+    assert code == 1
+    assert "WorkerError" in error
+    assert "limit in force: 64" in error
+
+
+def test_a_limit_that_the_process_may_raise_itself_is_raised(tmp_path):
+    ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, "soft")])
+    assert code == 0, error
+
+
 def test_a_worker_that_ends_by_a_bus_error_tells_of_shared_memory_with_its_size(tmp_path):
     ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, "bus")])
     assert code == 1

@@ -1,5 +1,6 @@
 """Join samples, dicts with clouds of any size, to one batch."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,6 +57,44 @@ def collate_packed(
         message = f"cannot collate {', '.join(map(describe, samples)) or 'no samples'}: samples must be dicts"
         raise DataError(f"{message}. Let the data set return a dict, or write your own collate_fn")
     return _Collator(asked, tuple(clouds), frozenset(stacked)).join_dicts(samples, _Around(), "")
+
+
+def collate_stacked(samples: list[Any]) -> Any:
+    """Join samples by torch's default collate.
+
+    Raises:
+        DataError: when they have tensors of several sizes.
+    """
+    try:
+        return default_collate(samples)
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        fix = "build_dataloader(..., collate_fn=collate_packed) joins clouds of any size"
+        raise DataError(f"the samples of a batch have tensors of several sizes: {error}. {fix}") from error
+
+
+class BoundedCollate:
+    """A collate function that says once, in each process, when a batch has more points than were planned for it.
+
+    Args:
+        collate_fn: makes the batch.
+        batch_points: most points of a batch; a sample alone may have more.
+    """
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any], batch_points: int) -> None:
+        self._collate_fn, self._batch_points = collate_fn, batch_points
+        self._is_said = False
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """Return the batch."""
+        points = [] if self._is_said else [points_of_clouds(sample) or 0 for sample in samples]
+        if len(points) > 1 and sum(points) > self._batch_points:
+            self._is_said = True
+            message = f"a batch of samples with {points} points has {sum(points)}, more than batch_points="
+            message += f"{self._batch_points}: they have more than lengths of the data set say, or than was measured"
+            warnings.warn(message, stacklevel=2)
+        return self._collate_fn(samples)
 
 
 def points_of_clouds(sample: Any, clouds: Collection[str] = CLOUD_KEYS) -> int | None:

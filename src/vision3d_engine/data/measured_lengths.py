@@ -105,15 +105,26 @@ def _read(path: Path, dataset: Any, how: Measuring) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            lengths, kind = file["lengths"], str(file["kind"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        say(_STALE.format(path, f"cannot be read ({error})"), "WARNING")
+        lengths, kind = _stored(path)
+    except Exception as error:  # noqa: BLE001  a torn archive may raise anything
+        say(_STALE.format(path, f"cannot be read ({type(error).__name__}: {error})"), "WARNING")
         return None
     if (differs := "; ".join(_differences(lengths, kind, dataset, how))) != "":
         say(_STALE.format(path, differs), "WARNING")
         return None
     return lengths
+
+
+def _stored(path: Path) -> tuple[np.ndarray, str]:
+    """Return the lengths of a file and the kind of data set that they are of, as they were written."""
+    with zipfile.ZipFile(path) as archive:  # np.load would take any file of numpy
+        if (torn := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"'{torn}' is torn")
+    with np.load(path, allow_pickle=False) as file:
+        lengths, kind = file["lengths"], str(file["kind"])
+    if lengths.ndim != 1 or lengths.dtype != np.int64 or (lengths < 0).any():
+        raise ValueError(f"expected lengths of one dimension in int64, got {describe(lengths)}")
+    return lengths, kind
 
 
 def _differences(lengths: np.ndarray, kind: str, dataset: Any, how: Measuring) -> Iterator[str]:

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import IterableDataset, Sampler
 
 from vision3d_engine.core.errors import ConfigError, DataError
-from vision3d_engine.core.tree import describe
 from vision3d_engine.data.measured_lengths import Measuring, measured_lengths
+from vision3d_engine.data.stated_lengths import stated_lengths
 
 _SHARES = range(2, 17)
 
@@ -124,15 +124,5 @@ def _lengths_of(dataset: Any, how: Measuring) -> np.ndarray:
     if isinstance(dataset, IterableDataset):
         message = f"batch_points needs samples that are loaded by index, and {type(dataset).__name__} is iterable"
         raise DataError(f"{message}. Let it yield samples of a bounded size, or whole batches with batch_size=None")
-    stated = getattr(dataset, "lengths", None)
-    if stated is None or how.points_of is not None:
-        return measured_lengths(dataset, how)
-    stated = stated() if callable(stated) else stated
-    lengths = np.asarray([] if stated is None else stated)
-    lengths = lengths if lengths.size else lengths.astype(np.int64)
-    is_whole = lengths.ndim == 1 and lengths.dtype.kind in "iu" and bool((lengths >= 0).all())
-    if stated is None or len(lengths) != len(dataset) or not is_whole:
-        message = f"batch_points needs the points of each sample: {type(dataset).__name__}.lengths must have "
-        message += f"{len(dataset)} whole numbers, one a sample, but is {describe(stated)}. Set it in the data set's "
-        raise DataError(f"{message}constructor, or define a method lengths(self) that returns them")
-    return lengths.astype(np.int64)
+    stated = stated_lengths(dataset) if how.points_of is None else None
+    return measured_lengths(dataset, how) if stated is None else stated

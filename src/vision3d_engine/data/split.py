@@ -33,6 +33,8 @@ _FIX = (
     "Give it one entry a case, or put 'lengths', 'offset' or 'batch' (the case of each point, such as "
     "coordinates[:, 0]) beside it, or override split_batch_dict"
 )
+_FIX_OFFSET = "Leave a leading 0 out (offset[1:]: where clouds end), or put 'lengths' or 'batch_size' beside it"
+_IN_DOUBT = 2
 # What says nothing of single cases: every case gets it.
 _SHARED = (type(None), Number, str, bytes, Enum, PurePath, np.generic, np.dtype, torch.device, torch.dtype, torch.Size)
 
@@ -100,31 +102,39 @@ def _cases_of(value: Any) -> list[Any] | None:
 def _count_cases(data_dict: Any) -> int:
     """Return the number of cases; what says it most clearly is believed."""
     found = min(_sizes(data_dict), key=lambda size: size[0], default=None)
-    if found is None:
+    if found is not None and found[1] is None:
+        message = (
+            "cannot tell the batch size: data_dict has it in 'offset' alone, which begins with 0: the first cloud is "
+        )
+        raise DataError(f"{message}empty, or it says where clouds begin. {_FIX_OFFSET}")
+    if found is None or found[1] is None:
         message = "cannot tell the batch size: data_dict holds no tensor, array, 'lengths', 'offset', 'batch' or "
         raise DataError(f"{message}'batch_size'. {_FIX}")
     return found[1]
 
 
-def _sizes(value: Any) -> Iterator[tuple[int, int]]:
-    """Yield numbers of cases that a nest speaks of, each after a rank; 0 is the clearest."""
+def _sizes(value: Any) -> Iterator[tuple[int, int | None]]:
+    """Yield numbers of cases that a nest speaks of, each after a rank; 0 is the clearest. None for one in doubt."""
     if is_array(value):
-        yield 2, len(value)
+        yield 3, len(value)
     elif (cases := _cases_of(value)) is not None:
-        yield 2, len(cases)
+        yield 3, len(cases)
     elif (fields := _fields(value)) is not None:
         yield from _sizes_of_record(fields)
     elif isinstance(value, list | tuple | deque):
-        yield from ((rank, size) for part in value for rank, size in _sizes(part) if rank < 2)  # noqa: PLR2004
-        yield 3, len(value)
+        yield from ((rank, size) for part in value for rank, size in _sizes(part) if rank <= _IN_DOUBT)
+        yield 4, len(value)
 
 
-def _sizes_of_record(fields: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
+def _sizes_of_record(fields: Mapping[Any, Any]) -> Iterator[tuple[int, int | None]]:
     if is_whole_number(fields.get("batch_size")):
         yield 0, int(fields["batch_size"])
     for key in PACKING_KEYS:
         if packings := packings_in(read_packing(key, fields.get(key)) or {}):
-            yield 1, len(packings[0].lengths)
+            lengths = packings[0].lengths
+            is_doubtful = key == "offset" and lengths[:1] == [0] and any(lengths)
+            is_doubtful = is_doubtful and Scope(packings).packs(list(fields.values()))
+            yield (_IN_DOUBT, None) if is_doubtful else (1, len(lengths))
     for part in fields.values():
         yield from _sizes(part)
 

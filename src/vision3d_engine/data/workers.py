@@ -12,7 +12,8 @@ from typing import Any
 
 from vision3d_engine.core.children import lost_children, starting_children
 from vision3d_engine.core.errors import WorkerError, text_of
-from vision3d_engine.data.worker_limits import advice_on
+from vision3d_engine.data.worker_handover import telling_workers
+from vision3d_engine.data.worker_limits import advice_on, allow_open_files
 
 _DIED = re.compile(r"DataLoader worker \(pid")
 _RAISED = re.compile(r"Caught \w+ in DataLoader worker")
@@ -29,7 +30,8 @@ def opened(loader: Iterable[Any]) -> Iterator[Any]:
         return iter(loader)
     context: Any = getattr(loader, "multiprocessing_context", None) or multiprocessing
     context.Lock()  # starts what spawned processes need; before Python 3.12 it would unblock signals when they start
-    with starting_children(), _said():
+    allow_open_files()
+    with starting_children(), telling_workers(loader), _said():
         stream = iter(loader)
     _WAITING.take_over()
     return _awaited(stream)

@@ -78,7 +78,9 @@ class Progress:
         Args:
             before: what a step took.
             now: what a step takes.
-            keeps_iterations: the iterations of an epoch are a number of the script's, whatever they take of the data.
+            keeps_iterations: the iterations of an epoch are a number of the script's, whatever they take of the data;
+                else as much of the epoch is done as before. ``first`` is then of use for batches that are counted by
+                epochs; one of a stream ends that many batches early.
         """
         taken, self.stream_first = before.deal(self.total_steps - self.stream_start, self.stream_first, now)
         self.stream_start = self.total_steps - taken

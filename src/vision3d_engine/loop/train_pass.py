@@ -75,11 +75,10 @@ class TrainPass:
         self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=in_parts)
         self._update = _new_update(trainer, context, average, equal_weights=self._equal_weights)
         self._before_step, self._after_backward, self._after_step = map(context.hooks.of, _MOMENTS)
-        self._weights: Any = None
         self._observers: list[Callable[..., None]] = []
         self._iteration: Callable[[int, Any], None] = self._iterate
         self._add_own_listeners()
-        self._between, self._ending = between, between.ending
+        self._between, self._ending, self._weights = between, between.ending, None
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.counters.sum_up, keeps_steps=context.world.is_main)
         self.metrics = context.metrics.new_pass()

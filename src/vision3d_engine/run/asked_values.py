@@ -52,10 +52,8 @@ class AskedValues:
         """Refuse a checkpoint whose numbers cannot be continued.
 
         Raises:
-            CheckpointError: for an optimizer that needs what another class has not saved, and for an open epoch that is
-                longer already than those of the script.
+            CheckpointError: for an optimizer that needs what another class has not saved.
         """
-        self._check_length(state.get("progress") or {}, source)
         was, own = (state.get("asked") or {}).get("optimizer"), self._classes()["optimizer"]
         known = {key for group in _groups(state) for key in group}
         missing = getattr(self._trainer.optimizer, "defaults", {}).keys() - known
@@ -67,9 +65,24 @@ class AskedValues:
             )
             raise CheckpointError(message)
 
-    def _check_length(self, progress: Mapping[str, Any], source: str) -> None:
-        trained, length = progress.get("trained", 0), self._classes()["num_iters_per_epoch"]
-        if length is not None and progress.get("is_open") and trained > length:
+    @property
+    def counts_iterations(self) -> bool:
+        """Whether epochs have a number of iterations of the script's."""
+        return self._classes()["num_iters_per_epoch"] is not None
+
+    def keeps_length(self, state: Mapping[str, Any]) -> bool:
+        """Tell whether epochs have a number of iterations that a checkpoint's run has had too."""
+        length = self._classes()["num_iters_per_epoch"]
+        return length is not None and length == (state.get("asked") or {}).get("num_iters_per_epoch", length)
+
+    def check_length(self, trained: int, source: str) -> None:
+        """Refuse an open epoch that is longer already than those of the script.
+
+        Raises:
+            CheckpointError: naming both numbers.
+        """
+        length = self._classes()["num_iters_per_epoch"]
+        if length is not None and trained > length:
             message = (
                 f"'{source}' stands at iteration {trained} of an epoch, but trainer.num_iters_per_epoch is {length}; "
                 f"expected at least {trained}: give the run what it had, or resume from a checkpoint between two epochs"

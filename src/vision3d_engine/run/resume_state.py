@@ -27,6 +27,7 @@ from vision3d_engine.run.unsaved import Unsaved, digest
 
 # Where a checkpoint has means and metrics of the open pass.
 _OPEN = ("moments", "metrics")
+_SHORT = "this epoch ends {} batches early: what is left of it is no whole number of iterations of {} processes"
 
 
 class ResumeState:
@@ -109,7 +110,7 @@ class ResumeState:
             "precision": self._context.precision.state_dict(),
             "states": {name: encoded(state, f"['states'][{name!r}]") for name, state in states.items()},
             "logs": self._context.writers.positions(),
-            "about": self._about(),
+            "about": _about(self._world.size, self.clock.run_s),
         }
 
     def _metrics_state(self) -> list[Any] | None:
@@ -138,12 +139,6 @@ class ResumeState:
         own = {"seed": self._context.seed, "grad_acc_steps": settings.grad_acc_steps, "overfit": settings.overfit}
         return own | loader.fingerprint()
 
-    def _about(self) -> dict[str, Any]:
-        now = dt.datetime.now(tz=dt.UTC).astimezone().isoformat(timespec="seconds")
-        about = {"date": now, "torch": torch.__version__, "processes": self._world.size}
-        run_s = self.clock.run_s
-        return about if run_s is None else about | {"run_s": round(run_s, 1)}
-
     def try_out(self, **parts: Any) -> None:
         """Refuse what a checkpoint could not hold, before the first step; no tensor is copied.
 
@@ -164,11 +159,21 @@ class ResumeState:
     # ------------------------------------------------------------------------------------------- restoring
 
     def check(self, state: Mapping[str, Any], name: str) -> None:
-        """Refuse a checkpoint of a run with other data; other processes may share the same batches.
+        """Refuse one of other data, or in an epoch longer than the script's; other processes may share the batches.
 
         Raises:
             CheckpointError: naming both values.
         """
+        self._check_data(state, name)
+        progress = Progress()
+        progress.load_state_dict(state.get("progress") or {})
+        self._deal_anew(progress, state)
+        if progress.is_open:
+            self.asked.check_length(progress.trained, name)
+            if self.asked.counts_iterations and progress.first:
+                self._context.logger.warn(f"'{name}': {_SHORT.format(progress.first, self._world.size)}")
+
+    def _check_data(self, state: Mapping[str, Any], name: str) -> None:
         all_saved, rank = state.get("fingerprints") or [], self._world.rank
         saved = all_saved[rank] if len(all_saved) == self._world.size else state.get("fingerprint") or {}
         before, now = self._step_sizes(state)
@@ -190,12 +195,11 @@ class ResumeState:
         before = StepSize.of(state.get("fingerprint") or {}, processes)
         return before, StepSize.of(self._fingerprint(self._train_data()), self._world.size)
 
-    def _deal_anew(self, state: Mapping[str, Any]) -> None:
+    def _deal_anew(self, progress: Progress, state: Mapping[str, Any]) -> None:
         """Let these processes go on with the batch behind the last one that any process has had."""
         before, now = self._step_sizes(state)
         if before is not None and now is not None and before.key == now.key and self._train_data().is_dealt:
-            keeps_iterations = self.asked.state()["num_iters_per_epoch"] is not None
-            self._progress.deal_anew(before, now, keeps_iterations=keeps_iterations)
+            progress.deal_anew(before, now, keeps_iterations=self.asked.keeps_length(state))
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a state; one of an older engine holds less, which goes on with the next epoch."""
@@ -207,7 +211,7 @@ class ResumeState:
         places, loaders = (state.get(name) or [] for name in ("places", "loaders"))
         if rank < len(places):
             self._progress.load_state_dict({"place": places[rank]})
-        self._deal_anew(state)
+        self._deal_anew(self._progress, state)
         self._ending.load_state_dict(state.get("ending") or {})
         logs = state.get("closed_logs") if self._ending.is_finished else state.get("logs")
         self._context.writers.cut_back(logs or {}, self._progress.total_steps)
@@ -276,6 +280,12 @@ class ResumeState:
         self._progress.load_state_dict(fresh.state_dict())
         self._ending.begin_anew()
         self.close_epoch()
+
+
+def _about(processes: int, run_s: float | None) -> dict[str, Any]:
+    now = dt.datetime.now(tz=dt.UTC).astimezone().isoformat(timespec="seconds")
+    about = {"date": now, "torch": torch.__version__, "processes": processes}
+    return about if run_s is None else about | {"run_s": round(run_s, 1)}
 
 
 def _load(part: Any, state: Any, name: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vision3d_engine.core.errors import ProcessError, shortened, text_of
-from vision3d_engine.distributed.coordination.store import lasting_connection, own_connection
+from vision3d_engine.distributed.coordination.store import lasting_connection, own_connection, talking_thread
 
 LAUNCHER_IS_GONE = "stop the launcher is gone"
 _POLL_S = 0.2
@@ -116,7 +116,7 @@ class StoreAgreement(Agreement):
         self._requests.clear()
         self._stopped.clear()
         self._warn = warn
-        thread = threading.Thread(target=self._listen, name="agreement", daemon=True)
+        thread = talking_thread(self._listen, "agreement")
         thread.start()
         try:
             yield

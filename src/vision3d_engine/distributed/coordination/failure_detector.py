@@ -13,7 +13,7 @@ from vision3d_engine.core.errors import ProcessError
 from vision3d_engine.core.tracebacks import cause_of, users_part
 from vision3d_engine.distributed.coordination.heartbeats import Heartbeat, Heartbeats, Position, described
 from vision3d_engine.distributed.coordination.stack_location import line_of
-from vision3d_engine.distributed.coordination.store import own_connection
+from vision3d_engine.distributed.coordination.store import own_connection, talking_thread
 from vision3d_engine.distributed.coordination.transport_errors import is_lost_connection, lost_text
 from vision3d_engine.distributed.launch.launcher import wants_full_tracebacks
 
@@ -88,7 +88,7 @@ class StoreFailureDetector(FailureDetector):
         self._answered_at = time.monotonic()
         self._suspicion: Suspicion | None = None
         self._earlier: tuple[float, list[Heartbeat | None]] | None = None
-        self._store_thread = threading.Thread(target=self._talk_to_store, name="failure-detector", daemon=True)
+        self._store_thread = talking_thread(self._talk_to_store, "failure-detector")
 
     @contextmanager
     def watching(self, where: Callable[[], str], tell: Tell) -> Iterator[None]:

@@ -1,12 +1,18 @@
 """The key-value store that has brought the processes together."""
 
+import atexit
 import contextlib
+import threading
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch.distributed as dist
 
 _STORES: Any = dist  # they are public, though type checkers do not see it
 _HERE = "127.0.0.1"
+_LAST_WORD_S = 10.0  # a store that does not answer for so long holds no process that wants to end
+_TALKING: WeakSet[threading.Thread] = WeakSet()
 
 
 def own_connection(name: str) -> Any:
@@ -31,3 +37,24 @@ def lasting_connection(name: str, *, is_main: bool) -> Any:
     store = _STORES.TCPStore(_HERE, 0, is_master=True, wait_for_workers=False)
     shared.set("port", str(store.port))
     return store
+
+
+def talking_thread(talk: Callable[[], None], name: str) -> threading.Thread:
+    """Return a thread that talks to a store, to be started; the process waits for it before the interpreter goes.
+
+    One that came back from a call of torch's afterwards would abort the process.
+
+    Args:
+        talk: what it does; it is told otherwise when to end.
+        name: of the thread.
+    """
+    thread = threading.Thread(target=talk, name=name, daemon=True)
+    _TALKING.add(thread)
+    return thread
+
+
+@atexit.register
+def _end_talks() -> None:
+    for thread in list(_TALKING):
+        if thread.is_alive():
+            thread.join(_LAST_WORD_S)
