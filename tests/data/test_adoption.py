@@ -18,6 +18,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from tests.toys import ToyEpochTrainer, settings
+from vision3d_engine.core.errors import DataError
 from vision3d_engine.data.dealing import describe_changes
 from vision3d_engine.data.resumable_loader import ResumableLoader
 
@@ -192,3 +194,10 @@ def test_another_number_of_draws_and_another_seed_are_described():
 
     assert describe_changes(of(30, 1), of(20, 1)) == ["draws was 30, is 20"]
     assert describe_changes(of(30, 1), of(30, 2)) == ["seeds of its generators was [1], is [2]"]
+
+
+def test_a_plain_loader_of_clouds_of_several_sizes_names_what_joins_them(tmp_path):
+    clouds = [{"points": torch.zeros(count, 3)} for count in (3, 4)]
+    toy = ToyEpochTrainer(settings(tmp_path), DataLoader(clouds, batch_size=2))
+    with pytest.raises(DataError, match=r"several sizes.*collate_fn=collate_packed"):
+        toy.run()

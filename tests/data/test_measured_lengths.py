@@ -87,7 +87,7 @@ def test_a_file_of_other_data_is_noticed_and_measured_again(data, what, tmp_path
     batches_of(Scans(), lengths_cache=path)
     said.clear()
     batches_of(data, lengths_cache=path)
-    ((_, warning), *_) = [each for each in said if each[0] == "WARNING"]
+    ((_, warning),) = [each for each in said if each[0] == "WARNING"]
     assert re.search(what + ": they are measured again", warning)
     said.clear()
     batches_of(data, lengths_cache=path)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 import vision3d_engine.data.sampler as sampler_module
+from tests.toys import ToyEpochTrainer, settings
 from vision3d_engine import ConfigError, DataError, build_dataloader, collate_packed
 
 LENGTHS = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 50)), min_size=1, max_size=60)
@@ -179,8 +180,49 @@ def test_a_method_that_returns_the_length_of_one_sample_is_an_error_that_says_so
         build_dataloader(OfOne(), 4, batch_points=9)
 
 
-def test_a_batch_with_more_points_than_its_bound_is_said_once():
-    loader = build_dataloader(Misstated([1] * 8), 4, batch_points=120, num_workers=0, collate_fn=collate_packed)
-    with pytest.warns(UserWarning, match=r"has 200, more than batch_points=120: .* lengths") as said:
-        assert [len(batch["points"]) for batch in loader] == [200, 200]
-    assert len(said) == 1
+class Wrong(Clouds):
+    """Says that all samples have a point."""
+
+    def __init__(self, sizes):
+        super().__init__(sizes)
+        self.lengths = [1] * len(sizes)
+
+
+class Still(ToyEpochTrainer):
+    def train_step(self, epoch, iteration, data_dict):
+        return {}, {"loss": sum(each.sum() for each in self.model.parameters())}
+
+
+@pytest.fixture
+def exceeded(tmp_path, capsys):
+    """Return a function that trains, and returns what was said of the bound."""
+
+    def train(data, **options):
+        options = {"num_workers": 0, "collate_fn": collate_packed, "batch_points": 9} | options
+        Still(settings(tmp_path), build_dataloader(data, 4, **options)).run()
+        return [line for line in capsys.readouterr().err.splitlines() if "batch_points=9" in line]
+
+    return train
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_with_more_points_than_its_bound_is_said_once_with_its_largest_sample(workers, exceeded):
+    (told,) = exceeded(Wrong([2, 3, 8, 2] * 3), num_workers=workers)
+    assert "a batch has 15 points, more than batch_points=9. Sample 2 has 8 points in it, and a length of 1" in told
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (Wrong([2, 3, 2, 2]), {}),  # wrong lengths, and nothing exceeded
+        (Clouds([2, 3, 8, 2]), {}),
+        (Wrong([2, 3, 8, 2]), {"points_of": lambda _sample: 1}),  # what it counts is the script's
+    ],
+)
+def test_nothing_is_said_of_batches_within_their_bound_or_of_points_that_a_function_counts(data, options, exceeded):
+    assert not exceeded(data, **options)
+
+
+@pytest.mark.filterwarnings("ignore:1 samples have more")
+def test_nothing_is_said_of_a_large_sample_that_is_alone(exceeded):
+    assert not exceeded(Clouds([2, 30, 8, 2]))

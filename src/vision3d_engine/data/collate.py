@@ -1,6 +1,5 @@
 """Join samples, dicts with clouds of any size, to one batch."""
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,27 +73,9 @@ def collate_stacked(samples: list[Any]) -> Any:
         raise DataError(f"the samples of a batch have tensors of several sizes: {error}. {fix}") from error
 
 
-class BoundedCollate:
-    """A collate function that says once, in each process, when a batch has more points than were planned for it.
-
-    Args:
-        collate_fn: makes the batch.
-        batch_points: most points of a batch; a sample alone may have more.
-    """
-
-    def __init__(self, collate_fn: Callable[[list[Any]], Any], batch_points: int) -> None:
-        self._collate_fn, self._batch_points = collate_fn, batch_points
-        self._is_said = False
-
-    def __call__(self, samples: list[Any]) -> Any:
-        """Return the batch."""
-        points = [] if self._is_said else [points_of_clouds(sample) or 0 for sample in samples]
-        if len(points) > 1 and sum(points) > self._batch_points:
-            self._is_said = True
-            message = f"a batch of samples with {points} points has {sum(points)}, more than batch_points="
-            message += f"{self._batch_points}: they have more than lengths of the data set say, or than was measured"
-            warnings.warn(message, stacklevel=2)
-        return self._collate_fn(samples)
+def explaining(collate_fn: Callable[[list[Any]], Any] | None) -> Callable[[list[Any]], Any]:
+    """Return what makes a batch of samples; torch's default says what joins clouds of any size."""
+    return collate_stacked if collate_fn is None or collate_fn is default_collate else collate_fn
 
 
 def points_of_clouds(sample: Any, clouds: Collection[str] = CLOUD_KEYS) -> int | None:
@@ -107,6 +88,16 @@ def points_of_clouds(sample: Any, clouds: Collection[str] = CLOUD_KEYS) -> int |
             return len(cloud)
     found = [points for part in sample.values() if (points := points_of_clouds(part, clouds)) is not None]
     return sum(found) if found else None
+
+
+def points_of_batch(batch: Any) -> list[int] | None:
+    """Return the points of each sample of a batch of `collate_packed`, counted as by `points_of_clouds`; else None."""
+    if not isinstance(batch, Mapping):
+        return None
+    if isinstance(lengths := batch.get("lengths"), Lengths):
+        return list(lengths[0]) if lengths and isinstance(lengths[0], list) else list(lengths)
+    found = [points for part in batch.values() if (points := points_of_batch(part)) is not None]
+    return [sum(points) for points in zip(*found, strict=True)] if found else None
 
 
 class _Around(NamedTuple):

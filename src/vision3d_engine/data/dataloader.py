@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from vision3d_engine.core.seeding import seed_worker
-from vision3d_engine.data.collate import BoundedCollate, collate_stacked
+from vision3d_engine.data.collate import explaining
 from vision3d_engine.data.measured_lengths import Measuring
 from vision3d_engine.data.point_batches import point_batches
 from vision3d_engine.data.repeating import check_repeat, repeated
@@ -63,15 +63,8 @@ def build_dataloader(  # noqa: PLR0913, PLR0917  the published signature
     order = {"shuffle": bool(shuffle) and sampler is None, "sampler": sampler, "drop_last": drop_last}
     if batch_points is not None:
         chosen = {"how": Measuring(points_of, num_workers, lengths_cache), **options, **order}
-        options |= _by_points(dataset, batch_points, batch_size, chosen)
+        options["batch_sampler"] = point_batches(dataset, batch_points, batch_size, **chosen)
     return _built(dataset, batch_size, order | {"repeat": repeat}, options)
-
-
-def _by_points(dataset: Any, batch_points: int, batch_size: int, chosen: dict[str, Any]) -> dict[str, Any]:
-    options: dict[str, Any] = {"batch_sampler": point_batches(dataset, batch_points, batch_size, **chosen)}
-    if chosen["how"].points_of is None:  # else its points are not those of clouds
-        options["collate_fn"] = BoundedCollate(chosen["collate_fn"] or collate_stacked, batch_points)
-    return options
 
 
 def _built(dataset: Any, batch_size: int, order: dict[str, Any], options: dict[str, Any]) -> DataLoader:
@@ -81,7 +74,7 @@ def _built(dataset: Any, batch_size: int, order: dict[str, Any], options: dict[s
     options["pin_memory"] = options["pin_memory"] and torch.accelerator.is_available()
     options.setdefault("worker_init_fn", seed_worker)
     if batch_size is not None or options.get("batch_sampler") is not None:
-        options["collate_fn"] = options["collate_fn"] or collate_stacked
+        options["collate_fn"] = explaining(options["collate_fn"])
     if isinstance(dataset, IterableDataset):
         return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **options)
     if options.get("batch_sampler") is not None:
@@ -203,6 +196,7 @@ def _rebuilt(loader: DataLoader, dataset: Any, **samplers: Any) -> DataLoader:
     """Return a DataLoader with the options of another one, but with these samplers."""
     options = {name: getattr(loader, name) for name in _KEPT_OPTIONS if hasattr(loader, name)} | samplers
     options["worker_init_fn"] = options["worker_init_fn"] or seed_worker
+    options["collate_fn"] = explaining(options["collate_fn"])
     if "sampler" in samplers:
         options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
     return DataLoader(dataset, **options)

@@ -51,11 +51,11 @@ def measured_lengths(dataset: Any, how: Measuring) -> np.ndarray:
         say(_NOT_KEPT)
         return _measured(dataset, how)
     path = absolute_path(how.cache)
-    if (known := _read(path, dataset, how)) is not None:
+    if (known := _read(path, dataset, how, lambda _message, _level: None)) is not None:
         return known
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked_file(path.with_name(f".{path.name}.lock")):
-        if (known := _read(path, dataset, how)) is None:  # else another process has measured
+        if (known := _read(path, dataset, how, say)) is None:  # else another process has measured
             known = _measured(dataset, how)
             with atomic_write(path) as file:
                 np.savez(file, lengths=known, kind=np.array(_kind_of(dataset)))
@@ -100,17 +100,17 @@ def _kind_of(dataset: Any) -> str:
     return f"{type(dataset).__module__}.{type(dataset).__qualname__}"
 
 
-def _read(path: Path, dataset: Any, how: Measuring) -> np.ndarray | None:
-    """Return the lengths that a file holds; None without one, or when they are those of other data."""
+def _read(path: Path, dataset: Any, how: Measuring, tell: Callable[[str, str], None]) -> np.ndarray | None:
+    """Return the lengths that a file holds; None without one, or when they are those of other data, which is told."""
     if not path.exists():
         return None
     try:
         lengths, kind = _stored(path)
     except Exception as error:  # noqa: BLE001  a torn archive may raise anything
-        say(_STALE.format(path, f"cannot be read ({type(error).__name__}: {error})"), "WARNING")
+        tell(_STALE.format(path, f"cannot be read ({type(error).__name__}: {error})"), "WARNING")
         return None
     if (differs := "; ".join(_differences(lengths, kind, dataset, how))) != "":
-        say(_STALE.format(path, differs), "WARNING")
+        tell(_STALE.format(path, differs), "WARNING")
         return None
     return lengths
 

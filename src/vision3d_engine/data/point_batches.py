@@ -28,17 +28,22 @@ class PointBatchSampler(Sampler[list[int]]):
     Attributes:
         batch_points: most points of a batch.
         most_samples: most samples of a batch; not ``batch_size``, since a batch may have fewer.
+        cloud_lengths: the lengths, if they are the points of clouds; else None.
 
     Args:
         lengths: points of each sample.
         batch_points: most points of a batch; a sample with more is alone in its batch, which is said in a warning.
         batch_size: most samples of a batch.
         shuffle: draw other batches, in another order, for every epoch.
+        are_of_clouds: lengths count the points of clouds, as `collate_packed` finds them, and nothing of the script's.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_points: int, batch_size: int, *, shuffle: bool) -> None:
+    def __init__(
+        self, lengths: np.ndarray, batch_points: int, batch_size: int, *, shuffle: bool, are_of_clouds: bool = True
+    ) -> None:
         self.batch_points = batch_points
         self.most_samples = batch_size
+        self.cloud_lengths = lengths if are_of_clouds else None
         self._in_order = None if shuffle else list(_in_order(lengths.tolist(), batch_points, batch_size))
         self._descending = np.argsort(-lengths, kind="stable")
         self._alone, self._count = self._divided(lengths[self._descending]) if shuffle else (0, 0)
@@ -99,8 +104,8 @@ def point_batches(
 ) -> PointBatchSampler:
     """Return the batches of a data set that states its lengths, or whose samples are measured once.
 
-    The bound holds for lengths that are stated or measured: an augmentation that adds points may exceed it. Lengths are
-    read once, whatever ``set_epoch`` changes.
+    The bound holds for lengths that are stated or measured: an augmentation that adds points may exceed it, which
+    trainers and testers say once of batches of `collate_packed`. Lengths are read once, whatever ``set_epoch`` changes.
 
     Args:
         dataset: with ``lengths``, the points of each sample, or a method ``lengths()`` that returns them.
@@ -116,7 +121,8 @@ def point_batches(
     if batch_points < 1 or (batch_size or 1) < 2:  # noqa: PLR2004
         message = f"batch_points={batch_points} with batch_size={batch_size}: batch_size is the most samples of a batch"
         raise ConfigError(f"{message} and must be at least 2, batch_points at least 1. Say batch_size, such as 64")
-    return PointBatchSampler(_lengths_of(dataset, how), batch_points, batch_size, shuffle=shuffle)
+    options = {"shuffle": shuffle, "are_of_clouds": how.points_of is None}
+    return PointBatchSampler(_lengths_of(dataset, how), batch_points, batch_size, **options)
 
 
 def _lengths_of(dataset: Any, how: Measuring) -> np.ndarray:

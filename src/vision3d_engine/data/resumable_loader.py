@@ -8,13 +8,14 @@ import torch
 
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.seeding import StepSeeds
+from vision3d_engine.data.collate import explaining
 from vision3d_engine.data.dataloader import adopted, copied
 from vision3d_engine.data.endless_stream import EndlessStream, Place, StreamPosition, dealt_epochs
 from vision3d_engine.data.exact_length import ExactLength, placed
 from vision3d_engine.data.loader_hints import resume_note, sharing_hint
 from vision3d_engine.data.loader_length import LoaderLength, length_of
+from vision3d_engine.data.point_bound import PointBound
 from vision3d_engine.data.sample_seeds import SampleIndex, SeededDataset, announce_epoch
-from vision3d_engine.data.sampler import PositionSampler
 from vision3d_engine.data.workers import opened
 
 Position = tuple[int, int, int, int]
@@ -73,6 +74,7 @@ class ResumableLoader(LoaderLength):
         self._position: Position = (0, 0, 0, 0)
         self._most: int | None = None
         self._exact, self._say = ExactLength(self.name, rank, say), say
+        self._bound = PointBound(self._sampler, self.name, say)
 
     @property
     def is_positioned(self) -> bool:
@@ -135,7 +137,8 @@ class ResumableLoader(LoaderLength):
         batches = iter(self._opened(where))
         if_empty = _USED_UP.format(self.name) if self._is_used_up else ""
         options: dict[str, Any] = {"sizes": self._sizes(start, shift), "total": self.total_length, "if_empty": if_empty}
-        return self._exact.hold(batches, self._length_at(shift), epoch, start, **options)
+        held = self._exact.hold(batches, self._length_at(shift), epoch, start, **options)
+        return self._bound.watch(held, self.samples_at)
 
     def _sizes(self, start: int, shift: int) -> Iterator[int]:
         """Return how many samples were drawn for each batch; 1 for all where it is not known or shall not count."""
@@ -150,7 +153,7 @@ class ResumableLoader(LoaderLength):
     def seeded_samples_at(self, place: Place) -> list[SampleIndex] | None:
         """Return them with what each was seeded by."""
         seed, epoch, _, shift = self._position
-        if not isinstance(self._sampler, PositionSampler) or epoch != place[0]:
+        if self._sampler is None or epoch != place[0]:
             return None
         return self._sampler.samples(seed, epoch, place[1] - 1, shift)
 
@@ -162,7 +165,7 @@ class ResumableLoader(LoaderLength):
             self.announce(epoch)
         self._announced = None
         if self.loader is not self.registered and hasattr(self.registered, "collate_fn"):
-            self.loader.collate_fn = self.registered.collate_fn  # it may have been exchanged
+            self.loader.collate_fn = explaining(self.registered.collate_fn)  # it may have been exchanged
         if self._sampler is None:
             return self._read_in_order(seed, start)
         self._sampler.start_at(seed, epoch, start, shift, self._most)

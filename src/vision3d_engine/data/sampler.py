@@ -264,6 +264,15 @@ class PositionBatchSampler(_Positioned):
         super().start_at(base, epoch, start, shift, most)
         self._drawn.clear()
 
+    def samples(self, base: int, epoch: int, start: int, shift: int = 0) -> list[SampleIndex] | None:
+        """Return the samples of this process's batch number ``start`` (counted from 0) of an epoch with a seed.
+
+        None where a sampler of the user's has chosen them, which may choose others when it is asked again.
+        """
+        if not hasattr(self.sampler, "cloud_lengths"):
+            return None
+        return next(self._batches(base, epoch, start, shift), [])
+
     def sizes(self, _start: int, _shift: int = 0) -> Iterator[int]:
         """Return the samples of this process's batches, each to be asked for once its batch has been drawn."""
         return map(lambda _: self._drawn.popleft() if self._drawn else 1, repeat(None))  # noqa: C417  lazy
