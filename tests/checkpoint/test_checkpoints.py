@@ -247,7 +247,7 @@ def test_a_damaged_file_is_an_error_of_ours(damage, tmp_path):
 
 def test_an_unwritable_folder_is_an_error_that_says_which_setting_to_change(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FolderError, match=r"cannot write into the folder .*Set exp\.output_dir"):
+    with pytest.raises(FolderError, match=r"cannot write into the folder .*set exp\.output_dir"):
         ToyEpochTrainer(settings(tmp_path / "file" / "run"))
 
 

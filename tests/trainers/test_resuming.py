@@ -593,7 +593,7 @@ def test_a_disk_without_space_for_the_weights_is_refused_before_the_first_step(s
 
 def test_a_read_only_folder_is_refused_at_once(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(FolderError, match=r"cannot write into the folder .*Read-only file system.*Set exp\.output_dir"):
+    with pytest.raises(FolderError, match=r"cannot write into the folder .*Read-only file system.*set exp\.output_dir"):
         ToyEpochTrainer(settings(small_disk / "run"))
 
 
