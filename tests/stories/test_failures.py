@@ -144,7 +144,7 @@ def test_of_a_deadlock_all_processes_write_where_they_are_before_they_end(tmp_pa
     assert code != 0
     assert "ERROR | no step for 4 s (trainer.hang_after) in train epoch 1, iteration 3" in text
     waiting, sleeping = (next(tmp_path.glob(f"debug/hang-*-rank{rank}.txt")).read_text() for rank in range(2))
-    assert "in backward" in waiting
+    assert re.search(r'failing_script.py", line \d+ in main', waiting)  # in the exchange, wherever that is at the time
     assert re.search(r'failing_script.py", line \d+ in fail_in', sleeping)
 
 
