@@ -195,9 +195,10 @@ def refused(folder):
     unpicklable = Least()
     unpicklable.reset = lambda: None
     synced = torchmetrics.MeanMetric(dist_sync_on_step=True)
-    for metric in (Unmerged(), torchmetrics.MaxMetric(), synced, unpicklable, torchmetrics.RunningMean()):
+    metrics = (Unmerged(), torchmetrics.MaxMetric(), synced, unpicklable, torchmetrics.RunningMean())
+    for number, metric in enumerate(metrics):
         try:
-            trainer.register_metric(f"metric{len(said)}", metric)
+            trainer.register_metric(f"metric{number}", metric)
         except Exception as error:  # noqa: BLE001  the test decides
             said.append(f"{type(error).__name__}: {error}")
     return said
