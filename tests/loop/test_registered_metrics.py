@@ -168,6 +168,19 @@ def test_a_class_instead_of_an_object_is_refused_at_once(tmp_path):
         ToyEpochTrainer(settings(tmp_path), *LOADERS).register_metric("seg", ConfusionMatrix)
 
 
+def test_a_metric_is_not_registered_in_the_midst_of_a_pass_but_between_passes(tmp_path):
+    class Late(Trainer):
+        def before_train_epoch(self, epoch):
+            self.late = self.register_metric("late", Plain())
+
+        def before_train_step(self, epoch, iteration, data_dict):
+            with pytest.raises(RegistrationError, match=r"register_metric\('later'\) in the midst of a pass"):
+                self.register_metric("later", Plain())
+            take_in(self.late, data_dict)
+
+    assert trained(Late(settings(tmp_path), *LOADERS)).late.merged() is not None
+
+
 # ------------------------------------------------------------------------------------------- too many numbers
 
 

@@ -1,6 +1,6 @@
 """Registered metrics over whole sets: one state for each pass over one set, merged over processes at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +10,12 @@ from vision3d_engine.core.portable import has_state
 from vision3d_engine.distributed.world import World
 from vision3d_engine.logs.logger import Logger
 from vision3d_engine.logs.number_table import number_table
+from vision3d_engine.loop.progress import Progress
+from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.adapters import MetricState, flat_numbers, merged, state_of
 
 Mark = Mapping[str, Any]
+Iteration = Callable[[int, Any], None]
 
 
 class PassMetrics:
@@ -45,6 +48,20 @@ class PassMetrics:
         return self._states[name]
 
     # ------------------------------------------------------------------------------------------- steps
+
+    def around(self, iterate: Iteration, progress: Progress, uneven: UnevenRanks) -> Iteration:
+        """Return an iteration of training that begins with a mark, and counts if it has a batch of its own.
+
+        Without registered metrics it is the one that is given.
+        """
+        if not self._registered:
+            return iterate
+
+        def marked(iteration: int, data_dict: Any) -> None:
+            self.begin_step(iteration <= uneven.own_until, follows_update=progress.trained == iteration - 1)
+            iterate(iteration, data_dict)
+
+        return marked
 
     def begin_step(self, counts: bool = True, *, follows_update: bool = False) -> Mark:
         """Return where `undo` comes back to; it costs no copy.

@@ -90,8 +90,11 @@ class Metrics:
         """Register a metric, and return its handle.
 
         Raises:
-            RegistrationError: for what is no metric, and a name that is taken or is none.
+            RegistrationError: for what is no metric, a name that is taken or is none, and in the midst of a pass.
         """
+        if self._at_hand is not None:
+            message = f"register_metric('{name}') in the midst of a pass, whose first batches it would not have counted"
+            raise RegistrationError(f"{message}: call it in the constructor, or between passes")
         if not isinstance(name, str) or not name or "/" in name:
             message = f"register_metric got the name {name!r}; expected a text without '/', which parts name and key"
             raise RegistrationError(message)

@@ -76,12 +76,12 @@ class TrainPass:
         self._update = _new_update(trainer, context, average, equal_weights=self._equal_weights)
         self._before_step, self._after_backward, self._after_step = map(context.hooks.of, _MOMENTS)
         self._observers: list[Callable[..., None]] = []
-        self._iteration: Callable[[int, Any], None] = self._iterate
+        self.metrics = context.metrics.new_pass()
+        self._iteration = self.metrics.around(self._iterate, self._progress, self._uneven)
         self._add_own_listeners()
         self._between, self._ending, self._weights = between, between.ending, None
         prefetcher = Prefetcher(context.world.device, not loader.is_stateful, context.host_tensors)
         self.meters = RunningMeans(context.counters.sum_up, keeps_steps=context.world.is_main)
-        self.metrics = context.metrics.new_pass()
         self._skips = TrainSkips(trainer, context, loader, self.meters, self._uneven.walked)
         bar = context.progress_bar(f"epoch {self._epoch}{f'/{trainer.max_epoch}' if trainer.max_epoch else ''}")
         parts: dict[str, Any] = {"prefetcher": prefetcher, "bar": bar, "where": self._skips.batches.where}
@@ -96,7 +96,7 @@ class TrainPass:
             skips, folder = self._context.precision.is_scaled, self._context.debug_folder
             checks = DebugChecks(self._trainer.model, are_skipped=skips, epoch=self._epoch, folder=folder)
             self._after_backward = [*self._after_backward, checks.check_gradients]
-            self._iteration = checks.around(self._iterate)
+            self._iteration = checks.around(self._iteration)
             self._step = checks.over(self._step) if self._context.settings.nonfinite != "skip" else self._step
         acts: tuple[Any, ...] = (self._step, self._train_step, self._after_backward)
         self._joining = Joining(self._context, self._trainer.model, self._update, self._uneven, *acts)
@@ -163,7 +163,6 @@ class TrainPass:
         progress.iteration, progress.total_steps = iteration, progress.total_steps + 1
         if self._seeds_steps:
             self._seeds.seed(iteration)
-        self.metrics.begin_step(iteration <= self._uneven.own_until, follows_update=progress.trained == iteration - 1)
         if iteration > self._uneven.even_until and self._joins(iteration, data_dict):
             return
         progress.own_samples += self.runner.place[2]
