@@ -57,16 +57,38 @@ def tensor_of(event):
     return np.array(tensor.float_val or tensor.int_val).reshape(shape)
 
 
+def seen(points):
+    """What the mesh tab shows of points: z upwards on the screen, around the origin, with a diagonal of 1."""
+    points = np.asarray(points, np.float64)
+    turned = points[:, [0, 2, 1]] * (1, 1, -1)
+    size = np.linalg.norm(np.ptp(points, axis=0))
+    return (turned - (turned.max(axis=0) + turned.min(axis=0)) / 2) / size
+
+
 def test_clouds_of_different_sizes_reach_the_mesh_tab_with_repeated_last_points(toy, tmp_path):
     clouds = [torch.rand(2, 3), np.zeros((0, 3)), torch.rand(3, 3, dtype=torch.float64).requires_grad_()]
     toy.write_points("clouds", clouds, [torch.zeros(2, 3), np.zeros((0, 3)), torch.ones(3, 3)], index=4)
     toy.run()
     found = meshes(tmp_path)
-    first, third = clouds[0].numpy(), clouds[2].detach().numpy().astype(np.float32)
+    first, third = seen(clouds[0]), seen(clouds[2].detach())
     expected = np.stack([np.concatenate([first, first[-1:]]), np.zeros((3, 3)), third])
-    assert (found["clouds_VERTEX"] == expected.astype(np.float32)).all()
+    assert np.allclose(found["clouds_VERTEX"], expected, atol=1e-6)
     assert (found["clouds_COLOR"][2] == 255).all()
     assert (found["clouds_COLOR"][0] == 0).all()
+
+
+def test_the_mesh_tab_shows_a_cloud_of_map_coordinates_as_finely_as_one_at_the_origin(toy, tmp_path):
+    """A float32 of five million has steps of half a metre."""
+    cloud = torch.rand(50, 3, dtype=torch.float64)
+    toy.write_points("far", cloud + torch.tensor([5e5, 5e6, 300], dtype=torch.float64))
+    toy.run()
+    assert np.allclose(meshes(tmp_path)["far_VERTEX"][0], seen(cloud), atol=1e-6)
+
+
+def test_the_mesh_tab_shows_a_single_point_where_it_looks(toy, tmp_path):
+    toy.write_points("one", torch.tensor([[1.0, 2, 3]]))
+    toy.run()
+    assert meshes(tmp_path)["one_VERTEX"].tolist() == [[[0, 0, 0]]]
 
 
 def test_one_cloud_a_batch_and_a_list_are_the_same_to_a_writer(toy, kept):
@@ -220,9 +242,9 @@ def test_in_the_mesh_tab_lines_are_rows_of_points_from_end_to_end(toy, tmp_path)
     found = meshes(tmp_path)
     points, colors = found["pairs_VERTEX"][0], found["pairs_COLOR"][0]
     dots = points[2:]
-    assert dots[0].tolist() == [0, 0, 0]
-    assert dots[-1].tolist() == [10, 0, 0]
-    assert 0 < np.diff(dots[:, 0]).min() <= np.diff(dots[:, 0]).max() <= 0.05
+    assert (dots[0] == points[0]).all()
+    assert (dots[-1] == points[1]).all()
+    assert 0 < np.diff(dots[:, 0]).min() <= np.diff(dots[:, 0]).max() <= 0.01
     assert (colors[2:] == [40, 170, 70]).all()
 
 
@@ -362,7 +384,7 @@ def test_figures_histograms_and_texts_reach_tensorboard(toy, kept, tmp_path):
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     assert pixels(tmp_path, "figure").shape == (100, 100, 3)
     assert (events.Histograms("weights")[0].histogram_value.num, events.Tags()["histograms"]) == (2, ["weights"])
-    assert events.Tensors("note/text_summary")[0].tensor_proto.string_val == [b"a text"]
+    assert events.Tensors("note")[0].tensor_proto.string_val == [b"a text"]
     assert "write_histogram('weights'): 1 numbers hold NaN or infinity" in Path(toy.log_file).read_text()
 
 

@@ -485,9 +485,19 @@ def test_a_metric_that_is_not_there_is_said_at_the_first_validation(tmp_path):
 MOMENTS = ["before_val_epoch", "val_step", "after_val_epoch", "before_train_step"]
 
 
+WAYS = [
+    *(("build_dataloader", moment) for moment in MOMENTS),
+    *((loader, "val_step") for loader in ("lazy list", "stream")),
+    *(
+        pytest.param(loader, moment, marks=pytest.mark.slow)
+        for loader in ("lazy list", "stream")
+        for moment in ("before_val_epoch", "after_val_epoch", "before_train_step")
+    ),
+]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("loader", ["build_dataloader", "lazy list", "stream"])
+@pytest.mark.parametrize(("loader", "moment"), WAYS)
 def test_a_resume_makes_the_validation_that_was_broken_off_and_none_that_had_ended(kind, moment, loader, tmp_path):
     options = {"loader": loader, "steps": 2, "val_every": "5 iterations", "val_first": True}
     straight = run(kind, tmp_path / "straight", **options)

@@ -61,6 +61,6 @@ trainer.run()
 keys = [key for key, _ in trainer.model.named_parameters()]
 weights = [parameter.tolist() for parameter in trainer.model.parameters()]
 print(
-    "RESULT"
+    "RESULT "
     + json.dumps({"rank": rank, "weights": weights, "seen": trainer.seen, "summary": trainer.summary, "keys": keys})
 )

@@ -111,7 +111,7 @@ def test_a_breakpoint_on_one_process_holds_the_others_past_every_limit(tmp_path)
     assert re.search(
         r"^> \S+debugger_script.py\(\d+\)before_train_step\(\)", terminal.read_to(r"\(Pdb\) "), re.MULTILINE
     )
-    terminal.type("import time; time.sleep(15)")
+    terminal.type("import time; time.sleep(9)")
     terminal.type("p treasure")
     terminal.read_to(r"42\n\(Pdb\) ")
     terminal.type("c")

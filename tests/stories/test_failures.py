@@ -49,27 +49,41 @@ def fail(folder, place, fault, processes=2, **settings):
     return text
 
 
+@pytest.fixture(scope="module")
+def raised(tmp_path_factory):
+    """The folder of a world in which process 1 raises, and what it says; each is run once."""
+    known = {}
+
+    def found(place, processes):
+        if (place, processes) not in known:
+            folder = tmp_path_factory.mktemp(place)
+            known[place, processes] = folder, fail(folder, place, "raise", processes)
+        return known[place, processes]
+
+    return found
+
+
 @pytest.mark.parametrize(
     ("place", "processes", "position"),
     [
         ("train_step", 2, "train epoch 1, iteration 3"),
         pytest.param("train_step", 3, "train epoch 1, iteration 3", marks=pytest.mark.slow),
         pytest.param("val_step", 2, "val epoch 1, iteration 3", marks=pytest.mark.slow),
-        ("test_step", 2, "test iteration 3"),
+        pytest.param("test_step", 2, "test iteration 3", marks=pytest.mark.slow),
     ],
 )
-def test_an_exception_of_one_process_ends_all_with_its_message(place, processes, position, tmp_path):
-    text = fail(tmp_path, place, "raise", processes)
+def test_an_exception_of_one_process_ends_all_with_its_message(place, processes, position, raised):
+    folder, text = raised(place, processes)
     message = rf"process 1 on \S+ failed in {position} \(failing_script.py:\d+ in fail_in\): ValueError: a bad cloud"
     said = re.findall(rf"ERROR \| {message}", text)
     assert len(said) == processes - 1, "each of the others says it once"
     assert "ERROR | stopped by ValueError: a bad cloud" in text
     assert "Connection closed by peer" not in text
-    (main_log,) = tmp_path.glob("logs/t*.log")
+    (main_log,) = folder.glob("logs/t*.log")
     assert re.search(message, main_log.read_text())
-    assert 'raise ValueError("a bad cloud")' in (tmp_path / "logs" / "rank1.log").read_text()
+    assert 'raise ValueError("a bad cloud")' in (folder / "logs" / "rank1.log").read_text()
     if processes == 3:
-        assert re.search(message, (tmp_path / "logs" / "rank2.log").read_text())
+        assert re.search(message, (folder / "logs" / "rank2.log").read_text())
     assert re.search(r"Root Cause.*rank +: 1 .*ValueError: a bad cloud", text, re.DOTALL), "torchrun names it too"
 
 
@@ -118,8 +132,8 @@ def test_a_process_whose_code_holds_the_lock_of_python_is_warned_of_and_not_gone
     assert "ERROR" not in text
 
 
-def test_the_last_line_of_each_process_is_the_cause(tmp_path):
-    text = fail(tmp_path, "train_step", "raise")
+def test_the_last_line_of_each_process_is_the_cause(raised):
+    _, text = raised("train_step", 2)
     lines = [line for line in text.splitlines() if "Error: " in line and line.startswith("[rank")]
     (own,) = [line for line in lines if line.startswith("[rank1]")]
     assert own == "[rank1]: ValueError: a bad cloud"

@@ -32,7 +32,7 @@ def epochs(saved):
     return {name: state["metadata"]["epoch"] for name, state in saved.items()}
 
 
-@pytest.mark.parametrize("mode", ["async", "sync"])
+@pytest.mark.parametrize("mode", ["async", pytest.param("sync", marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_for_a_while_costs_the_files_of_that_time_only(mode, tmp_path):
     end, saved, text = story(tmp_path, mode, "heals")
     assert end == {"ended": "well", "epoch": 4, "best": 0.8}
@@ -50,7 +50,7 @@ def test_a_disk_that_is_full_for_a_while_costs_the_files_of_that_time_only(mode,
         assert f"{name}': File too large; the file that was there before stays as it was. Training goes on" in text
 
 
-@pytest.mark.parametrize("mode", ["async", "sync"])
+@pytest.mark.parametrize("mode", [pytest.param("async", marks=pytest.mark.slow), "sync"])
 def test_a_disk_that_stays_full_lets_the_run_end_with_the_failure_and_the_old_files(mode, tmp_path):
     end, saved, _ = story(tmp_path, mode, "stays")
     assert end["ended"].startswith("FolderError: cannot write ")

@@ -119,8 +119,7 @@ def stop_launcher(folder, name, **options):
 WAYS = {"group": stop_group, "timeout": stop_by_timeout, "torchrun": stop_launcher}
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "workers"), [("group", 0), ("group", 2), ("timeout", 2), ("torchrun", 2)])
 def test_a_signal_to_the_group_saves_and_leaves_nobody(way, workers, tmp_path):
     WAYS[way](tmp_path, "SIGTERM", workers=workers)
 
@@ -139,14 +138,14 @@ def test_ten_signals_to_the_group_save_each_time_and_leave_nobody(way, workers, 
     "options",
     [
         {"name": "SIGUSR1"},
-        {"name": "SIGHUP"},
-        {"init": True},
-        {"plain": True},
+        pytest.param({"name": "SIGHUP"}, marks=pytest.mark.slow),
+        pytest.param({"init": True}, marks=pytest.mark.slow),
+        pytest.param({"plain": True}, marks=pytest.mark.slow),
         {"plain": True, "init": True, "persistent": True},
         {"context": "spawn"},
         pytest.param({"context": "forkserver"}, marks=pytest.mark.slow),
         pytest.param({"context": "forkserver", "early": True}, marks=pytest.mark.slow),
-        {"persistent": True},
+        pytest.param({"persistent": True}, marks=pytest.mark.slow),
         {"persistent": True, "early": True},
         {"word": "VALIDATES"},
     ],

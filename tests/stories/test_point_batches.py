@@ -1,5 +1,6 @@
 """Batches by number of points in real runs, on one process and several."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def assert_same_global_order(tmp_path, *parts, words=()):
     assert found == whole
 
 
+@pytest.fixture(scope="module")
+def begun_by_two(tmp_path_factory):
+    """The folder of a run of two processes that has made three updates, for copies."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    results_of(start_ranks(SCRIPT, folder, 3))
+    return folder
+
+
 def test_a_resume_of_two_processes_on_one_goes_on_with_the_next_batch_of_all(tmp_path):
     assert_same_global_order(tmp_path, (2, 3), (1, 7))
 
@@ -53,19 +62,19 @@ def test_processes_of_any_number_go_on_with_the_batches_of_one_also_across_epoch
     assert_same_global_order(tmp_path, *parts, words=words)
 
 
-def test_a_resume_with_another_bound_is_refused_and_one_with_other_updates_is_said(tmp_path):
-    results_of(start_ranks(SCRIPT, tmp_path, 3))
-    ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, 5, "--resume", "--batch_points", 90)])
+def test_a_resume_with_another_bound_is_refused_and_one_with_other_updates_is_said(begun_by_two, tmp_path):
+    folder = shutil.copytree(begun_by_two, tmp_path / "run")
+    ((code, _, error),) = outputs_of([start(SCRIPT, folder, 5, "--resume", "--batch_points", 90)])
     assert code == 1
     assert "batch_points was 100, is 90. Give" in error
-    ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, 5, "--resume")])
+    ((code, _, error),) = outputs_of([start(SCRIPT, folder, 5, "--resume")])
     assert code == 0
     assert "trainer.grad_acc_steps=2 makes them what they were" in error
 
 
-def test_one_process_that_accumulates_goes_on_as_the_updates_of_two_without_a_word(tmp_path):
-    results_of(start_ranks(SCRIPT, tmp_path, 3))
-    ((code, _, error),) = outputs_of([start(SCRIPT, tmp_path, 5, "--resume", "--accumulate", 2)])
+def test_one_process_that_accumulates_goes_on_as_the_updates_of_two_without_a_word(begun_by_two, tmp_path):
+    folder = shutil.copytree(begun_by_two, tmp_path / "run")
+    ((code, _, error),) = outputs_of([start(SCRIPT, folder, 5, "--resume", "--accumulate", 2)])
     assert code == 0
     assert "grad_acc_steps" not in error
 
@@ -77,6 +86,7 @@ def test_epochs_of_as_many_batches_on_another_number_of_processes_end_with_the_s
     assert sorted(begun + rest) == whole
 
 
+@pytest.mark.slow
 def test_an_epoch_whose_rest_is_no_whole_number_of_iterations_ends_early_which_is_said(tmp_path):
     results_of([start(SCRIPT, tmp_path, 4, "--endless", "--iterations", 6)])
     outputs = outputs_of(start_ranks(SCRIPT, tmp_path, 5, "--endless", "--iterations", 3, "--resume", size=2))

@@ -1,26 +1,21 @@
-"""The same script on one process and on two, started by torchrun on gloo."""
+"""The same script on one process and on two, on gloo."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.stories.launching import results_of, start, start_ranks
 
 SCRIPT = Path(__file__).parent / "ddp_script.py"
 
 
 def run(folder, processes, count, steps, **settings):
     """Run the script and return each rank's result, in rank order."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(count), str(steps), json.dumps(settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [line.partition("RESULT")[2] for line in done.stdout.splitlines() if "RESULT" in line]
-    return sorted((json.loads(line) for line in lines), key=lambda result: result["rank"])
+    words = [SCRIPT, folder, count, steps, json.dumps(settings)]
+    found = results_of(start_ranks(*words, size=processes) if processes > 1 else [start(*words)])
+    return sorted(map(json.loads, found), key=lambda result: result["rank"])
 
 
 @pytest.mark.parametrize(("count", "steps"), [(7, 1), (12, 2)])

@@ -61,8 +61,9 @@ def straight(tmp_path_factory):
     return {kind: result(tmp_path_factory.mktemp("straight") / "run", kind=kind) for kind in ("epoch", "iter")}
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
-@pytest.mark.parametrize("kind", ["epoch", "iter"])
+@pytest.mark.parametrize(
+    ("name", "code", "kind"), [("SIGTERM", 143, "epoch"), ("SIGINT", 130, "iter"), ("SIGUSR1", 138, "epoch")]
+)
 def test_a_signal_saves_at_the_end_of_the_step_and_the_run_resumes_to_the_same_bits(
     name, code, kind, straight, tmp_path
 ):
@@ -139,8 +140,12 @@ def test_a_timed_cadence_saves_between_epochs(tmp_path):
     assert 1 < steps_in(text)[0] <= 6
 
 
-def test_two_processes_agree_on_the_step_although_one_gets_the_signal(tmp_path):
-    expected = result(tmp_path / "straight", processes=2)
+@pytest.fixture(scope="module")
+def straight_of_two(tmp_path_factory):
+    return result(tmp_path_factory.mktemp("straight") / "run", processes=2)
+
+
+def test_two_processes_agree_on_the_step_although_one_gets_the_signal(straight_of_two, tmp_path):
     process = start(tmp_path / "run", step_s=1.0, processes=2, gate="train 1.2")
     wait_for(process, "AT GATE")
     (one,) = children(process.pid)[:1]
@@ -149,11 +154,10 @@ def test_two_processes_agree_on_the_step_although_one_gets_the_signal(tmp_path):
     code, text = finish(process)
     assert code != 0  # torchrun reports a worker that did not end with 0
     assert "SIGTERM: stopped; 'checkpoint.pth' is saved" in text
-    assert result(tmp_path / "run", processes=2, resume=True) == expected
+    assert result(tmp_path / "run", processes=2, resume=True) == straight_of_two
 
 
-def test_two_processes_killed_at_once_resume_to_the_same_bits(tmp_path):
-    expected = result(tmp_path / "straight", processes=2, save_every="4 iterations")
+def test_two_processes_killed_at_once_resume_to_the_same_bits(straight_of_two, tmp_path):
     process = start(tmp_path / "run", processes=2, gate="train 2.5", save_every="4 iterations")
     eventually(lambda: saved_steps(tmp_path / "run") == 8)
     for worker in children(process.pid):
@@ -162,7 +166,7 @@ def test_two_processes_killed_at_once_resume_to_the_same_bits(tmp_path):
     code, text = finish(start(tmp_path / "run", processes=2, save_every="4 iterations", resume=True))
     assert code == 0, text
     assert "in mid-epoch" in text
-    assert text.partition("RESULT ")[2].split()[0] == expected
+    assert text.partition("RESULT ")[2].split()[0] == straight_of_two
 
 
 def children(pid):

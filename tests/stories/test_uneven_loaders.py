@@ -13,7 +13,11 @@ SCRIPT = Path(__file__).parent / "uneven_loader_script.py"
     ("words", "said"),
     [
         (("train", "short", "plain"), "the training loader (Batches) of process 1 ended after 4 batches in epoch 1"),
-        (("train", "plain", "short"), "the validation loader (Batches) of process 1 ended after 4 batches in epoch 1"),
+        pytest.param(
+            ("train", "plain", "short"),
+            "the validation loader (Batches) of process 1 ended after 4 batches in epoch 1",
+            marks=pytest.mark.slow,
+        ),
         (("test", "short"), "the test loader (Batches) of process 1 ended after 4 batches in epoch 1"),
     ],
 )

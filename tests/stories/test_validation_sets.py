@@ -1,30 +1,27 @@
 """Several validation sets on one and on two processes, and what becomes of a run that ends inside of one."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.patience import skip_if_ignored
+from tests.stories.launching import outputs_of, start, start_ranks
 
 SCRIPT = Path(__file__).with_name("sets_script.py")
 COUNTS = {"easy": 5, "hard": 7, "tiny": 1}
 
 
 def run(folder, processes, *words):
-    """Run the script; return its exit code, its output, and what each process found, in rank order."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    texts = [line.partition("RESULT ")[2] for line in done.stdout.splitlines() if "RESULT" in line]
+    """Run the script; return the exit code of the main process, what all say, and what each found, in rank order."""
+    words = [SCRIPT, folder, *words]
+    outputs = outputs_of(start_ranks(*words, size=processes) if processes > 1 else [start(*words)])
+    text = "".join(output + errors for _, output, errors in outputs)
+    texts = [line.partition("RESULT ")[2] for line in text.splitlines() if "RESULT" in line]
     found = sorted(map(json.loads, texts), key=lambda each: each["rank"])
-    return done.returncode, done.stdout + done.stderr, found
+    return outputs[0][0], text, found
 
 
 @pytest.fixture(scope="module")

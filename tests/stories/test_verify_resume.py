@@ -178,7 +178,10 @@ def test_a_trainer_by_iterations_is_proven_as_well(tmp_path):
     assert "12 training steps, 3 epochs of at most 4 batches; kills: 6, at places chosen by seed 5" in done.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_a_verification_that_is_stopped_leaves_no_process_and_no_folder(number, tmp_path):
     skip_if_ignored(number)
     (tmp_path / "temporary").mkdir()

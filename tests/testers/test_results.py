@@ -39,12 +39,24 @@ def _short_blocks(monkeypatch):
     monkeypatch.setattr(case_block, "_CASES", 2)
 
 
-def stopped(folder, at, **trainer):
-    toy = Saving(settings(folder, **trainer), rows_loader(7, batch_size=1))
+def stop(toy, at):
     toy.stops_at = at
     with pytest.raises(RuntimeError, match="stopped"):
         toy.run()
     return toy
+
+
+def stopped(folder, at, **trainer):
+    return stop(Saving(settings(folder, **trainer), rows_loader(7, batch_size=1)), at)
+
+
+def gone_on(kind, folder, loader=None):
+    """Run a test that is stopped in batch 6, and go on with it; return the tester that has done so."""
+    loader = loader or rows_loader(7, batch_size=1)
+    stop(kind(settings(folder), loader), 6)
+    again = kind(settings(folder, resume=True), loader)
+    again.run()
+    return again
 
 
 def whole(folder, **trainer):
@@ -191,13 +203,7 @@ def test_a_script_finds_all_files_and_rows_of_its_test_when_it_has_ended(tmp_pat
             found["rows"] = [json.loads(row)["name"] for row in rows]
             found["files"] = sorted(path.stem for path in (self.results_dir / "prediction").iterdir())
 
-    for stops_at in (6, 0):
-        toy = Drawing(settings(tmp_path, resume=True), rows_loader(7, batch_size=1))
-        toy.stops_at = stops_at
-        if stops_at:
-            with pytest.raises(RuntimeError, match="stopped"):
-                toy.run()
-    toy.run()
+    gone_on(Drawing, tmp_path)
     assert found["rows"] == found["files"] == [str(k) for k in range(7)]
 
 
@@ -334,28 +340,14 @@ def test_batches_that_are_done_are_not_loaded(tmp_path):
             loaded.append(index)
             return super().__getitem__(index)
 
-    def tester(stops_at):
-        toy = Saving(settings(tmp_path, resume=True), build_dataloader(Counted(7), 1, num_workers=0))
-        toy.stops_at = stops_at
-        return toy
-
-    with pytest.raises(RuntimeError, match="stopped"):
-        tester(6).run()
-    loaded.clear()
-    tester(0).run()
-    assert loaded == [4, 5, 6]
+    gone_on(Saving, tmp_path, build_dataloader(Counted(7), 1, num_workers=0))
+    assert loaded == [*range(6), 4, 5, 6]
 
 
 def test_a_list_of_batches_goes_on_too(tmp_path):
     save_weights(tmp_path)
     batches = [{"x": torch.ones(1, 3).double() * k, "y": torch.zeros(1)} for k in range(7)]
-    for stops_at in (6, 0):
-        toy = Saving(settings(tmp_path, resume=True), batches)
-        toy.stops_at = stops_at
-        if stops_at:
-            with pytest.raises(RuntimeError, match="stopped"):
-                toy.run()
-    toy.run()
+    toy = gone_on(Saving, tmp_path, batches)
     assert [call for call in toy.calls if call[0] == "test_step"] == [("test_step", k) for k in (5, 6, 7)]
     assert [row["name"] for row in rows_of(tmp_path)] == [str(k) for k in range(7)]
 
@@ -375,13 +367,7 @@ def test_batches_that_were_left_out_are_counted_over_all_attempts(tmp_path):
         def eval_step(self, iteration, data_dict, output_dict):
             return None if iteration in {2, 7} else super().eval_step(iteration, data_dict, output_dict)
 
-    for stops_at in (6, 0):
-        toy = Skipping(settings(tmp_path, resume=True), rows_loader(7, batch_size=1))
-        toy.stops_at = stops_at
-        if stops_at:
-            with pytest.raises(RuntimeError, match="stopped"):
-                toy.run()
-    toy.run()
+    toy = gone_on(Skipping, tmp_path)
     assert toy.summary["skipped"] == 2
     assert [row["values"]["iteration"] for row in rows_of(tmp_path)] == [1, 3, 4, 5, 6]
 
@@ -458,10 +444,7 @@ class Recording(Saving):
 @pytest.mark.parametrize("at", [2, 6, 8])
 def test_records_are_those_of_a_test_that_was_not_stopped_wherever_it_was(tmp_path, at):
     save_weights(tmp_path)
-    toy = Recording(settings(tmp_path), rows_loader(7, batch_size=1))
-    toy.stops_at = at
-    with pytest.raises(RuntimeError, match="stopped"):
-        toy.run()
+    stop(Recording(settings(tmp_path), rows_loader(7, batch_size=1)), at)
     again = Recording(settings(tmp_path, resume=True), rows_loader(7, batch_size=1))
     again.run()
     assert again.found == [(k, {"half": k / 2}) for k in range(1, 8) for _ in range(2)]
@@ -502,31 +485,28 @@ class Counting(Saving):
         return super().eval_step(iteration, data_dict, output_dict)
 
 
-def counting(folder, stops_at, *metrics, **trainer):
+def counting(folder, *metrics, **trainer):
     toy = Counting(settings(folder, **trainer), rows_loader(7, batch_size=1))
-    toy.stops_at, toy.handles = stops_at, [toy.register_metric(name, metric) for name, metric in metrics]
+    toy.handles = [toy.register_metric(name, metric) for name, metric in metrics]
     return toy
 
 
 def test_a_metric_that_cannot_be_saved_is_refused_in_a_test_that_goes_on_and_said_before(tmp_path):
     save_weights(tmp_path)
-    toy = counting(tmp_path, 6, ("seen", Counter()))
-    with pytest.raises(RuntimeError, match="stopped"):
-        toy.run()
+    toy = stop(counting(tmp_path, ("seen", Counter())), 6)
     assert "a test that is killed cannot be gone on with: give it both" in log_of(toy)
     with pytest.raises(ResultError, match=r"no state_dict and load_state_dict: seen. Give them both, or start anew"):
-        counting(tmp_path, 0, ("seen", Counter()), resume=True).run()
-    again = counting(tmp_path, 0, ("seen", Counter()), overwrite=True)
+        counting(tmp_path, ("seen", Counter()), resume=True).run()
+    again = counting(tmp_path, ("seen", Counter()), overwrite=True)
     again.run()
     assert again.summary["seen"] == 7
 
 
 def test_a_metric_that_has_not_seen_what_is_done_is_refused(tmp_path):
     save_weights(tmp_path)
-    with pytest.raises(RuntimeError, match="stopped"):
-        counting(tmp_path, 6).run()
+    stop(counting(tmp_path), 6)
     with pytest.raises(FolderError, match=r"cannot be gone on with: metrics.seen was None, is 'Counter'"):
-        counting(tmp_path, 0, ("seen", Counter()), resume=True).run()
+        counting(tmp_path, ("seen", Counter()), resume=True).run()
 
 
 class InOrder(torch.utils.data.IterableDataset):

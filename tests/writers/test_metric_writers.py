@@ -652,4 +652,4 @@ def test_images_figures_histograms_and_texts_reach_tensorboard(writers, tmp_path
     tags = EventAccumulator(str(tmp_path / "events")).Reload().Tags()
     assert set(tags["images"]) == {"image", "figure"}
     assert tags["histograms"] == ["weights"]
-    assert tags["tensors"] == ["note/text_summary"]
+    assert tags["tensors"] == ["note"]

@@ -14,19 +14,40 @@ from vision3d_engine.core.files import GrowingFile, absolute_path
 from vision3d_engine.writers.protocol import MetricWriter
 
 
-class JsonLinesWriter(MetricWriter):
-    """Appends rows to a file, which is made with the first one."""
+class LinesWriter(MetricWriter):
+    """Appends lines to a file, which is made with the first one; what is held back is written whole or not at all."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = absolute_path(path)
         self._file = GrowingFile(path)
-        self._rows: list[Mapping[str, Any]] = []
-        self._started = time.time()
+        self._lines: list[str] = []
 
     @property
     def is_open(self) -> bool:
         """Whether this object has written since it was made or closed."""
         return self._file.is_open
+
+    def flush(self) -> None:
+        """Write the lines.
+
+        Raises:
+            OSError: when the disk is full; then none of them is there.
+        """
+        lines, self._lines = self._lines, []
+        if lines:
+            self._file.add("".join(lines).encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class JsonLinesWriter(LinesWriter):
+    """Appends rows as JSON objects."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._started = time.time()
 
     def scalars(
         self, phase: str, values: Mapping[str, float], step: int, position: Mapping[str, Any], time: float
@@ -36,17 +57,8 @@ class JsonLinesWriter(MetricWriter):
 
     def row(self, phase: str, values: Mapping[str, float], position: Mapping[str, Any], time: float) -> None:
         """Append an object; nan and infinity, which JSON does not have, become null."""
-        self._rows.append({"phase": phase, **position, "time_s": round(time - self._started, 3), "values": values})
-
-    def flush(self) -> None:
-        """Write the rows.
-
-        Raises:
-            OSError: when the disk is full; then none of them is there.
-        """
-        rows, self._rows = self._rows, []
-        if rows:
-            self._file.add("".join(_as_line(row) for row in rows).encode())
+        time_s = round(time - self._started, 3)
+        self._lines.append(_as_line({"phase": phase, **position, "time_s": time_s, "values": values}))
 
     def position(self) -> int:
         """Return the bytes of the file."""
@@ -67,10 +79,6 @@ class JsonLinesWriter(MetricWriter):
                     break
                 end += len(line)
         return end
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def _batches(line: bytes) -> int:

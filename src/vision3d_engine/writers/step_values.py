@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vision3d_engine.core.files import GrowingFile, absolute_path, atomic_write
-from vision3d_engine.writers.protocol import MetricWriter
+from vision3d_engine.core.files import atomic_write
+from vision3d_engine.writers.jsonl import LinesWriter
 
 # The newest bytes that stay when the file has grown to twice as many.
 _KEPT_BYTES = 32 * 2**20
 
 
-class StepValuesWriter(MetricWriter):
+class StepValuesWriter(LinesWriter):
     """Appends the values of each log interval as a JSON line, with their bits as text; the oldest go in time.
 
     Args:
@@ -23,14 +23,8 @@ class StepValuesWriter(MetricWriter):
     """
 
     def __init__(self, path: str | Path, kept_bytes: int = _KEPT_BYTES) -> None:
-        self.path = absolute_path(path)
-        self._file, self._kept_bytes = GrowingFile(path), kept_bytes
-        self._lines: list[bytes] = []
-
-    @property
-    def is_open(self) -> bool:
-        """Whether this object has written since it was made or closed."""
-        return self._file.is_open
+        super().__init__(path)
+        self._kept_bytes = kept_bytes
 
     def step_values(
         self, epoch: int, before: int, iterations: Sequence[int], keys: Sequence[str], values: Sequence[float]
@@ -38,19 +32,17 @@ class StepValuesWriter(MetricWriter):
         """Append them; see `MetricWriter.step_values`."""
         position = {"epoch": epoch, "before": before, "iterations": list(iterations)}
         bits = struct.pack(f"<{len(values)}d", *values).hex()
-        self._lines.append(json.dumps({**position, "keys": list(keys), "bits": bits}).encode() + b"\n")
+        self._lines.append(json.dumps({**position, "keys": list(keys), "bits": bits}) + "\n")
 
     def flush(self) -> None:
-        """Write the lines.
+        """Write the lines, and forget the oldest ones when these have become too many.
 
         Raises:
             OSError: when the disk is full; then none of them is there.
         """
-        lines, self._lines = self._lines, []
-        if not lines:
-            return
-        self._file.add(b"".join(lines))
-        if self.path.stat().st_size > 2 * self._kept_bytes:
+        has_more = bool(self._lines)
+        super().flush()
+        if has_more and self.path.stat().st_size > 2 * self._kept_bytes:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
@@ -67,10 +59,6 @@ class StepValuesWriter(MetricWriter):
                 os.truncate(self.path, end)
                 return
             end += len(line)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def recorded_steps(path: Path) -> dict[int, dict[str, float]]:

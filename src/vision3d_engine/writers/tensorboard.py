@@ -23,7 +23,10 @@ from vision3d_engine.writers.protocol import MetricWriter
 _SUFFIX = ".engine"
 _MAX_POINTS = 20_000
 _MAX_LINES = 500
-_POINT_SIZE = 0.008  # of the diagonal of what is drawn; without a size TensorBoard draws points 1 to 2 pixels wide
+_POINT_SIZE = 0.014  # of the diagonal of what is drawn; without a size TensorBoard draws points 1 to 2 pixels wide
+# Of clouds whose diagonal is 1; TensorBoard's own camera lies by the origin, and cuts off what is nearer than 0.1.
+_CAMERA = {"fov": 45, "near": 0.01, "position": [0.45, 0.55, 1.1], "lookAt": [0, 0, 0]}
+_MESH_CONFIG = {"camera": _CAMERA, "material": {"cls": "PointsMaterial", "size": _POINT_SIZE}}
 _SPARE_BYTES = 1 << 14
 _BATCHES = "total_steps"
 
@@ -78,11 +81,9 @@ class TensorBoardWriter(MetricWriter):
         self._add_mesh(tag, [cloud], [np.concatenate([_thinned(colors, _MAX_POINTS), painted])], step)
 
     def _add_mesh(self, tag: str, clouds: list[np.ndarray], colors: list[np.ndarray] | None, step: int) -> None:
-        size = _POINT_SIZE * max(map(_diagonal, clouds))
-        config = {"material": {"cls": "PointsMaterial", "size": size or 1.0}}
-        points = torch.from_numpy(_stacked(clouds).astype(np.float32))
+        points = torch.from_numpy(_stacked([_as_seen(cloud) for cloud in clouds]))
         painted = None if colors is None else torch.from_numpy(_stacked(colors))
-        self._add("mesh", step, tag, points, painted, None, config)
+        self._add("mesh", step, tag, points, painted, None, _MESH_CONFIG)
 
     def images(self, tag: str, images: Any, step: int, dataformats: str) -> None:
         """Write images, several side by side and without their transparency."""
@@ -99,8 +100,9 @@ class TensorBoardWriter(MetricWriter):
         self._add("histogram", step, tag, values, bins=64)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """Write a text."""
+        """Write a text, under its own tag: torch adds a word to it."""
         self._add("text", step, tag, text)
+        self._events[-1][0].value[0].tag = tag
 
     def _add(self, kind: str, step: int, *args: Any, **options: Any) -> None:
         from torch.utils.tensorboard import summary
@@ -250,6 +252,19 @@ def _stacked(clouds: Sequence[np.ndarray]) -> np.ndarray:
     clouds = [cloud if len(cloud) else np.zeros((1, 3), cloud.dtype) for cloud in clouds]
     longest = max(map(len, clouds))
     return np.stack([cloud[np.minimum(np.arange(longest), len(cloud) - 1)] for cloud in clouds])
+
+
+def _as_seen(points: np.ndarray) -> np.ndarray:
+    """Return a cloud in float32 as the tab shows it: around the origin, with a diagonal of 1, z upwards on the screen.
+
+    The tab has y upwards, looks at each cloud from near the origin, and has one configuration for all clouds of a tag.
+    """
+    points = np.asarray(points)
+    if not len(points):
+        return points.astype(np.float32)
+    low, high = points.min(axis=0), points.max(axis=0)
+    x, y, z = ((points - (low + high) / 2) / (_diagonal(points) or 1)).T
+    return np.stack([x, z, -y], axis=1).astype(np.float32)
 
 
 def _diagonal(points: np.ndarray) -> float:
