@@ -1,0 +1,92 @@
+"""Values that differ between what two runs have recorded of themselves, by dotted names."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from vision3d_engine.diff.recorded import Recorded, flat
+from vision3d_engine.report.run_data import section
+
+
+class Row(NamedTuple):
+    """A value that differs.
+
+    Attributes:
+        name: its dotted name.
+        a: what it is in the first run; None where it is missing.
+        b: likewise in the second.
+    """
+
+    name: str
+    a: Any
+    b: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.a} and {self.b}"
+
+
+class Rows(NamedTuple):
+    """What differs, by where it is recorded.
+
+    Attributes:
+        settings: of the config and of the engine, which may change numbers.
+        environment: versions, machine, processes, code.
+        data: of the loaders.
+        idle: what changes no number: where and when the runs ran, how often they log and save.
+    """
+
+    settings: list[Row]
+    environment: list[Row]
+    data: list[Row]
+    idle: list[Row]
+
+    def named(self, *names: str) -> list[Row]:
+        """Return those of these names, or in sections of these names."""
+        return [row for rows in self[:3] for row in rows if any(_is_in(row.name, name) for name in names)]
+
+
+def rows_of(a: Recorded, b: Recorded) -> Rows:
+    """Compare settings, environment and data; what one run has not recorded at all is left out."""
+    runs = (a.run, b.run)
+    settings = _differing([run.settings for run in runs])
+    environment = _differing([{**run.environment, "data": None} for run in runs])
+    data = _differing([section(run.environment, "data") for run in runs])
+    idle = [row for row in (*settings, *environment) if _is_idle(row.name)]
+    settings, environment = ([row for row in rows if not _is_idle(row.name)] for rows in (settings, environment))
+    return Rows(settings, environment, data, idle)
+
+
+def _differing(nests: list[dict[str, Any]]) -> list[Row]:
+    if not all(any(value is not None for value in nest.values()) for nest in nests):
+        return []
+    a, b = (dict(flat(nest)) for nest in nests)
+    rows = (Row(name, a.get(name), b.get(name)) for name in {**a, **b})
+    return [row for row in rows if row.a != row.b or type(row.a) is not type(row.b)]
+
+
+def _is_idle(name: str) -> bool:
+    return any(_is_in(name, idle) for idle in _IDLE)
+
+
+def _is_in(name: str, section_name: str) -> bool:
+    return name == section_name or name.startswith(f"{section_name}.")
+
+
+def shown(rows: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
+    """Yield the cells of rows."""
+    for row in rows:
+        yield row.name, _told(row.a), _told(row.b)
+
+
+def _told(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+_IDLE = (
+    *(f"exp.{name}" for name in ("name", "output_dir", "checkpoint_dir", "log_dir", "event_dir")),
+    *(f"trainer.{name}" for name in ("log_steps", "curve_axis", "write_files", "progress_bar", "save_every")),
+    *(f"trainer.{name}" for name in ("save_latest_n_models", "save_best_n_models", "save_every_n_epochs")),
+    *(f"trainer.{name}" for name in ("replay_every", "async_save", "save_on_exception", "max_time", "requeue")),
+    *(f"trainer.{name}" for name in ("overwrite", "resume", "debug", "pdb", "replica_check", "test_name")),
+    *(f"trainer.{name}" for name in ("collective_timeout_s", "hang_after", "on_hang", "heartbeat_s")),
+    *("time", "command", "launch", "seed"),
+)
