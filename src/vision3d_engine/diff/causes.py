@@ -8,7 +8,7 @@ from vision3d_engine.diff.rows import Row
 
 _MOST_NAMED = 3
 _SHARES = ("processes", "trainer.grad_acc_steps", "trainer.uneven")
-_KERNELS = ("python", "packages", "device", "cpu", "threads", "gpu", "cuda", "host")
+_KERNELS = ("python", "packages", "device", "cpu", "threads", "gpu", "cuda")
 _SCHEDULES = ("sched", "optim", "lr", "rate", "warm", "max_epoch", "max_updates", "num_iters", "grad_acc")
 
 
@@ -33,7 +33,7 @@ def _order(found: Findings) -> str:
 
 
 def _rate(found: Findings) -> str:
-    if found.rate is None or not found.before:
+    if found.rate is None or found.step == 1:
         return ""
     rows = [row for row in found.rows.settings if any(word in row.name.lower() for word in _SCHEDULES)]
     said = f"the learning rate: {found.rate.key} is {found.rate.a} and {found.rate.b} at the log line of step "
@@ -63,11 +63,11 @@ def _settings(found: Findings) -> str:
 
 def _kernels(found: Findings) -> str:
     rows = found.rows.named(*_KERNELS)
-    return f"{_same(found)}other bits, as other kernels have them: {_named(rows)}" if rows else ""
+    return f"{_same(found)}other kernels, or sums in another order: {_named(rows)}" if rows else ""
 
 
 def _code(found: Findings) -> str:
-    rows = found.rows.named("git.commit", "trainer")
+    rows = found.rows.named("git", "trainer")
     return f"{_same(found)}other code: {_named(rows)}" if rows else ""
 
 

@@ -1,10 +1,11 @@
 """Values that differ between what two runs have recorded of themselves, by dotted names."""
 
-from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from vision3d_engine.diff.recorded import Recorded, flat
 from vision3d_engine.report.run_data import section
+
+_WIDEST, _REST = 36, "..."
 
 
 class Row(NamedTuple):
@@ -21,7 +22,7 @@ class Row(NamedTuple):
     b: Any
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.a} and {self.b}"
+        return f"{self.name} is {shown_value(self.a)} and {shown_value(self.b)}"
 
 
 class Rows(NamedTuple):
@@ -71,14 +72,10 @@ def _is_in(name: str, section_name: str) -> bool:
     return name == section_name or name.startswith(f"{section_name}.")
 
 
-def shown(rows: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
-    """Yield the cells of rows."""
-    for row in rows:
-        yield row.name, _told(row.a), _told(row.b)
-
-
-def _told(value: Any) -> str:
-    return "-" if value is None else str(value)
+def shown_value(value: Any, widest: int | None = _WIDEST) -> str:
+    """Return a value as text, of which no more than the beginning is shown."""
+    text = "none" if value is None else str(value)
+    return text if widest is None or len(text) <= widest else text[: widest - len(_REST)] + _REST
 
 
 _IDLE = (

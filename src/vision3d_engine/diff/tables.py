@@ -69,7 +69,7 @@ def apart(a: float | None, b: float | None) -> str:
         return ""
     relative = abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0
     count, kind = _ulps(a, b)
-    steps = f" ({count} ulp{'s' * (count > 1)} of {kind})" if count <= _MANY_ULPS else ""
+    steps = f" ({count} ulp{'s' * (count != 1)} of {kind})" if count <= _MANY_ULPS else ""
     return f"{relative:.1e}{steps}"
 
 

@@ -1,16 +1,16 @@
 """What is said of two runs, in columns."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from vision3d_engine.core.errors import listed, shortened
 from vision3d_engine.diff.causes import likeliest_cause
 from vision3d_engine.diff.findings import Findings
 from vision3d_engine.diff.recorded import Recorded
-from vision3d_engine.diff.rows import Row, shown
+from vision3d_engine.diff.rows import Row, shown_value
 from vision3d_engine.diff.tables import FirstDifference, apart
+from vision3d_engine.report.run_data import CONFIG
 
-_MOST_ROWS, _WIDEST = 8, 36
-_UNTOLD = "..."
+_MOST_ROWS = 8
 # What is said of the steps before the first difference if none were compared, by whether there are any.
 _UNKNOWN = {True: "", False: "; of the steps before nothing is known"}
 
@@ -27,7 +27,7 @@ def text_of(found: Findings, everything: bool) -> str:
     sections = {"settings": rows.settings, "environment": rows.environment, "data": rows.data}
     parts = [*_heads(found)]
     for title, each in (sections | ({"without effect": rows.idle} if everything else {})).items():
-        parts += ["", *_table(title, [*shown(each)], most)] if each else []
+        parts += ["", *_table(title, [_cells(row, everything) for row in each], most)] if each else []
     return "\n".join([*parts, "", *_numbers(found, most)])
 
 
@@ -53,14 +53,15 @@ def _table(
 ) -> list[str]:
     """Return rows in columns below a head, of many the first."""
     told = cells[:most]
-    rows = [(title, *heads), *(("  " + row[0], *map(_cut if most else str, row[1:])) for row in told)]
+    rows = [(title, *heads), *(("  " + row[0], *row[1:]) for row in told)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return lines + ([f"  and {len(cells) - len(told)} more (--all)"] if len(told) < len(cells) else [])
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _WIDEST else text[: _WIDEST - len(_UNTOLD)] + _UNTOLD
+def _cells(row: Row, everything: bool) -> tuple[str, ...]:
+    whole = {"widest": None} if everything else {}
+    return row.name, *(shown_value(value, **whole) for value in (row.a, row.b))
 
 
 # ------------------------------------------------------------------------------------------- numbers
@@ -83,16 +84,15 @@ def _numbers(found: Findings, most: int | None) -> Iterator[str]:
 
 def _verdict(found: Findings) -> str:
     numbers, count = found.numbers, len(found.numbers.steps)
-    what = "steps" if found.are_exact else "log lines, which hold means (single steps are not recorded),"
+    what = "steps" if found.are_exact else "log lines (means, since single steps are not recorded)"
     if not count:
         return "numbers: nothing to compare, since the runs have recorded no step in common"
     if found.step is None:
         known = f"numbers: no difference in {count:,} {what} that both have ({_range(numbers.steps)})"
         return known + ("" if found.are_same else ", but in validations")
-    before = f"; {found.before:,} {what} before have the same bits" if found.before else ""
-    return (
-        f"numbers: differ from step {found.step:,} on{_where(found, found.step)}{before or _UNKNOWN[found.step == 1]}"
-    )
+    before = f"; until then the same bits ({found.before:,} compared)" if found.before else ""
+    place = f"{'' if found.are_exact else 'the log line of '}step {found.step:,} on{_where(found, found.step)}"
+    return f"numbers: differ from {place}{before or _UNKNOWN[found.step == 1]}"
 
 
 def _range(steps: Sequence[int]) -> str:
@@ -123,8 +123,7 @@ def _surroundings(found: Findings, step: int) -> Iterator[str]:
     """Yield what differed in the step: batch, rate, randomness."""
     yield f"batch   {_batch(found)}"
     yield f"rate    {_rate(found, step)}"
-    seeds = found.rows.named("exp.seed")
-    yield f"random  {_other(seeds) if seeds else 'what steps and samples draw has the same seed'}"
+    yield f"random  {_random(found)}"
 
 
 def _batch(found: Findings) -> str:
@@ -145,5 +144,8 @@ def _rate(found: Findings, step: int) -> str:
     return f"the same up to the log line of step {near[-1] if later is None and near else later:,}"
 
 
-def _other(rows: Iterable[Row]) -> str:
-    return f"other: {listed(rows)}"
+def _random(found: Findings) -> str:
+    if not (found.a.run.settings and found.b.run.settings):
+        return f"not known without {CONFIG}"
+    seeds = found.rows.named("exp.seed")
+    return f"another seed: {listed(seeds)}" if seeds else "what samples and steps draw follows from the same seed"
