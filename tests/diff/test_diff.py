@@ -208,8 +208,9 @@ def test_a_file_that_cannot_be_read_costs_its_own_part_alone(plain, tmp_path, di
     path.unlink() if damage == "gone" else path.write_text("{torn")
     code, text = diff(plain, tmp_path / "copy")
     assert code == 0
-    assert f"not compared, since B has none or they cannot be read: {name}\n" in text
+    assert f"not compared: {name} (missing or unreadable in B)\n" in text
     assert "no difference in 12 steps" in text
+    assert ("settings, environment and data: no difference" in text) == (name == "metrics.jsonl")
 
 
 def test_without_single_steps_log_lines_are_compared(plain, tmp_path, diff):
@@ -245,6 +246,14 @@ def test_a_run_of_whose_first_steps_nothing_is_left_may_have_differed_there(plai
     _, text = diff(plain, other)
     assert "numbers: differ from step 5 on (epoch 2, iteration 1); of the steps before nothing is known\n" in text
     assert "likeliest cause: the learning rate" in text
+
+
+def test_settings_of_the_script_may_have_any_name_and_value(tmp_path, diff):
+    own = [{"seed": 0, "none": float("nan"), "on": True}, {"seed": 1, "none": float("nan"), "on": 1}]
+    runs = [train(tmp_path / str(number), own=each) for number, each in enumerate(own)]
+    code, text = diff(*runs)
+    assert code == 0
+    assert "  seed    0     1\n  on      True  1\n\n" in text
 
 
 def test_many_settings_fit_a_screen_unless_all_are_asked_for(plain, tmp_path, diff):

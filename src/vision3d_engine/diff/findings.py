@@ -34,6 +34,12 @@ class Findings:
         """What differs in settings, environment and data."""
         return rows_of(self.a, self.b)
 
+    @property
+    def is_all_recorded(self) -> bool:
+        """Whether both have recorded settings, environment and data."""
+        runs = (self.a.run, self.b.run)
+        return all(run.settings and section(run.environment, "data") for run in runs)
+
     # ------------------------------------------------------------------------------------------- numbers
 
     @property

@@ -1,5 +1,6 @@
 """Values that differ between what two runs have recorded of themselves, by dotted names."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from vision3d_engine.diff.recorded import Recorded, flat
@@ -48,24 +49,23 @@ class Rows(NamedTuple):
 def rows_of(a: Recorded, b: Recorded) -> Rows:
     """Compare settings, environment and data; what one run has not recorded at all is left out."""
     runs = (a.run, b.run)
-    settings = _differing([run.settings for run in runs])
-    environment = _differing([{**run.environment, "data": None} for run in runs])
-    data = _differing([section(run.environment, "data") for run in runs])
-    idle = [row for row in (*settings, *environment) if _is_idle(row.name)]
-    settings, environment = ([row for row in rows if not _is_idle(row.name)] for rows in (settings, environment))
-    return Rows(settings, environment, data, idle)
+    settings, idle = _parted(_differing([run.settings for run in runs]), _IDLE_SETTINGS)
+    elsewhere = [{name: value for name, value in run.environment.items() if name != "data"} for run in runs]
+    environment, moment = _parted(_differing(elsewhere), _IDLE_ENVIRONMENT)
+    return Rows(settings, environment, _differing([section(run.environment, "data") for run in runs]), idle + moment)
 
 
 def _differing(nests: list[dict[str, Any]]) -> list[Row]:
-    if not all(any(value is not None for value in nest.values()) for nest in nests):
+    if not all(nests):
         return []
     a, b = (dict(flat(nest)) for nest in nests)
     rows = (Row(name, a.get(name), b.get(name)) for name in {**a, **b})
-    return [row for row in rows if row.a != row.b or type(row.a) is not type(row.b)]
+    return [row for row in rows if repr(row.a) != repr(row.b)]  # 1 is not True, but NaN is NaN
 
 
-def _is_idle(name: str) -> bool:
-    return any(_is_in(name, idle) for idle in _IDLE)
+def _parted(rows: list[Row], idle: Collection[str]) -> tuple[list[Row], list[Row]]:
+    """Return the rows that may change numbers, and those that do not."""
+    return [row for row in rows if row.name not in idle], [row for row in rows if row.name in idle]
 
 
 def _is_in(name: str, section_name: str) -> bool:
@@ -78,12 +78,12 @@ def shown_value(value: Any, widest: int | None = _WIDEST) -> str:
     return text if widest is None or len(text) <= widest else text[: widest - len(_REST)] + _REST
 
 
-_IDLE = (
+_IDLE_ENVIRONMENT = ("time", "command", "launch", "seed")
+_IDLE_SETTINGS = (
     *(f"exp.{name}" for name in ("name", "output_dir", "checkpoint_dir", "log_dir", "event_dir")),
     *(f"trainer.{name}" for name in ("log_steps", "curve_axis", "write_files", "progress_bar", "save_every")),
     *(f"trainer.{name}" for name in ("save_latest_n_models", "save_best_n_models", "save_every_n_epochs")),
     *(f"trainer.{name}" for name in ("replay_every", "async_save", "save_on_exception", "max_time", "requeue")),
     *(f"trainer.{name}" for name in ("overwrite", "resume", "debug", "pdb", "replica_check", "test_name")),
     *(f"trainer.{name}" for name in ("collective_timeout_s", "hang_after", "on_hang", "heartbeat_s")),
-    *("time", "command", "launch", "seed"),
 )

@@ -36,8 +36,8 @@ def _heads(found: Findings) -> Iterator[str]:
         yield f"{name}  {each.run.folder}: {_extent(each)}"
     for name, each in (("A", found.a), ("B", found.b)):
         if each.missing:
-            yield f"not compared, since {name} has none or they cannot be read: {listed(each.missing)}"
-    if not any(found.rows[:3]):
+            yield f"not compared: {listed(each.missing)} (missing or unreadable in {name})"
+    if found.is_all_recorded and not any(found.rows[:3]):
         yield "settings, environment and data: no difference"
 
 
