@@ -21,7 +21,7 @@ LAYERS = (
     ("integrations",),
     ("replay",),
     ("report",),
-    ("viewer",),
+    ("viewer", "diff"),
     ("front",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

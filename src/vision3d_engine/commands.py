@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -15,6 +15,7 @@ from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
+from vision3d_engine.diff import diff
 from vision3d_engine.replay import replay, replay_file
 from vision3d_engine.replay.plan import Target
 from vision3d_engine.report.page import write_report
@@ -101,6 +102,24 @@ def replay_step(
         sys.exit(f"error: {objection}")
 
 
+def diff_runs(
+    a: Positional[Path], b: Positional[Path], everything: Annotated[bool, tyro.conf.arg(name="all")] = False
+) -> None:
+    """Say how two runs differ: settings, versions, data, the first step with other numbers, and what differed there.
+
+    Exit code 0: all numbers that both have recorded are the same to the bit. 1: they are not, or there are none.
+
+    Args:
+        a: the folder of a run, which may still be under way.
+        b: that of another one.
+        everything: name every row, also of what changes no number.
+    """
+    text, are_same = diff(a, b, everything)
+    print(text)
+    if not are_same:
+        sys.exit(1)
+
+
 def table(
     runs: Positional[tuple[Path, ...]], per: str | None = None, numbers: tuple[str, ...] = (), markdown: bool = False
 ) -> None:
@@ -164,6 +183,7 @@ _OF_SCRIPT: list[str] = []
 _COMMANDS = {
     "consolidate": consolidate_shards,
     "demo": demo,
+    "diff": diff_runs,
     "export": export,
     "inspect": inspect,
     "replay": replay_step,

@@ -1,5 +1,7 @@
 """Compare nests of data bit for bit."""
 
+import math
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +32,11 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
             yield f"{place}: {describe(a)} with other contents"
     elif a != b and not (a != a and b != b):  # noqa: PLR0124  only a nan is not itself
         yield f"{place}: {a!r} and {b!r}"
+
+
+def same_bits(a: float, b: float) -> bool:
+    """Tell whether two numbers have the same bits as float64; NaN is NaN."""
+    return struct.pack("d", a) == struct.pack("d", b) or (math.isnan(a) and math.isnan(b))
 
 
 def as_bytes(value: Any) -> bytes:

@@ -32,6 +32,11 @@ def derived_seed(*names: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def data_seed(seed: int, phase: str, *position: object) -> int:
+    """Return the seed of order and samples of a pass over data in a run with a seed; the same on all processes."""
+    return derived_seed(seed, "data", phase, *position)
+
+
 def seed_at(base: int, position: int) -> int:
     """Return the seed of one position under a base seed, in half a microsecond; 63 bits (splitmix64, Steele 2014)."""
     mixed = (base + position * 0x9E3779B97F4A7C15) & _MASK

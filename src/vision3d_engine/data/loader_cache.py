@@ -56,6 +56,10 @@ class LoaderCache:
             self._loaders.pop(key).close()
         return {name: self.get(purpose, loader, name) for name, loader in sets.items()}
 
+    def by_title(self) -> dict[str, ResumableLoader]:
+        """Return those that were made, by what they are called in messages."""
+        return {title_of(*key): loader for key, loader in self._loaders.items()}
+
     def clear(self) -> None:
         """Forget all; workers of loaders that nobody else holds end now, and not whenever garbage is collected."""
         for loader in self._loaders.values():

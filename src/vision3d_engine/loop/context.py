@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vision3d_engine.core.seeding import StepSeeds, derived_seed, seed_everything
+from vision3d_engine.core.seeding import StepSeeds, data_seed, derived_seed, seed_everything
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
@@ -125,4 +125,4 @@ class PassContext:
 
     def data_seed(self, phase: str, *position: object) -> int:
         """Return the seed of order and samples of a pass; the same on all processes."""
-        return derived_seed(self.seed, "data", phase, *position)
+        return data_seed(self.seed, phase, *position)

@@ -1,13 +1,12 @@
 """What a replay says of its step."""
 
-import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from vision3d_engine.core.compare import same_bits
 from vision3d_engine.core.tree import leaves
 from vision3d_engine.replay.inside import Figures, Inside
 from vision3d_engine.replay.nonfinite import Origin
@@ -91,7 +90,7 @@ class Report:
         both = self.values.keys() & (self.recorded or {}).keys()  # the run has recorded norms of gradients too
         if not both:
             return UNRECORDED
-        return SAME if all(_are_same(self.values[key], (self.recorded or {})[key]) for key in both) else DIFFERS
+        return SAME if all(same_bits(self.values[key], (self.recorded or {})[key]) for key in both) else DIFFERS
 
     def text(self) -> str:
         """Return it as text."""
@@ -105,7 +104,7 @@ class Report:
 
     def _value_text(self, key: str) -> str:
         recorded = (self.recorded or {}).get(key)
-        is_same = recorded is None or _are_same(self.values[key], recorded)
+        is_same = recorded is None or same_bits(self.values[key], recorded)
         return f"{key} {self.values[key]!r}" + ("" if is_same else f", but the run had {recorded!r}")
 
     def _inside_text(self) -> list[str]:
@@ -126,12 +125,6 @@ _VERDICTS = {
     UNRECORDED: "the run has recorded nothing of this step to compare with",
     FAILED: "the step has failed",
 }
-
-
-def _are_same(value: Any, recorded: float) -> bool:
-    """Tell whether two numbers have the same bits; NaN is NaN."""
-    both_nan = math.isnan(value) and math.isnan(recorded)
-    return both_nan or struct.pack("d", float(value)) == struct.pack("d", recorded)
 
 
 def _table(title: str, figures: Mapping[str, Figures]) -> list[str]:

@@ -44,6 +44,7 @@ class RunData(NamedTuple):
         test: the name of the test; may be empty.
         others: the names of other tests that have ended there.
         summary: ``results.json`` of the test; empty before it has ended.
+        logs: the folder of its logs.
         notes: the last ones of all its logs, the oldest first.
     """
 
@@ -54,6 +55,7 @@ class RunData(NamedTuple):
     test: str
     others: list[str]
     summary: dict[str, Any]
+    logs: Path
     notes: list[Note]
 
     @property
@@ -82,6 +84,7 @@ def read_run(test: RunTest) -> RunData:
         test=test.name,
         others=[repr(name) for name in tests_in(folder) if name != test.name],
         summary=_json(summary),
+        logs=logs,
         notes=read_notes(logs),
     )
 

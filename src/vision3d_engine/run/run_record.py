@@ -5,30 +5,46 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vision3d_engine.core.cli import command_line
 from vision3d_engine.core.files import atomic_write
 from vision3d_engine.core.plain import printable, to_plain
+from vision3d_engine.data.loader_record import record_of
+from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.run.session import Session
 
 _ENVIRONMENT = "env.json"
+# What epochs are made of, by what schedules follow: passes over the data, or iterations of an endless stream.
+_COUNTS = {"epoch": "epochs", "update": "iterations"}
 _PACKAGES = ("torch", "numpy", "vision3d-engine")
 
 
-def write_record(session: Session) -> None:
-    """Write ``config.yaml`` (the user's config and the settings in force) and ``env.json`` into the run folder."""
+def write_record(session: Session, trainer: Any, data: Mapping[str, ResumableLoader]) -> None:
+    """Write ``config.yaml`` (the user's config and the settings in force) and ``env.json`` into the run folder.
+
+    Args:
+        session: the surroundings of the run.
+        trainer: whose run it is.
+        data: its loaders by title.
+    """
     if not session.world.is_main:
         return
     import yaml
 
     record = to_plain(session.cfg) if session.cfg is not None else {}
     record |= session.settings.model_dump(mode="json")
-    folder = session.folders.output
+    folder, environment = session.folders.output, _environment(session)
+    counts = _COUNTS[trainer._schedule_follows]  # noqa: SLF001  the engine's own
+    environment["trainer"] = {"class": type(trainer).__name__, "counts": counts}
+    environment["data"] = {title: record_of(loader) for title, loader in data.items()}
     try:
         _write_text(folder / "config.yaml", yaml.safe_dump(printable(record), sort_keys=False))
-        _write_text(folder / _ENVIRONMENT, json.dumps(_environment(session), indent=2) + "\n")
+        _write_text(folder / _ENVIRONMENT, json.dumps(environment, indent=2, default=str) + "\n")
     except OSError as error:  # a full disk costs the record, not the run
         session.logger.warn(f"config.yaml and {_ENVIRONMENT} are not written: {error.strerror or error}")
 
@@ -47,12 +63,20 @@ def _environment(session: Session) -> dict[str, Any]:
         "host": platform.node(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "device": str(session.world.device),
+        **_hardware(session.world.device),
         "processes": session.world.size,
         "launch": session.world.launch,
         "seed": session.settings.exp.seed,
         "git": _git_state(),
     }
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    """Return what kernels, and so the last bits of their results, depend on."""
+    found = {"device": str(device), "cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found
 
 
 def _write_text(path: Path, text: str) -> None:

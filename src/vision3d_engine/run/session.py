@@ -95,7 +95,7 @@ class Session:
         folders = self.folders
         files = FilesWriter(folders.output / "files", self.settings.trainer.write_files)
         jsonl = folders.output / "metrics.jsonl"
-        further: dict[str, Any] = {"files": files, "steps": StepValuesWriter(folders.steps)}
+        further: dict[str, Any] = {"files": files, "steps": StepValuesWriter(folders.steps, processes=self.world.size)}
         return MetricWriters(folders.events, jsonl, self.logger, enabled=self.world.is_main, **further)
 
     def _announce(self, warnings: list[str]) -> None:

@@ -150,7 +150,7 @@ class TrainingRun:
             self._context.writers.start_anew()
         self._resuming.put_damaged_aside()
         self._context.writers.take_over()
-        write_record(self._session)
+        write_record(self._session, self._trainer, self._loaders.by_title())
 
     def _prepare(self) -> None:
         """Check what can be checked before the first step, and load what the command line asks for."""
