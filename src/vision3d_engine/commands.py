@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -16,7 +16,7 @@ from vision3d_engine.core.cli import ignore_command_line, own_words
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
 from vision3d_engine.replay import replay, replay_file
-from vision3d_engine.replay.plan import Target
+from vision3d_engine.replay.plan import Target, Vary
 from vision3d_engine.report.page import write_report
 from vision3d_engine.results.comparison import compare
 from vision3d_engine.verification import verify_resume
@@ -77,7 +77,7 @@ def replay_step(
     iteration: int | None = None,
     script: Path | None = None,
     pdb: bool = False,
-    vary: Literal["precision"] | None = None,
+    vary: Vary | None = None,
 ) -> None:
     """Run one step of a run again, to the bit, and look into it; arguments of the script's own follow behind --.
 
@@ -88,9 +88,10 @@ def replay_step(
         iteration: the iteration in the epoch.
         script: the script of a file with a step.
         pdb: open python's debugger where the step begins.
-        vary: run it once more in float64, and say whether that is finite.
+        vary: run it once more in float64 (precision), or without each of its samples in turn (sample), and say
+            whether that is finite.
     """
-    options = {"debugger": pdb, "in_double": vary is not None}
+    options: dict[str, Any] = {"debugger": pdb, "vary": vary}
     with exiting_on_signals():
         if script is not None:
             text, objection = replay_file(what, script, _OF_SCRIPT, **options)

@@ -14,15 +14,18 @@ class Clouds(Dataset):
         return 12
 
     def __getitem__(self, index):
-        assert Trainer.own().fault != "no data"
-        return {"points": torch.randn(4), "target": torch.rand(()), "name": f"cloud-{index}"}
+        own = Trainer.own()
+        assert own.fault != "no data"
+        far = 1e30 if own.fault == "far sample" and index == 7 else 1  # whose square overflows
+        return {"points": torch.randn(4), "target": torch.rand(()) * far, "name": f"cloud-{index}"}
 
 
 class Trainer(EpochBasedTrainer):
     def __init__(self):
         trainer = {"max_epoch": 2, "log_steps": 1, "replica_check": "off", "nonfinite": "ignore"}
         super().__init__({"exp": {"output_dir": self.own().folder}, "trainer": trainer})
-        self.register_loader(build_dataloader(Clouds(), 2, shuffle=True), build_dataloader(Clouds(), 2))
+        size = self.own().batch_size
+        self.register_loader(build_dataloader(Clouds(), size, shuffle=True), build_dataloader(Clouds(), size))
         torch.manual_seed(0)
         layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)
         model = self.register_model(nn.Sequential(*layers))
@@ -50,4 +53,5 @@ if __name__ == "__main__":
     get_parser().add_argument("--folder", default="run")
     get_parser().add_argument("--fault", default="")
     get_parser().add_argument("--scale", default="1")
+    get_parser().add_argument("--batch_size", type=int, default=2)
     Trainer().run()

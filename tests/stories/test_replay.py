@@ -1,5 +1,6 @@
 """``vision3d-engine replay`` runs a step of a user's script again, as processes of its own."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE_S
+from vision3d_engine.writers.step_values import recorded_steps
 
 SCRIPT = Path(__file__).with_name("replay_script.py")
 
@@ -62,6 +64,18 @@ def test_an_overflow_is_finite_in_float64_and_that_is_said(tmp_path):
     last = done.stdout.splitlines()[-1]
     assert last.startswith("in float64: loss ")
     assert last.endswith("; finite there: the precision is too small for its numbers")
+
+
+def test_the_sample_that_makes_a_step_not_finite_is_named_with_the_line_that_loads_it(tmp_path):
+    own = ("--fault", "far sample", "--batch_size", "3")
+    assert run(tmp_path, *own).returncode == 0
+    recorded = recorded_steps(tmp_path / "run" / "logs" / "steps.jsonl")
+    step = next(step for step, values in recorded.items() if not math.isfinite(values["loss"]))
+    done = replay(tmp_path, SCRIPT, "--step", step, "--vary", "sample", "--", *own)
+    assert done.returncode == 0, done.stderr
+    *_, first, second, third, last = done.stdout.splitlines()
+    assert sorted(line.rpartition("; ")[2] for line in (first, second, third)) == ["finite", "not finite", "not finite"]
+    assert last.startswith("it is sample 7 (cloud-7): vision3d_engine.replay_sample(dataset, 7, epoch=1, seed=")
 
 
 @pytest.mark.slow

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vision3d_engine.core.errors import ConfigError
+
+Vary = Literal["precision", "sample"]
+"""What to change when a step is run once more: its type of numbers, or the samples of its batch."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class Plan:
         processes: how many there are; None until it is known how many the run had.
         debugger: open python's debugger in the step.
         capsule: the file with the step; None for a step of a run.
-        keeps_step: write the step into a file in the scratch folder, and answer where it lies.
+        vary: what is to be changed afterwards: answer with files that hold what this needs.
         in_double: compute the step of a file in float64.
+        batch: a file with the batch that takes the place of that of the step; None for its own.
     """
 
     script: str
@@ -68,8 +72,9 @@ class Plan:
     processes: int | None = None
     debugger: bool = False
     capsule: str | None = None
-    keeps_step: bool = False
+    vary: Vary | None = None
     in_double: bool = False
+    batch: str | None = None
 
     @property
     def answer(self) -> "AnswerFile":

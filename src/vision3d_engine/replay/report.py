@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vision3d_engine.core.tree import leaves
+from vision3d_engine.data.sample_seeds import SampleIndex
 from vision3d_engine.replay.inside import Figures, Inside
 from vision3d_engine.replay.nonfinite import Origin
 from vision3d_engine.replay.starting import Start
@@ -23,11 +24,16 @@ class Samples:
 
     Attributes:
         lines: of each its index, name and the line that loads it; empty where these are not known.
-        indices: which they are.
+        seeded: which they are, with what each was seeded by; likewise.
     """
 
     lines: list[str]
-    indices: list[Any]
+    seeded: list[SampleIndex]
+
+    @property
+    def indices(self) -> list[Any]:
+        """Which they are."""
+        return [sample.index for sample in self.seeded]
 
     @classmethod
     def of(cls, place: Any, loader: Any, data_dict: Any) -> "Samples":
@@ -39,14 +45,27 @@ class Samples:
             data_dict: the batch.
         """
         seeded = loader.seeded_samples_at(place) or []
-        names = data_dict.get("name", data_dict.get("names")) if isinstance(data_dict, Mapping) else None
-        names = names if isinstance(names, list | tuple) and len(names) == len(seeded) else [""] * len(seeded)
+        names = _names_in(data_dict, len(seeded))
         lines = [
-            f"{sample.index}{f' ({name})' if name else ''}: vision3d_engine.replay_sample(dataset, {sample.index!r}, "
-            f"epoch={sample.epoch}, seed={sample.seed})"
+            f"{sample.index}{f' ({name})' if name else ''}: {_line_of(sample)}"
             for sample, name in zip(seeded, names, strict=True)
         ]
-        return cls(lines, [sample.index for sample in seeded])
+        return cls(lines, seeded)
+
+    def told(self, data_dict: Any, count: int) -> list[dict[str, str]]:
+        """Return of each of so many samples its ``name`` and the ``line`` that loads it, empty where it is not known.
+
+        Args:
+            data_dict: the batch.
+            count: how many samples it holds.
+        """
+        names = _names_in(data_dict, count)
+        places = self.indices if len(self.seeded) == count else [f"{place + 1} of the batch" for place in range(count)]
+        lines = map(_line_of, self.seeded) if len(self.seeded) == count else [""] * count
+        return [
+            {"name": f"sample {place}{f' ({name})' if name else ''}", "line": line}
+            for place, name, line in zip(places, names, lines, strict=True)
+        ]
 
     def named_in(self, data_dict: Any, path: str) -> str:
         """Say which sample it is of, where an entry of the batch has one row a sample."""
@@ -55,6 +74,18 @@ class Samples:
             return ""
         rows = (~torch.isfinite(tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None])).any(1).nonzero().flatten()
         return f", sample {self.indices[int(rows[0])]}"
+
+
+def _names_in(data_dict: Any, count: int) -> list[str]:
+    """Return the names of so many samples that a batch holds, empty ones where it holds none."""
+    names = data_dict.get("name", data_dict.get("names")) if isinstance(data_dict, Mapping) else None
+    return list(names) if isinstance(names, list | tuple) and len(names) == count else [""] * count
+
+
+def _line_of(sample: SampleIndex) -> str:
+    """Return the line that loads a sample with the random numbers that it had."""
+    given = f"{sample.index!r}, epoch={sample.epoch}, seed={sample.seed}"
+    return f"vision3d_engine.replay_sample(dataset, {given})"
 
 
 @dataclass
