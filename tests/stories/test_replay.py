@@ -85,3 +85,56 @@ def test_a_run_of_two_processes_is_replayed_by_two_that_the_command_starts(tmp_p
     done = replay(tmp_path, SCRIPT, "--step", 5)
     assert done.returncode == 0, done.stderr
     assert "\nthe same bits as in the run\n" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory):
+    """The folder of a run of two processes, which have told the loss of each step, and its words."""
+    folder = tmp_path_factory.mktemp("two")
+    done = run(folder, "--replay_every", "4 iterations", "--told", "run", processes=2)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def loss_in(done):
+    """The loss that a replay has printed."""
+    assert done.returncode == 0, done.stderr
+    return next(line.split()[1].rstrip(",") for line in done.stdout.splitlines() if line.startswith("loss "))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_replays_the_share_of_another_from_a_snapshot_of_the_very_step_to_the_bit(run_of_two, rank):
+    done = replay(run_of_two, SCRIPT, "--step", 5, "--rank", rank)
+    assert loss_in(done) == (run_of_two / f"run-5-{rank}").read_text()
+    head = f"step 5, share of process {rank} of 2: epoch 2, iteration 2; replayed from replay-000004.pth (step 4)"
+    assert done.stdout.startswith(head)
+    assert ("the same bits as in the run" in done.stdout) is (rank == 0)
+
+
+def test_a_share_from_further_back_needs_one_process_for_all_steps_and_is_equal_to_a_tolerance_then(run_of_two):
+    done = replay(run_of_two, SCRIPT, "--step", 4, "--rank", 1)
+    assert done.returncode == 1
+    assert "error: replay --rank 1 of step 4 starts from the beginning of the run, which lies" in done.stderr
+    done = replay(run_of_two, SCRIPT, "--step", 4, "--processes", 1, "--rank", 1)
+    assert float(loss_in(done)) == pytest.approx(float((run_of_two / "run-4-1").read_text()), rel=1e-3)
+    done = replay(run_of_two, SCRIPT, "--epoch", 2, "--iteration", 3, "--processes", 1)
+    assert float(loss_in(done)) == pytest.approx(float((run_of_two / "run-6-0").read_text()), rel=1e-3)
+    assert "equal to the run to 0.001 of each number, not to the bit: one process has made" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--rank", "2"), "replay got --rank 2; the run had 2 processes, counted from 0"),
+        (("--rank", "1", "--", "--fault", "sync"), "follow from several: its model has SyncBatchNorm. Expected is"),
+        (("--rank", "1", "--", "--fault", "exchange"), "it says 'Default process group has not been initialized"),
+        (("--", "--trainer.parallel", "fsdp2"), "replay got trainer.parallel: fsdp2, whose modules and gradients"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused_and_said(run_of_two, words, said):
+    done = replay(run_of_two, SCRIPT, "--step", 5, *words)
+    assert done.returncode == 1
+    assert "error: replay got one process" in done.stderr or "error: replay got " in done.stderr
+    assert said in done.stderr

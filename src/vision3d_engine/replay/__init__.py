@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from vision3d_engine.core.errors import EngineError
+from vision3d_engine.core.errors import ConfigError, EngineError
 from vision3d_engine.replay.capsule import Capsule
 from vision3d_engine.replay.launched import answer_of, has_failed
 from vision3d_engine.replay.plan import Plan, Target, Vary
@@ -19,8 +19,29 @@ from vision3d_engine.replay.report import DIFFERS
 from vision3d_engine.replay.variations import varied
 
 
+class Looks(TypedDict, total=False):
+    """How a step is looked into.
+
+    Attributes:
+        debugger: open python's debugger in the step.
+        vary: run it once more, in one process: in float64 (``"precision"``), or without each sample of its batch in
+            turn (``"sample"``), of several processes that of the main one; and say whether that is finite.
+        clouds: write the clouds of the batch into this folder, as a test leaves those of its cases.
+    """
+
+    debugger: bool
+    vary: Vary | None
+    clouds: str | None
+
+
 def replay(
-    script: Path, arguments: Sequence[str], target: Target, *, debugger: bool = False, vary: Vary | None = None
+    script: Path,
+    arguments: Sequence[str],
+    target: Target,
+    *,
+    rank: int | None = None,
+    in_one_process: bool = False,
+    **looks: Unpack[Looks],
 ) -> tuple[str, str | None]:
     """Run a step of a script's run again, with as many processes; nothing is written into the folder of the run.
 
@@ -28,23 +49,23 @@ def replay(
         script: the training script.
         arguments: its command line, the same as that of the run.
         target: the step.
-        debugger: open python's debugger in the step.
-        vary: run it once more, in one process: in float64 (``"precision"``), or without each sample of its batch in
-            turn (``"sample"``), of several processes that of the main one; and say whether that is finite.
+        rank: of several processes the one whose share is replayed, in one process, from a checkpoint of the very step.
+        in_one_process: replay a step of several processes so from any checkpoint, to a tolerance.
+        looks: see `Looks`.
 
     Returns:
         What is in the step, and what there is to say against it: it does not have the bits that the run had. None if
         it has.
 
     Raises:
+        ConfigError: for a step that cannot be replayed so, saying why.
         EngineError: when the script fails, or ends before the step.
     """
-    return _replayed(Plan(str(script), target, "", debugger=debugger, vary=vary), arguments)
+    alone = 1 if rank is not None or in_one_process else None
+    return _replayed(Plan(str(script), target, "", alone, rank=rank, reruns=in_one_process, **looks), arguments)
 
 
-def replay_file(
-    file: Path, script: Path, arguments: Sequence[str], *, debugger: bool = False, vary: Vary | None = None
-) -> tuple[str, str | None]:
+def replay_file(file: Path, script: Path, arguments: Sequence[str], **looks: Unpack[Looks]) -> tuple[str, str | None]:
     """Run the step that lies in a file again, in one process, without the data of the script; see `replay`.
 
     Raises:
@@ -52,7 +73,7 @@ def replay_file(
         EngineError: when the script fails.
     """
     target = Target(Capsule(file).step)
-    return _replayed(Plan(str(script), target, "", 1, debugger, str(file.absolute()), vary), arguments)
+    return _replayed(Plan(str(script), target, "", 1, capsule=str(file.absolute()), **looks), arguments)
 
 
 def _replayed(plan: Plan, arguments: Sequence[str]) -> tuple[str, str | None]:
@@ -61,9 +82,12 @@ def _replayed(plan: Plan, arguments: Sequence[str]) -> tuple[str, str | None]:
         answer = answer_of(plan, arguments)
         if needed := answer.get("processes"):
             answer = answer_of(replace(plan, processes=needed), arguments)
+        if "refused" in answer:
+            raise ConfigError(answer["refused"])
         name = Path(plan.script).name
         has_variation = plan.vary is not None and ("smaller" in answer or not has_failed(answer))
         said = f"\n\n{varied(plan, arguments, answer)}" if has_variation else ""
+    said += f"\n\nno clouds are shown: {answer['not_shown']}" if "not_shown" in answer else ""
     if has_failed(answer):
         raise EngineError(_failure(answer, name, plan.target) + said)
     return answer["text"] + said, _DIFFERS.format(name, plan.target) if answer["verdict"] == DIFFERS else None

@@ -1,6 +1,6 @@
 """A step that lies in a file: its batch takes the place of the training data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from vision3d_engine.core.errors import CheckpointError
 from vision3d_engine.core.portable import decoded
 from vision3d_engine.core.seeding import StepSeeds, derived_seed
 from vision3d_engine.core.tree import map_leaves
+from vision3d_engine.replay.exchanges import refusal_of, refuse_exchange
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.probe import StepProbe
 from vision3d_engine.replay.smaller_batches import read_batch
@@ -48,11 +49,17 @@ class Capsule:
         """Return what the run has recorded of its steps, if the file still lies in its folder."""
         return recorded_steps(self.path.absolute().parent.parent / "logs" / STEPS)
 
-    def reseed(self, device: Any) -> None:
-        """Let a step of another process than the main one draw what it drew there."""
-        if rank := self._step["rank"]:
+    @property
+    def rank(self) -> int:
+        """The process whose step it is."""
+        return self._step["rank"]
+
+    def reseed(self, device: Any, drawn: Sequence[int] | None) -> None:
+        """Let a step of another process than the main one draw what it drew there, or what is said."""
+        rank, iteration = drawn or (self.rank, self._step["iteration"])
+        if rank or drawn:
             base = derived_seed(self.seed, "train", self._step["epoch"], rank)
-            StepSeeds(base, device).seed(self._step["iteration"])
+            StepSeeds(base, device).seed(iteration)
 
 
 class _Same(Dataset):
@@ -103,9 +110,14 @@ class CapsuleProbe(StepProbe):
         """The script's own, whose batch lies in the file."""
         return self._joined_by
 
+    def _refusal_of(self, error: Exception) -> dict[str, Any]:
+        return refusal_of(error)
+
     def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Begin to look, if this is the step."""
-        self._capsule.reseed(self.owner.device)
+        if self._capsule.rank:
+            refuse_exchange(self._plan, self.owner.model)
+        self._capsule.reseed(self.owner.device, self._plan.drawn)
         if self._plan.in_double:
             self.owner.model.double()
             data_dict.update(map_leaves(_in_double, data_dict))

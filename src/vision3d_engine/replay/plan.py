@@ -1,11 +1,11 @@
 """What a process that replays a step is told, and what it answers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from vision3d_engine.core.errors import ConfigError
 
@@ -46,6 +46,14 @@ class Target:
         trained = float("inf") if is_closed else progress["trained"]
         return (progress["epoch"], trained) < (self.epoch, self.iteration)
 
+    def is_next(self, progress: Mapping[str, Any]) -> bool:
+        """Tell whether it is the first step that a run makes that goes on from saved counters."""
+        if self.step is not None:
+            return progress["total_steps"] == self.step - 1
+        is_open = progress["is_open"] and not progress["is_trained"]
+        place = (progress["epoch"], progress["trained"] + 1) if is_open else (progress["epoch"] + 1, 1)
+        return place == (self.epoch, self.iteration)
+
     def __str__(self) -> str:
         return f"step {self.step}" if self.step is not None else f"epoch {self.epoch}, iteration {self.iteration}"
 
@@ -64,6 +72,10 @@ class Plan:
         vary: what is to be changed afterwards: answer with files that hold what this needs.
         in_double: compute the step of a file in float64.
         batch: a file with the batch that takes the place of that of the step; None for its own.
+        rank: of several processes the one whose share of the step one process replays; None for all of them.
+        reruns: it may make the steps before it too, which several processes have made.
+        drawn: process and iteration whose random numbers the step of a file draws; None for its own.
+        clouds: a folder for the clouds of the batch, to be looked at; None for none.
     """
 
     script: str
@@ -75,6 +87,21 @@ class Plan:
     vary: Vary | None = None
     in_double: bool = False
     batch: str | None = None
+    rank: int | None = None
+    reruns: bool = False
+    drawn: Sequence[int] | None = None
+    clouds: str | None = None
+
+    def refuse(self, message: str, *, says: bool = True) -> NoReturn:
+        """End the process that replays, with a reason which the command then gives.
+
+        Args:
+            message: the reason.
+            says: write it down; of several processes the main one does.
+        """
+        if says:
+            self.answer.add(refused=message)
+        raise SystemExit
 
     @property
     def answer(self) -> "AnswerFile":

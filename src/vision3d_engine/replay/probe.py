@@ -15,6 +15,7 @@ from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
 from vision3d_engine.replay.causes import IN_DATA, IN_WEIGHTS
+from vision3d_engine.replay.clouds import write_clouds
 from vision3d_engine.replay.inside import Inside
 from vision3d_engine.replay.nonfinite import Origin, Search, not_finite
 from vision3d_engine.replay.plan import Plan
@@ -30,28 +31,47 @@ class StepProbe(Hook):
         plan: which step, and what to do there.
         start: where the replay has started.
         recorded: by total steps, what steps of the run have returned.
+        tolerance: by which share numbers may differ from these; 0 where their bits are the same.
     """
 
-    def __init__(self, plan: Plan, start: Start, recorded: Mapping[int, Mapping[str, float]]) -> None:
+    def __init__(
+        self, plan: Plan, start: Start, recorded: Mapping[int, Mapping[str, float]], tolerance: float = 0
+    ) -> None:
         self._plan, self._start, self._recorded = plan, start, recorded
+        self._tolerance = tolerance
         self._report: Report | None = None
+        self._batch: Any = None
         self._inside = Inside(torch.nn.Module())
         self._search = Search(lambda: self._inside.module)
 
     @property
-    def _progress(self) -> Any:
+    def _moment(self) -> Any:
+        """Where the step at hand stands in the run."""
         return self.owner._progress  # noqa: SLF001  the engine's own
+
+    def _is_here(self) -> bool:
+        """Tell whether the step at hand is the one."""
+        return self._plan.target.is_at(self._moment)
+
+    def _refusal_of(self, _error: Exception) -> dict[str, Any]:
+        """Return what to answer for an error in the step beside its text."""
+        return {}
+
+    def _title(self) -> str:
+        """Say which part of the step it is; nothing where it is all that this process had."""
+        return ""
 
     def before_train_step(self, _epoch: int, _iteration: int, data_dict: Any) -> None:
         """Begin to look, if this is the step."""
-        if not self._plan.target.is_at(self._progress):
+        if not self._is_here():
             return
-        owner, progress = self.owner, self._progress
+        owner, moment, self._batch = self.owner, self._moment, data_dict
         self._inside = Inside(owner.model)
         samples = Samples.of(owner._pass.runner.place, owner._run.train_data(), data_dict)  # noqa: SLF001
         if self._plan.vary is not None and owner._context.world.is_main:  # noqa: SLF001
             self._plan.answer.add(**self._kept(samples))
-        self._report = Report(progress.total_steps, progress.epoch, progress.iteration, self._start, samples)
+        self._report = Report(moment.total_steps, moment.epoch, moment.iteration, self._start, samples)
+        self._report.title, self._report.tolerance = self._title(), self._tolerance
         self._report.origin = _origin_outside(data_dict, samples, owner.model)
         owner.train_step = self._looking_inside(owner.train_step)
         owner.update = self._following(owner.update)
@@ -85,7 +105,7 @@ class StepProbe(Hook):
                 with self._inside.watching(), self._search.in_forward():
                     returned = step(*args)
             except Exception as error:
-                self.say({}, error=cause_of(error))
+                self.say({}, error=cause_of(error), **self._refusal_of(error))
                 raise
             if isinstance(returned, tuple) and isinstance(returned[-1], Mapping):
                 self._search.follow_back(returned[-1].get("loss"))
@@ -131,6 +151,16 @@ class StepProbe(Hook):
         self._report.origin = None if is_finite else found
         facts = {"verdict": self._report.verdict, "text": self._report.text(), **further}
         self._plan.answer.add(**facts, is_finite=is_finite, values=as_numbers(values))
+        if self._plan.clouds is not None:
+            self._write_clouds(Path(self._plan.clouds), self._report.samples)
+
+    def _write_clouds(self, folder: Path, samples: Samples) -> None:
+        """Write the clouds of the batch; what cannot be shown is answered."""
+        names = [sample["name"] for sample in samples.told(self._batch, len(samples.seeded))]
+        try:
+            write_clouds(folder, self._batch, self.owner.endpoints.data_dict, names)
+        except DataError as error:
+            self._plan.answer.add(not_shown=str(error))
 
     def _is_finite(self, values: Mapping[str, Any]) -> bool:
         """Tell whether results and gradients are finite; what is not inside may be meant so, as in masks."""

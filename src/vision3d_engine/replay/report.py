@@ -14,7 +14,7 @@ from vision3d_engine.replay.inside import Figures, Inside
 from vision3d_engine.replay.nonfinite import Origin
 from vision3d_engine.replay.starting import Start
 
-SAME, DIFFERS, UNRECORDED, FAILED = "same", "differs", "unrecorded", "failed"
+SAME, CLOSE, DIFFERS, UNRECORDED, FAILED = "same", "close", "differs", "unrecorded", "failed"
 _COLUMNS = ("shape", "mean", "std", "min", "max", "non-finite")
 
 
@@ -102,6 +102,8 @@ class Report:
         values: what it has returned.
         recorded: what the run has recorded of it; None if nothing.
         inside: what was seen inside.
+        title: which part of the step it is; empty for all that the main process had.
+        tolerance: by which share numbers may differ from those of the run; 0 where their bits are the same.
     """
 
     step: int
@@ -113,22 +115,33 @@ class Report:
     values: Mapping[str, Any] = field(default_factory=dict)
     recorded: Mapping[str, float] | None = None
     inside: Inside | None = None
+    title: str = ""
+    tolerance: float = 0
 
     @property
     def verdict(self) -> str:
-        """Whether it has returned the bits that the run had."""
+        """Whether it has returned what the run had: its bits, or to the tolerance."""
         if not self.values:
             return FAILED
         both = self.values.keys() & (self.recorded or {}).keys()  # the run has recorded norms of gradients too
         if not both:
             return UNRECORDED
-        return SAME if all(_are_same(self.values[key], (self.recorded or {})[key]) for key in both) else DIFFERS
+        as_expected = CLOSE if self.tolerance else SAME
+        return as_expected if all(map(self._is_as_recorded, both)) else DIFFERS
+
+    def _is_as_recorded(self, key: str) -> bool:
+        value, recorded = self.values[key], (self.recorded or {}).get(key)
+        if recorded is None or _are_same(value, recorded):
+            return True
+        return bool(self.tolerance) and math.isclose(value, recorded, rel_tol=self.tolerance)
 
     def text(self) -> str:
         """Return it as text."""
-        head = f"step {self.step}: epoch {self.epoch}, iteration {self.iteration}; replayed from {self.start}"
+        title = f", {self.title}" if self.title else ""
+        head = f"step {self.step}{title}: epoch {self.epoch}, iteration {self.iteration}; replayed from {self.start}"
         origin = [] if self.origin is None else [f"first not finite: {self.origin}"]
-        parts = [head, *self._samples_text(), *map(self._value_text, self.values), _VERDICTS[self.verdict], *origin]
+        verdict = _VERDICTS[self.verdict].format(self.tolerance)
+        parts = [head, *self._samples_text(), *map(self._value_text, self.values), verdict, *origin]
         return "\n".join([*parts, *self._inside_text()])
 
     def _samples_text(self) -> list[str]:
@@ -153,6 +166,8 @@ class Report:
 
 _VERDICTS = {
     SAME: "the same bits as in the run",
+    CLOSE: "equal to the run to {:g} of each number, not to the bit: one process has made the steps of several, whose "
+    "sums have another order",
     DIFFERS: "not the bits of the run",
     UNRECORDED: "the run has recorded nothing of this step to compare with",
     FAILED: "the step has failed",

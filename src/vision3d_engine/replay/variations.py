@@ -19,7 +19,8 @@ def varied(plan: Plan, arguments: Sequence[str], answer: dict[str, Any]) -> str:
         arguments: the command line of the script.
         answer: what the replay has answered.
     """
-    plan = replace(plan, processes=1, debugger=False, vary=None, capsule=plan.capsule or answer["capsule"])
+    start = {"capsule": plan.capsule or answer["capsule"], "drawn": answer.get("drawn")}
+    plan = replace(plan, processes=1, debugger=False, vary=None, clouds=None, rank=None, reruns=False, **start)
     return _in_double(plan, arguments, answer) if "smaller" not in answer else _without_each(plan, arguments, answer)
 
 
