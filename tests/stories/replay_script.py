@@ -21,7 +21,8 @@ class Clouds(Dataset):
         own = Trainer.own()
         assert own.fault != "no data"
         far = 1e30 if own.fault == "far sample" and index == 7 else 1  # whose square overflows
-        return {"points": torch.randn(4), "target": torch.rand(()) * far, "name": f"cloud-{index}"}
+        sample = {"points": torch.randn(4), "target": torch.rand(()) * far, "name": f"cloud-{index}"}
+        return {**sample, "cloud": torch.randn(20, 3), "labels": torch.arange(20)} if own.clouds else sample
 
 
 class Trainer(EpochBasedTrainer):
@@ -43,6 +44,8 @@ class Trainer(EpochBasedTrainer):
 
     def train_step(self, _epoch, _iteration, data_dict):
         output = self.model(data_dict["points"])[:, 0]
+        if self.own().clouds:
+            self.endpoints.register("features", data_dict["cloud"].repeat(1, 1, 2))
         if self.own().fault == "shape" and self.total_steps == 4:
             output = output @ torch.ones(7)
         if self.own().fault == "dump" and self.total_steps == 4:
@@ -64,6 +67,7 @@ if __name__ == "__main__":
     get_parser().add_argument("--folder", default="run")
     get_parser().add_argument("--fault", default="")
     get_parser().add_argument("--scale", default="1")
+    get_parser().add_argument("--clouds", action="store_true")
     get_parser().add_argument("--told", default="")
     get_parser().add_argument("--replay_every")
     get_parser().add_argument("--batch_size", type=int, default=2)

@@ -12,7 +12,7 @@ from vision3d_engine.core.errors import CheckpointError
 from vision3d_engine.core.portable import decoded
 from vision3d_engine.core.seeding import StepSeeds, derived_seed
 from vision3d_engine.core.tree import map_leaves
-from vision3d_engine.replay.exchanges import refusal_of, refuse_exchange
+from vision3d_engine.replay.exchanges import refuse_exchange, refusing_exchanges
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.probe import StepProbe
 from vision3d_engine.replay.smaller_batches import read_batch
@@ -110,13 +110,11 @@ class CapsuleProbe(StepProbe):
         """The script's own, whose batch lies in the file."""
         return self._joined_by
 
-    def _refusal_of(self, error: Exception) -> dict[str, Any]:
-        return refusal_of(error)
-
     def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Begin to look, if this is the step."""
         if self._capsule.rank:
             refuse_exchange(self._plan, self.owner.model)
+        self.owner.train_step = refusing_exchanges(self._plan, self.owner.train_step)
         self._capsule.reseed(self.owner.device, self._plan.drawn)
         if self._plan.in_double:
             self.owner.model.double()

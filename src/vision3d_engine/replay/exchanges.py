@@ -1,5 +1,6 @@
 """What one process cannot replay of a step of several: numbers that follow from what the others have sent it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,15 @@ def refuse_exchange(plan: Plan, model: nn.Module) -> None:
         plan.refuse(_EXCHANGES.format("its model has SyncBatchNorm"))
 
 
-def refusal_of(error: Exception) -> dict[str, Any]:
-    """Return what to answer for an error in a step: a refusal, where it exchanges something by itself."""
-    said = text_of(error)
-    return {"refused": _EXCHANGES.format(f"it says '{said}'")} if _LACKS_GROUP in said else {}
+def refusing_exchanges(plan: Plan, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a step that is refused where it exchanges something by itself, for which there is no process group."""
+
+    def run(*args: Any) -> Any:
+        try:
+            return step(*args)
+        except Exception as error:
+            if _LACKS_GROUP in text_of(error):
+                plan.answer.add(refused=_EXCHANGES.format(f"it says '{text_of(error)}'"))
+            raise
+
+    return run

@@ -53,10 +53,6 @@ class StepProbe(Hook):
         """Tell whether the step at hand is the one."""
         return self._plan.target.is_at(self._moment)
 
-    def _refusal_of(self, _error: Exception) -> dict[str, Any]:
-        """Return what to answer for an error in the step beside its text."""
-        return {}
-
     def _title(self) -> str:
         """Say which part of the step it is; nothing where it is all that this process had."""
         return ""
@@ -98,14 +94,14 @@ class StepProbe(Hook):
     def _looking_inside(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return a step that is looked into."""
 
-        def look(*args: Any) -> Any:
+        def look(epoch: int, iteration: int, data_dict: Any) -> Any:
             if self._plan.debugger:
                 self.owner.breakpoint()
             try:
                 with self._inside.watching(), self._search.in_forward():
-                    returned = step(*args)
+                    returned = step(epoch, iteration, data_dict)
             except Exception as error:
-                self.say({}, error=cause_of(error), **self._refusal_of(error))
+                self.say({}, error=cause_of(error))
                 raise
             if isinstance(returned, tuple) and isinstance(returned[-1], Mapping):
                 self._search.follow_back(returned[-1].get("loss"))

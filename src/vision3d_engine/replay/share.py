@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vision3d_engine.core.seeding import StepSeeds, derived_seed
-from vision3d_engine.replay.exchanges import refusal_of, refuse_exchange
+from vision3d_engine.replay.exchanges import refuse_exchange, refusing_exchanges
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.probe import StepProbe
 from vision3d_engine.replay.starting import Start
@@ -50,10 +50,9 @@ class ShareProbe(StepProbe):
     def _title(self) -> str:
         return f"share of process {self._rank} of {self._start.processes}"
 
-    def _refusal_of(self, error: Exception) -> dict[str, Any]:
-        return refusal_of(error)
-
-    def _refuse(self) -> None:
+    def _begin(self) -> None:
+        """Refuse what follows from more than one share, before the first step and in all of them."""
+        self.owner.train_step = refusing_exchanges(self._plan, self.owner.train_step)
         refuse_exchange(self._plan, self.owner.model)
         if self.owner._run.resume_state.asked.counts_iterations:  # noqa: SLF001  the engine's own
             self._plan.refuse(_COUNTS)
@@ -63,11 +62,12 @@ class ShareProbe(StepProbe):
 
     def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Let the step draw what that of its process drew, and begin to look, if this is the one."""
+        if not self._of_run.iteration:
+            self._begin()
         before, self._rank = divmod(iteration - 1, self._start.processes)
         self._of_run = Moment(self._of_run.total_steps + (not self._rank), epoch, before + 1)
         base = derived_seed(self._seed, "train", epoch, self._rank)
         StepSeeds(base, self.owner.device).seed(before + 1)
-        self._refuse()
         super().before_train_step(epoch, iteration, data_dict)
 
 
