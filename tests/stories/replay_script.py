@@ -28,7 +28,8 @@ class Clouds(Dataset):
 class Trainer(EpochBasedTrainer):
     def __init__(self):
         trainer = {"max_epoch": 2, "log_steps": 1, "replica_check": "off", "nonfinite": "ignore"}
-        trainer["replay_every"] = self.own().replay_every
+        trainer["sync_batchnorm"] = self.own().fault == "sync setting"
+        trainer |= {"replay_every": self.own().replay_every, "parallel": self.own().parallel}
         super().__init__({"exp": {"output_dir": self.own().folder}, "trainer": trainer})
         size = self.own().batch_size
         self.register_loader(build_dataloader(Clouds(), size, shuffle=True), build_dataloader(Clouds(), size))
@@ -70,5 +71,6 @@ if __name__ == "__main__":
     get_parser().add_argument("--clouds", action="store_true")
     get_parser().add_argument("--told", default="")
     get_parser().add_argument("--replay_every")
+    get_parser().add_argument("--parallel", default="ddp")
     get_parser().add_argument("--batch_size", type=int, default=2)
     Trainer().run()

@@ -163,8 +163,9 @@ def test_a_share_from_further_back_needs_one_process_for_all_steps_and_is_equal_
     [
         (("--rank", "2"), "replay got --rank 2; the run had 2 processes, counted from 0"),
         (("--rank", "1", "--", "--fault", "sync"), "follow from several: its model has SyncBatchNorm. Expected is"),
+        (("--rank", "1", "--", "--fault", "sync setting"), "follow from several: its model has SyncBatchNorm"),
         (("--rank", "1", "--", "--fault", "exchange"), "it says 'Default process group has not been initialized"),
-        (("--", "--trainer.parallel", "fsdp2"), "replay got trainer.parallel: fsdp2, whose modules and gradients"),
+        (("--", "--parallel", "fsdp2"), "replay got trainer.parallel: fsdp2, whose modules and gradients"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused_and_said(run_of_two, words, said):

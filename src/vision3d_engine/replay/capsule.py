@@ -113,7 +113,7 @@ class CapsuleProbe(StepProbe):
     def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Begin to look, if this is the step."""
         if self._capsule.rank:
-            refuse_exchange(self._plan, self.owner.model)
+            refuse_exchange(self._plan, self.owner)
         self.owner.train_step = refusing_exchanges(self._plan, self.owner.train_step)
         self._capsule.reseed(self.owner.device, self._plan.drawn)
         if self._plan.in_double:

@@ -15,9 +15,10 @@ _EXCHANGES = (
 )
 
 
-def refuse_exchange(plan: Plan, model: nn.Module) -> None:
-    """Refuse a model whose statistics are those of all processes."""
-    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+def refuse_exchange(plan: Plan, owner: Any) -> None:
+    """Refuse a trainer whose model has statistics over all processes, by itself or by a setting."""
+    is_asked = owner._context.settings.sync_batchnorm  # noqa: SLF001  the engine's own
+    if is_asked or any(isinstance(module, nn.SyncBatchNorm) for module in owner.model.modules()):
         plan.refuse(_EXCHANGES.format("its model has SyncBatchNorm"))
 
 

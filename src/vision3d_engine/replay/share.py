@@ -53,7 +53,7 @@ class ShareProbe(StepProbe):
     def _begin(self) -> None:
         """Refuse what follows from more than one share, before the first step and in all of them."""
         self.owner.train_step = refusing_exchanges(self._plan, self.owner.train_step)
-        refuse_exchange(self._plan, self.owner.model)
+        refuse_exchange(self._plan, self.owner)
         if self.owner._run.resume_state.asked.counts_iterations:  # noqa: SLF001  the engine's own
             self._plan.refuse(_COUNTS)
 
