@@ -2,10 +2,12 @@
 
 import platform
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -13,15 +15,15 @@ from tyro.conf import OmitArgPrefixes, Positional
 from vision3d_engine.checkpoint.export import consolidate, describe_checkpoint, export_weights
 from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
-from vision3d_engine.core.errors import EngineError
+from vision3d_engine.core.errors import ConfigError, EngineError
 from vision3d_engine.demo.train import DemoSettings, run_demo
 from vision3d_engine.diff import diff
 from vision3d_engine.replay import replay, replay_file
-from vision3d_engine.replay.plan import Target
+from vision3d_engine.replay.plan import Target, Vary
 from vision3d_engine.report.page import write_report
 from vision3d_engine.results.comparison import compare
 from vision3d_engine.verification import verify_resume
-from vision3d_engine.viewer.server import Viewer
+from vision3d_engine.viewer.server import Viewer, require_viser
 
 
 def demo(settings: OmitArgPrefixes[DemoSettings]) -> None:
@@ -71,14 +73,17 @@ def verify(script: Positional[Path], steps: int = 12, kills: int = 6, seed: int 
         print(verify_resume(script, _OF_SCRIPT, steps, kills, seed, say=partial(print, flush=True)))
 
 
-def replay_step(
+def replay_step(  # noqa: PLR0913, PLR0917  its options
     what: Positional[Path],
     step: int | None = None,
     epoch: int | None = None,
     iteration: int | None = None,
     script: Path | None = None,
     pdb: bool = False,
-    vary: Literal["precision"] | None = None,
+    vary: Vary | None = None,
+    view: bool = False,
+    rank: int | None = None,
+    processes: Literal[1] | None = None,
 ) -> None:
     """Run one step of a run again, to the bit, and look into it; arguments of the script's own follow behind --.
 
@@ -89,17 +94,44 @@ def replay_step(
         iteration: the iteration in the epoch.
         script: the script of a file with a step.
         pdb: open python's debugger where the step begins.
-        vary: run it once more in float64, and say whether that is finite.
+        vary: run it once more in float64 (precision), or without each of its samples in turn (sample), and say
+            whether that is finite.
+        view: open the clouds of its batch in the browser afterwards.
+        rank: of a run of several processes the one whose share is replayed, in one process; from a checkpoint of the
+            very step.
+        processes: 1 to replay a run of several processes in one from any checkpoint, equal to a tolerance.
     """
-    options = {"debugger": pdb, "in_double": vary is not None}
-    with exiting_on_signals():
+    if script is not None and (rank, processes) != (None, None):
+        raise ConfigError("replay got --rank or --processes beside a file with a step, which is that of one process")
+    with _clouds_shown() if view else nullcontext() as clouds, exiting_on_signals():
+        looks: dict[str, Any] = {"debugger": pdb, "vary": vary, "clouds": clouds}
         if script is not None:
-            text, objection = replay_file(what, script, _OF_SCRIPT, **options)
+            text, objection = replay_file(what, script, _OF_SCRIPT, **looks)
         else:
-            text, objection = replay(what, _OF_SCRIPT, Target(step, epoch, iteration), **options)
-        print(text)
-    if objection:
-        sys.exit(f"error: {objection}")
+            shares: dict[str, Any] = {"rank": rank, "in_one_process": processes is not None}
+            text, objection = replay(what, _OF_SCRIPT, Target(step, epoch, iteration), **shares, **looks)
+        print(text, flush=True)
+        if objection:
+            raise EngineError(objection)
+
+
+@contextmanager
+def _clouds_shown() -> Iterator[str]:
+    """Give a block a folder, and show in the browser what it has written there, also behind an error."""
+    require_viser()
+    with tempfile.TemporaryDirectory(prefix="view-") as folder:
+        try:
+            yield folder
+        except EngineError as error:
+            print(f"error: {error}", file=sys.stderr)
+            _show(folder)
+            sys.exit(1)
+        _show(folder)
+
+
+def _show(folder: str) -> None:
+    if any(Path(folder).iterdir()):
+        view(Path(folder))
 
 
 def diff_runs(

@@ -86,6 +86,15 @@ class InTurns(EpochBasedTrainer):
         return {}, {"loss": self.model["second"](data_dict["points"]).mean()}
 
 
+class OfOneAlone(InTurns):
+    """Updates one network in the midst of a step by a loss whose gradient is not finite."""
+
+    def train_step(self, _epoch, _iteration, data_dict):
+        first = self.model["first"](data_dict["points"])[:, 0]
+        self.update("first", torch.sqrt((first * 0).square().sum()))
+        return {}, {"loss": self.model["second"](data_dict["points"]).square().mean()}
+
+
 class Iterations(_Steps, IterBasedTrainer):
     pass
 
@@ -235,6 +244,19 @@ def test_the_operation_that_is_to_blame_is_named_with_its_line(tmp_path, replaye
     assert operation in line
     assert f"test_replay.py, line {plant.__code__.co_firstlineno + 1}" in line
     assert cause in line
+
+
+def test_a_loss_that_is_walked_back_in_the_midst_of_a_step_is_searched_too(tmp_path, replayed):
+    def make():
+        return OfOneAlone(settings(tmp_path / "run", max_epoch=1, nonfinite="ignore")).setup()
+
+    make().run()
+    _, said = replayed(make, step=1)
+    line = next(line for line in said.splitlines() if line.startswith("first not finite: "))
+    assert "the gradient of SqrtBackward0, which is not finite" in line
+    assert f"test_replay.py, line {OfOneAlone.train_step.__code__.co_firstlineno + 2}" in line
+    row = next(line.split() for line in said.splitlines() if line.startswith("first.0.weight"))
+    assert row[-1] == "32"
 
 
 def test_what_is_not_finite_on_purpose_is_not_blamed(tmp_path, replayed):

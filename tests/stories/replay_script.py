@@ -1,10 +1,14 @@
 """Trains for a few steps; faults can be planted."""
 
+from pathlib import Path
+
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 
 from vision3d_engine import EpochBasedTrainer, build_dataloader, get_parser
+from vision3d_engine.distributed.processes import get_rank, get_world_size
 
 
 class Clouds(Dataset):
@@ -14,17 +18,24 @@ class Clouds(Dataset):
         return 12
 
     def __getitem__(self, index):
-        assert Trainer.own().fault != "no data"
-        return {"points": torch.randn(4), "target": torch.rand(()), "name": f"cloud-{index}"}
+        own = Trainer.own()
+        assert own.fault != "no data"
+        far = 1e30 if own.fault == "far sample" and index == 7 else 1  # whose square overflows
+        sample = {"points": torch.randn(4), "target": torch.rand(()) * far, "name": f"cloud-{index}"}
+        return {**sample, "cloud": torch.randn(20, 3), "labels": torch.arange(20)} if own.clouds else sample
 
 
 class Trainer(EpochBasedTrainer):
     def __init__(self):
         trainer = {"max_epoch": 2, "log_steps": 1, "replica_check": "off", "nonfinite": "ignore"}
+        trainer["sync_batchnorm"] = self.own().fault == "sync setting"
+        trainer |= {"replay_every": self.own().replay_every, "parallel": self.own().parallel}
         super().__init__({"exp": {"output_dir": self.own().folder}, "trainer": trainer})
-        self.register_loader(build_dataloader(Clouds(), 2, shuffle=True), build_dataloader(Clouds(), 2))
+        size = self.own().batch_size
+        self.register_loader(build_dataloader(Clouds(), size, shuffle=True), build_dataloader(Clouds(), size))
         torch.manual_seed(0)
-        layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)
+        norm = nn.SyncBatchNorm(8) if self.own().fault == "sync" and get_world_size() == 1 else nn.BatchNorm1d(8)
+        layers = nn.Linear(4, 8), norm, nn.Dropout(0.3), nn.Linear(8, 1)
         model = self.register_model(nn.Sequential(*layers))
         self.register_optimizer(torch.optim.Adam(model.parameters(), lr=1e-2))
 
@@ -34,13 +45,20 @@ class Trainer(EpochBasedTrainer):
 
     def train_step(self, _epoch, _iteration, data_dict):
         output = self.model(data_dict["points"])[:, 0]
+        if self.own().clouds:
+            self.endpoints.register("features", data_dict["cloud"].repeat(1, 1, 2))
         if self.own().fault == "shape" and self.total_steps == 4:
             output = output @ torch.ones(7)
         if self.own().fault == "dump" and self.total_steps == 4:
             self.dump_step()
         if self.own().fault == "exp" and self.total_steps == 4:
             output = output + torch.exp(output * 0 + 100)
-        return {}, {"loss": (output - data_dict["target"]).square().mean() * float(self.own().scale)}
+        if self.own().fault == "exchange":
+            dist.all_reduce(torch.zeros(1))
+        loss = (output - data_dict["target"]).square().mean() * float(self.own().scale)
+        if self.own().told:
+            Path(f"{self.own().told}-{self.total_steps}-{get_rank()}").write_text(repr(loss.item()))
+        return {}, {"loss": loss}
 
     def val_step(self, _epoch, _iteration, data_dict):
         return {}, {"loss": self.model(data_dict["points"]).mean()}
@@ -50,4 +68,9 @@ if __name__ == "__main__":
     get_parser().add_argument("--folder", default="run")
     get_parser().add_argument("--fault", default="")
     get_parser().add_argument("--scale", default="1")
+    get_parser().add_argument("--clouds", action="store_true")
+    get_parser().add_argument("--told", default="")
+    get_parser().add_argument("--replay_every")
+    get_parser().add_argument("--parallel", default="ddp")
+    get_parser().add_argument("--batch_size", type=int, default=2)
     Trainer().run()

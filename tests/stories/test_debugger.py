@@ -1,65 +1,19 @@
 """A person looks into a run with python's debugger; without a person nothing waits."""
 
-import os
-import pty
 import re
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from tests.patience import PATIENCE_S
-from tests.stories.launching import LAUNCHERS, free_port, start
+from tests.stories.launching import free_port, start
+from tests.stories.terminal import Terminal
 
 SCRIPT = Path(__file__).parent / "debugger_script.py"
 
 
-class Terminal:
-    """A script on a terminal of its own, which a person types into."""
-
-    def __init__(self, *words, **variables):
-        self._master, slave = pty.openpty()
-        left = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-        environment = {**left, "OMP_NUM_THREADS": "1", "TERM": "dumb", **variables}
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
-        command = [sys.executable, str(SCRIPT), *map(str, words)]
-        self.process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
-        os.close(slave)
-        self.seen = ""
-        self._patience = threading.Timer(PATIENCE_S, self.process.kill)
-        self._patience.start()
-
-    def read_to(self, pattern):
-        """Return what is shown up to a pattern that has not been shown before."""
-        start = len(self.seen)
-        while not re.search(pattern, self.seen[start:], re.MULTILINE):
-            assert self._read(), f"the script ended before it said {pattern}:\n{self.seen}"
-        return self.seen[start:]
-
-    def type(self, words):
-        os.write(self._master, f"{words}\n".encode())
-
-    def end(self):
-        """Return exit code and all that was shown."""
-        while self._read():
-            pass
-        self._patience.cancel()
-        os.close(self._master)
-        return self.process.wait(), self.seen
-
-    def _read(self):
-        try:
-            chunk = os.read(self._master, 65536)
-        except OSError:  # nobody holds the other end any more
-            chunk = b""
-        self.seen += chunk.decode(errors="replace").replace("\r\n", "\n")
-        return chunk
-
-
 def test_breakpoint_in_a_hook_stops_in_its_line_with_the_bar_put_away(tmp_path):
-    terminal = Terminal(tmp_path, "hook")
+    terminal = Terminal(SCRIPT, tmp_path, "hook")
     shown = terminal.read_to(r"\(Pdb\) ")
     assert re.search(r"^> \S+debugger_script.py\(\d+\)before_train_step\(\)", shown.rpartition("\r")[2], re.MULTILINE)
     terminal.type("p treasure + iteration")
@@ -80,7 +34,7 @@ def test_without_a_terminal_no_breakpoint_waits_and_it_is_said_once(tmp_path):
 
 
 def test_an_error_opens_the_debugger_in_the_users_line_when_it_is_asked_for(tmp_path):
-    terminal = Terminal(tmp_path, "error", "--pdb")
+    terminal = Terminal(SCRIPT, tmp_path, "error", "--pdb")
     shown = terminal.read_to(r"\(Pdb\) ")
     assert "ValueError: a bad cloud" in shown
     assert re.search(r"^> \S+debugger_script.py\(\d+\)train_step\(\)", shown, re.MULTILINE)
@@ -102,7 +56,7 @@ def test_an_error_without_a_terminal_opens_nothing_and_says_so(tmp_path):
 def world(*words, **variables):
     """Start two processes, of which the second has a terminal."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", **variables}
-    return start(SCRIPT, *words, RANK="0", **address), Terminal(*words, RANK="1", **address)
+    return start(SCRIPT, *words, RANK="0", **address), Terminal(SCRIPT, *words, RANK="1", **address)
 
 
 def test_a_breakpoint_on_one_process_holds_the_others_past_every_limit(tmp_path):

@@ -1,5 +1,9 @@
 """``vision3d-engine replay`` runs a step of a user's script again, as processes of its own."""
 
+import math
+import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE_S
+from tests.stories.terminal import Terminal
+from vision3d_engine.writers.step_values import recorded_steps
 
 SCRIPT = Path(__file__).with_name("replay_script.py")
 
@@ -64,6 +70,48 @@ def test_an_overflow_is_finite_in_float64_and_that_is_said(tmp_path):
     assert last.endswith("; finite there: the precision is too small for its numbers")
 
 
+def test_the_sample_that_makes_a_step_not_finite_is_named_with_the_line_that_loads_it(tmp_path):
+    own = ("--fault", "far sample", "--batch_size", "3")
+    assert run(tmp_path, *own).returncode == 0
+    recorded = recorded_steps(tmp_path / "run" / "logs" / "steps.jsonl")
+    step = next(step for step, values in recorded.items() if not math.isfinite(values["loss"]))
+    done = replay(tmp_path, SCRIPT, "--step", step, "--vary", "sample", "--", *own)
+    assert done.returncode == 0, done.stderr
+    *_, first, second, third, last = done.stdout.splitlines()
+    assert sorted(line.rpartition("; ")[2] for line in (first, second, third)) == ["finite", "not finite", "not finite"]
+    assert last.startswith("it is sample 7 (cloud-7): vision3d_engine.replay_sample(dataset, 7, epoch=1, seed=")
+
+
+def test_the_debugger_of_a_replay_answers_on_a_terminal_and_waits_for_nobody_without_one(tmp_path):
+    assert run(tmp_path).returncode == 0
+    words = ("replay", SCRIPT, "--step", 4, "--pdb")
+    terminal = Terminal("-m", "vision3d_engine", *words, cwd=tmp_path)
+    terminal.read_to(r"\(Pdb\) ")
+    terminal.type("p iteration * 100 + len(data_dict['name'])")
+    assert "\n402\n" in terminal.read_to(r"\d\n\(Pdb\) ")
+    terminal.type("c")
+    code, seen = terminal.end()
+    assert code == 0, seen
+    assert "the same bits as in the run" in seen
+    done = replay(tmp_path, *words[1:])
+    assert done.returncode == 0, done.stderr
+    assert "the debugger is not opened, since standard input is no terminal" in done.stderr
+
+
+def test_the_clouds_of_a_step_are_shown_until_ctrl_c(tmp_path):
+    pytest.importorskip("viser")
+    assert run(tmp_path, "--clouds").returncode == 0
+    words = ("replay", SCRIPT, "--step", 4, "--view", "--", "--clouds")
+    terminal = Terminal("-m", "vision3d_engine", *words, cwd=tmp_path)
+    shown = terminal.read_to(r"ssh -L")
+    assert "the same bits as in the run" in shown
+    port = int(re.search(r"http://127.0.0.1:(\d+)", shown)[1])
+    socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
+    terminal.process.send_signal(signal.SIGINT)
+    code, seen = terminal.end()
+    assert code == 0, seen
+
+
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_replayed_by_two_that_the_command_starts(tmp_path):
     done = run(tmp_path, processes=2)
@@ -71,3 +119,57 @@ def test_a_run_of_two_processes_is_replayed_by_two_that_the_command_starts(tmp_p
     done = replay(tmp_path, SCRIPT, "--step", 5)
     assert done.returncode == 0, done.stderr
     assert "\nthe same bits as in the run\n" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory):
+    """The folder of a run of two processes, which have told the loss of each step, and its words."""
+    folder = tmp_path_factory.mktemp("two")
+    done = run(folder, "--replay_every", "4 iterations", "--told", "run", processes=2)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def loss_in(done):
+    """The loss that a replay has printed."""
+    assert done.returncode == 0, done.stderr
+    return next(line.split()[1].rstrip(",") for line in done.stdout.splitlines() if line.startswith("loss "))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_replays_the_share_of_another_from_a_snapshot_of_the_very_step_to_the_bit(run_of_two, rank):
+    done = replay(run_of_two, SCRIPT, "--step", 5, "--rank", rank)
+    assert loss_in(done) == (run_of_two / f"run-5-{rank}").read_text()
+    head = f"step 5, share of process {rank} of 2: epoch 2, iteration 2; replayed from replay-000004.pth (step 4)"
+    assert done.stdout.startswith(head)
+    assert ("the same bits as in the run" in done.stdout) is (rank == 0)
+
+
+def test_a_share_from_further_back_needs_one_process_for_all_steps_and_is_equal_to_a_tolerance_then(run_of_two):
+    done = replay(run_of_two, SCRIPT, "--step", 4, "--rank", 1)
+    assert done.returncode == 1
+    assert "error: replay --rank 1 of step 4 starts from the beginning of the run, which lies" in done.stderr
+    done = replay(run_of_two, SCRIPT, "--step", 4, "--processes", 1, "--rank", 1)
+    assert float(loss_in(done)) == pytest.approx(float((run_of_two / "run-4-1").read_text()), rel=1e-3)
+    done = replay(run_of_two, SCRIPT, "--epoch", 2, "--iteration", 3, "--processes", 1)
+    assert float(loss_in(done)) == pytest.approx(float((run_of_two / "run-6-0").read_text()), rel=1e-3)
+    assert "equal to the run to 0.001 of each number, not to the bit: one process has made" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--rank", "2"), "replay got --rank 2; the run had 2 processes, counted from 0"),
+        (("--rank", "1", "--", "--fault", "sync"), "follow from several: its model has SyncBatchNorm. Expected is"),
+        (("--rank", "1", "--", "--fault", "sync setting"), "follow from several: its model has SyncBatchNorm"),
+        (("--rank", "1", "--", "--fault", "exchange"), "it says 'Default process group has not been initialized"),
+        (("--", "--parallel", "fsdp2"), "replay got trainer.parallel: fsdp2, whose modules and gradients"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused_and_said(run_of_two, words, said):
+    done = replay(run_of_two, SCRIPT, "--step", 5, *words)
+    assert done.returncode == 1
+    assert "error: replay got " in done.stderr
+    assert said in done.stderr

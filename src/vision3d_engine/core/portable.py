@@ -262,6 +262,18 @@ _FAMILIES: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def add_class(kind: type, name: str, write: Callable[[Any], Any], read: Callable[[Any], Any]) -> None:
+    """Let states hold a class of the engine's own, which its module says here.
+
+    Args:
+        kind: the class.
+        name: what it is called in files.
+        write: returns a value as data, which may be of any class that states can hold.
+        read: makes it again of that.
+    """
+    _FORMS[name], _CLASSES[kind] = _Form(write, read), name
+
+
 class GeneratorState:
     """A generator of torch, numpy or python as an object with a state.
 

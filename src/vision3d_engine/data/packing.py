@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from vision3d_engine.core.errors import DataError
+from vision3d_engine.core.portable import add_class
 from vision3d_engine.core.tree import entries, leaves, step
 
 PACKING_KEYS = ("lengths", "offset", "batch")
@@ -27,6 +28,9 @@ class Lengths(list):
     def __init__(self, lengths: Iterable[Any] = (), joined: Mapping[str, Sequence[int] | None] | None = None) -> None:
         super().__init__(lengths)
         self.joined = dict(joined or {})
+
+
+add_class(Lengths, "lengths", lambda value: [list(value), value.joined], lambda parts: Lengths(*parts))
 
 
 def joined_in(nest: Any, path: str) -> dict[str, Sequence[int] | None]:

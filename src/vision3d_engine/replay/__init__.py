@@ -1,28 +1,47 @@
 """Run one step of a run again, to the bit, and look into it: ``vision3d-engine replay``.
 
-`starting` chooses where the run goes on from, `process` starts the script there, `probe` acts in it at the step:
-`inside` takes figures, `nonfinite` and `causes` find what is not finite, and `report` says it.
+`starting` chooses where the run goes on from, `launched` and `process` start the script there, `probe` acts in it at
+the step: `inside` takes figures, `nonfinite` and `causes` find what is not finite, and `report` says it. `variations`
+run the step once more with something changed.
 """
 
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from vision3d_engine.core.errors import EngineError
+from vision3d_engine.core.errors import ConfigError, EngineError
 from vision3d_engine.replay.capsule import Capsule
-from vision3d_engine.replay.plan import Plan, Target
-from vision3d_engine.replay.report import DIFFERS, FAILED
+from vision3d_engine.replay.launched import answer_of, has_failed
+from vision3d_engine.replay.plan import Plan, Target, Vary
+from vision3d_engine.replay.report import DIFFERS
+from vision3d_engine.replay.variations import varied
 
-_PROCESS = "vision3d_engine.replay.process"
+
+class Looks(TypedDict, total=False):
+    """How a step is looked into.
+
+    Attributes:
+        debugger: open python's debugger in the step.
+        vary: run it once more, in one process: in float64 (``"precision"``), or without each sample of its batch in
+            turn (``"sample"``), of several processes that of the main one; and say whether that is finite.
+        clouds: write the clouds of the batch into this folder, as a test leaves those of its cases.
+    """
+
+    debugger: bool
+    vary: Vary | None
+    clouds: str | None
 
 
 def replay(
-    script: Path, arguments: Sequence[str], target: Target, *, debugger: bool = False, in_double: bool = False
+    script: Path,
+    arguments: Sequence[str],
+    target: Target,
+    *,
+    rank: int | None = None,
+    in_one_process: bool = False,
+    **looks: Unpack[Looks],
 ) -> tuple[str, str | None]:
     """Run a step of a script's run again, with as many processes; nothing is written into the folder of the run.
 
@@ -30,22 +49,23 @@ def replay(
         script: the training script.
         arguments: its command line, the same as that of the run.
         target: the step.
-        debugger: open python's debugger in the step.
-        in_double: run it once more in float64, in one process, and say whether that is finite.
+        rank: of several processes the one whose share is replayed, in one process, from a checkpoint of the very step.
+        in_one_process: replay a step of several processes so from any checkpoint, to a tolerance.
+        looks: see `Looks`.
 
     Returns:
         What is in the step, and what there is to say against it: it does not have the bits that the run had. None if
         it has.
 
     Raises:
+        ConfigError: for a step that cannot be replayed so, saying why.
         EngineError: when the script fails, or ends before the step.
     """
-    return _replayed(Plan(str(script), target, "", debugger=debugger, keeps_step=in_double), arguments, in_double)
+    alone = 1 if rank is not None or in_one_process else None
+    return _replayed(Plan(str(script), target, "", alone, rank=rank, reruns=in_one_process, **looks), arguments)
 
 
-def replay_file(
-    file: Path, script: Path, arguments: Sequence[str], *, debugger: bool = False, in_double: bool = False
-) -> tuple[str, str | None]:
+def replay_file(file: Path, script: Path, arguments: Sequence[str], **looks: Unpack[Looks]) -> tuple[str, str | None]:
     """Run the step that lies in a file again, in one process, without the data of the script; see `replay`.
 
     Raises:
@@ -53,54 +73,31 @@ def replay_file(
         EngineError: when the script fails.
     """
     target = Target(Capsule(file).step)
-    plan = Plan(str(script), target, "", 1, debugger, str(file.absolute()))
-    return _replayed(plan, arguments, in_double)
+    return _replayed(Plan(str(script), target, "", 1, capsule=str(file.absolute()), **looks), arguments)
 
 
-def _replayed(plan: Plan, arguments: Sequence[str], in_double: bool) -> tuple[str, str | None]:
+def _replayed(plan: Plan, arguments: Sequence[str]) -> tuple[str, str | None]:
     with tempfile.TemporaryDirectory(prefix="replay-") as scratch:
         plan = replace(plan, scratch=scratch)
-        answer = _answer(plan, arguments, 1)
+        answer = answer_of(plan, arguments)
         if needed := answer.get("processes"):
-            answer = _answer(replace(plan, processes=needed), arguments, needed)
+            answer = answer_of(replace(plan, processes=needed), arguments)
+        if "refused" in answer:
+            raise ConfigError(answer["refused"])
         name = Path(plan.script).name
-        _refuse_failure(answer, name, plan.target)
-        said = f"\n\n{_in_double(plan, arguments, answer)}" if in_double else ""
+        has_variation = plan.vary is not None and ("smaller" in answer or not has_failed(answer))
+        said = f"\n\n{varied(plan, arguments, answer)}" if has_variation else ""
+    said += f"\n\nno clouds are shown: {answer['not_shown']}" if "not_shown" in answer else ""
+    if has_failed(answer):
+        raise EngineError(_failure(answer, name, plan.target) + said)
     return answer["text"] + said, _DIFFERS.format(name, plan.target) if answer["verdict"] == DIFFERS else None
 
 
-def _in_double(plan: Plan, arguments: Sequence[str], answer: dict[str, Any]) -> str:
-    """Run a step that lies in a file, of the run or of a replay of it, in float64; return what that says."""
-    scratch = Path(plan.scratch) / "double"
-    scratch.mkdir()
-    file = plan.capsule or answer["capsule"]
-    again = _answer(Plan(plan.script, plan.target, str(scratch), 1, capsule=file, in_double=True), arguments, 1)
-    if again.get("verdict", FAILED) == FAILED:
-        return "in float64: the step fails, see above; it makes tensors of a type of its own"
-    values = ", ".join(f"{key} {value!r}" for key, value in again["values"].items())
-    return f"in float64: {values}; {_IN_DOUBLE[answer['is_finite'], again['is_finite']]}"
-
-
-def _answer(plan: Plan, arguments: Sequence[str], processes: int) -> dict[str, Any]:
-    """Start a script, and return what its processes answer."""
-    several = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
-    command = [sys.executable, "-m", *several, _PROCESS, plan.to_json(), *arguments]
-    with subprocess.Popen(command) as process:  # noqa: S603  the user's own script
-        try:
-            code = process.wait()
-        except BaseException:
-            process.send_signal(signal.SIGTERM)
-            raise
-    return plan.answer.read() | {"code": code}
-
-
-def _refuse_failure(answer: dict[str, Any], script: str, target: Target) -> None:
-    if "verdict" in answer and answer["verdict"] != FAILED:
-        return
+def _failure(answer: dict[str, Any], script: str, target: Target) -> str:
     how = f"failed with code {answer['code']}, before or in" if answer["code"] else "ended before"
     message = f"{script} {how} {target}: see what it has said above. Expected is a step that the run has made, and "
     message += "behind -- the arguments that the run had"
-    raise EngineError(f"{message}\n{answer['text']}" if "text" in answer else message)
+    return f"{message}\n{answer['text']}" if "text" in answer else message
 
 
 _DIFFERS = (
@@ -108,9 +105,3 @@ _DIFFERS = (
     "or torch; another device, number of threads; or the script does not repeat itself, for which "
     "vision3d-engine verify-resume looks"
 )
-_IN_DOUBLE = {  # whether the step is finite, and whether it is in float64
-    (True, True): "finite in both",
-    (True, False): "not finite there alone",
-    (False, True): "finite there: the precision is too small for its numbers",
-    (False, False): "not finite there either: the fault lies in its numbers, and not in their precision",
-}

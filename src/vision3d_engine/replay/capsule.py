@@ -1,6 +1,6 @@
 """A step that lies in a file: its batch takes the place of the training data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from vision3d_engine.core.errors import CheckpointError
 from vision3d_engine.core.portable import decoded
 from vision3d_engine.core.seeding import StepSeeds, derived_seed
 from vision3d_engine.core.tree import map_leaves
+from vision3d_engine.replay.exchanges import refuse_exchange, refusing_exchanges
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.probe import StepProbe
+from vision3d_engine.replay.smaller_batches import read_batch
 from vision3d_engine.replay.starting import Start
 from vision3d_engine.run.run_folder import STEPS
 from vision3d_engine.writers.step_values import recorded_steps
@@ -38,19 +40,26 @@ class Capsule:
         self.step: int = self._step["total_steps"]
         self.seed: int = self._step["seed"]
 
-    def loader(self) -> Any:
-        """Return a loader whose every batch is that of the step."""
-        return DataLoader(_Same(decoded(self._step["batch"]), self._step["iteration"] + 1), batch_size=None)
+    def loader(self, batch: str | None = None) -> Any:
+        """Return a loader whose every batch is that of the step, or another one, which lies in a file."""
+        same = decoded(self._step["batch"]) if batch is None else read_batch(Path(batch))
+        return DataLoader(_Same(same, self._step["iteration"] + 1), batch_size=None)
 
     def recorded(self) -> Mapping[int, Mapping[str, float]]:
         """Return what the run has recorded of its steps, if the file still lies in its folder."""
         return recorded_steps(self.path.absolute().parent.parent / "logs" / STEPS)
 
-    def reseed(self, device: Any) -> None:
-        """Let a step of another process than the main one draw what it drew there."""
-        if rank := self._step["rank"]:
+    @property
+    def rank(self) -> int:
+        """The process whose step it is."""
+        return self._step["rank"]
+
+    def reseed(self, device: Any, drawn: Sequence[int] | None) -> None:
+        """Let a step of another process than the main one draw what it drew there, or what is said."""
+        rank, iteration = drawn or (self.rank, self._step["iteration"])
+        if rank or drawn:
             base = derived_seed(self.seed, "train", self._step["epoch"], rank)
-            StepSeeds(base, device).seed(self._step["iteration"])
+            StepSeeds(base, device).seed(iteration)
 
 
 class _Same(Dataset):
@@ -77,7 +86,7 @@ class CapsuleProbe(StepProbe):
 
     def __init__(self, plan: Plan, start: Start, capsule: Capsule) -> None:
         super().__init__(plan, start, capsule.recorded())
-        self._capsule, self._owner = capsule, None
+        self._capsule, self._owner, self._joined_by = capsule, None, None
 
     @property
     def owner(self) -> Any:
@@ -89,16 +98,24 @@ class CapsuleProbe(StepProbe):
         self._owner = owner
         register = owner.register_loader
 
-        def register_step(_train_loader: Any, val_loader: Any = None) -> None:
-            loader = self._capsule.loader()
+        def register_step(train_loader: Any, val_loader: Any = None) -> None:
+            self._joined_by, loader = train_loader, self._capsule.loader(self._plan.batch)
             of_sets = dict.fromkeys(val_loader, loader) if isinstance(val_loader, Mapping) else loader
             register(loader, None if val_loader is None else of_sets)
 
         owner.register_loader = register_step
 
+    @property
+    def _loader(self) -> Any:
+        """The script's own, whose batch lies in the file."""
+        return self._joined_by
+
     def before_train_step(self, epoch: int, iteration: int, data_dict: Any) -> None:
         """Begin to look, if this is the step."""
-        self._capsule.reseed(self.owner.device)
+        if self._capsule.rank:
+            refuse_exchange(self._plan, self.owner)
+        self.owner.train_step = refusing_exchanges(self._plan, self.owner.train_step)
+        self._capsule.reseed(self.owner.device, self._plan.drawn)
         if self._plan.in_double:
             self.owner.model.double()
             data_dict.update(map_leaves(_in_double, data_dict))

@@ -90,11 +90,24 @@ class Inside:
     def _keep_gradient(self, key: str, gradient: torch.Tensor) -> None:
         self.gradients[key] = Figures.of(gradient)
 
+    @contextmanager
+    def taking_gradients(self) -> Iterator[None]:
+        """Take the gradients of the parameters as a block walks them back, which also uses them up."""
+        with ExitStack() as stack:
+            for name, each in self._model.named_parameters():
+                if each.requires_grad:
+                    stack.enter_context(each.register_post_accumulate_grad_hook(partial(self._take_gradient, name)))
+            yield
+
+    def _take_gradient(self, name: str, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            self.parameters[name] = Figures.of(local_part(parameter.grad))
+
     def look_at_parameters(self) -> None:
         """Take the gradients of the parameters as they are now, and put those of activations in the order of these."""
         self.gradients = {key: self.gradients[key] for key in self.activations if key in self.gradients}
-        held = {name: each.grad for name, each in self._model.named_parameters() if each.grad is not None}
-        self.parameters = {name: Figures.of(local_part(gradient)) for name, gradient in held.items()}
+        for name, each in self._model.named_parameters():
+            self._take_gradient(name, each)
 
 
 def _tensors_of(output: Any) -> Mapping[str, torch.Tensor]:

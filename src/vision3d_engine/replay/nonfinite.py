@@ -54,7 +54,7 @@ class Search:
     """
 
     def __init__(self, running: Callable[[], str]) -> None:
-        self._running = running
+        self._running, self._is_forward = running, True
         self.forward: Origin | None = None
         self.backward: Origin | None = None
 
@@ -64,8 +64,19 @@ class Search:
         with torch.autograd.set_detect_anomaly(True, check_nan=False), _Operations(self._look):
             yield
 
+    @contextmanager
+    def outside_forward(self) -> Iterator[None]:
+        """Look at no operation of a block within that: it walks a loss back, and updates weights."""
+        self._is_forward = False
+        try:
+            yield
+        finally:
+            self._is_forward = True
+
     def _look(self, name: str, inputs: Any, outputs: Any) -> None:
-        if self.forward is None and not _is_finite(outputs) and _is_finite(inputs) and not _NO_SOURCE.search(name):
+        if not self._is_forward or self.forward is not None:
+            return
+        if not _is_finite(outputs) and _is_finite(inputs) and not _NO_SOURCE.search(name):
             frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_stack()]
             shape = next(tuple(leaf.shape) for _, leaf in leaves(outputs) if not _is_finite(leaf))
             self.forward = Origin(

@@ -1,13 +1,16 @@
 """What a process that replays a step is told, and what it answers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 from vision3d_engine.core.errors import ConfigError
+
+Vary = Literal["precision", "sample"]
+"""What to change when a step is run once more: its type of numbers, or the samples of its batch."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ class Target:
         trained = float("inf") if is_closed else progress["trained"]
         return (progress["epoch"], trained) < (self.epoch, self.iteration)
 
+    def is_next(self, progress: Mapping[str, Any]) -> bool:
+        """Tell whether it is the first step that a run makes that goes on from saved counters."""
+        if self.step is not None:
+            return progress["total_steps"] == self.step - 1
+        is_open = progress["is_open"] and not progress["is_trained"]
+        place = (progress["epoch"], progress["trained"] + 1) if is_open else (progress["epoch"] + 1, 1)
+        return place == (self.epoch, self.iteration)
+
     def __str__(self) -> str:
         return f"step {self.step}" if self.step is not None else f"epoch {self.epoch}, iteration {self.iteration}"
 
@@ -58,8 +69,13 @@ class Plan:
         processes: how many there are; None until it is known how many the run had.
         debugger: open python's debugger in the step.
         capsule: the file with the step; None for a step of a run.
-        keeps_step: write the step into a file in the scratch folder, and answer where it lies.
+        vary: what is to be changed afterwards: answer with files that hold what this needs.
         in_double: compute the step of a file in float64.
+        batch: a file with the batch that takes the place of that of the step; None for its own.
+        rank: of several processes the one whose share of the step one process replays; None for all of them.
+        reruns: it may make the steps before it too, which several processes have made.
+        drawn: process and iteration whose random numbers the step of a file draws; None for its own.
+        clouds: a folder for the clouds of the batch, to be looked at; None for none.
     """
 
     script: str
@@ -68,8 +84,24 @@ class Plan:
     processes: int | None = None
     debugger: bool = False
     capsule: str | None = None
-    keeps_step: bool = False
+    vary: Vary | None = None
     in_double: bool = False
+    batch: str | None = None
+    rank: int | None = None
+    reruns: bool = False
+    drawn: Sequence[int] | None = None
+    clouds: str | None = None
+
+    def refuse(self, message: str, *, says: bool = True) -> NoReturn:
+        """End the process that replays, with a reason which the command then gives.
+
+        Args:
+            message: the reason.
+            says: write it down; of several processes the main one does.
+        """
+        if says:
+            self.answer.add(refused=message)
+        raise SystemExit
 
     @property
     def answer(self) -> "AnswerFile":

@@ -1,19 +1,26 @@
 """Acts in the process of the script: waits for the step, looks into it, says what it has found, and ends it."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from vision3d_engine.core.errors import DataError
+from vision3d_engine.core.seeding import kept_generators
+from vision3d_engine.core.tracebacks import cause_of
+from vision3d_engine.core.tree import to_cpu
 from vision3d_engine.distributed.parallel.shards import local_part
 from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
 from vision3d_engine.replay.causes import IN_DATA, IN_WEIGHTS
+from vision3d_engine.replay.clouds import write_clouds
 from vision3d_engine.replay.inside import Inside
 from vision3d_engine.replay.nonfinite import Origin, Search, not_finite
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.report import Report, Samples
+from vision3d_engine.replay.smaller_batches import without_each, write_batches
 from vision3d_engine.replay.starting import Start
 
 
@@ -24,48 +31,93 @@ class StepProbe(Hook):
         plan: which step, and what to do there.
         start: where the replay has started.
         recorded: by total steps, what steps of the run have returned.
+        tolerance: by which share numbers may differ from these; 0 where their bits are the same.
     """
 
-    def __init__(self, plan: Plan, start: Start, recorded: Mapping[int, Mapping[str, float]]) -> None:
+    def __init__(
+        self, plan: Plan, start: Start, recorded: Mapping[int, Mapping[str, float]], tolerance: float = 0
+    ) -> None:
         self._plan, self._start, self._recorded = plan, start, recorded
+        self._tolerance = tolerance
         self._report: Report | None = None
+        self._batch: Any = None
         self._inside = Inside(torch.nn.Module())
         self._search = Search(lambda: self._inside.module)
 
     @property
-    def _progress(self) -> Any:
+    def _moment(self) -> Any:
+        """Where the step at hand stands in the run."""
         return self.owner._progress  # noqa: SLF001  the engine's own
+
+    def _is_here(self) -> bool:
+        """Tell whether the step at hand is the one."""
+        return self._plan.target.is_at(self._moment)
+
+    def _title(self) -> str:
+        """Say which part of the step it is; nothing where it is all that this process had."""
+        return ""
 
     def before_train_step(self, _epoch: int, _iteration: int, data_dict: Any) -> None:
         """Begin to look, if this is the step."""
-        if not self._plan.target.is_at(self._progress):
+        if not self._is_here():
             return
-        owner, progress = self.owner, self._progress
-        if self._plan.keeps_step:
-            self._plan.answer.add(capsule=str(owner.dump_step()))
+        owner, moment, self._batch = self.owner, self._moment, data_dict
         self._inside = Inside(owner.model)
         samples = Samples.of(owner._pass.runner.place, owner._run.train_data(), data_dict)  # noqa: SLF001
-        self._report = Report(progress.total_steps, progress.epoch, progress.iteration, self._start, samples)
+        if self._plan.vary is not None and owner._context.world.is_main:  # noqa: SLF001
+            self._plan.answer.add(**self._kept(samples))
+        self._report = Report(moment.total_steps, moment.epoch, moment.iteration, self._start, samples)
+        self._report.title, self._report.tolerance = self._title(), self._tolerance
         self._report.origin = _origin_outside(data_dict, samples, owner.model)
         owner.train_step = self._looking_inside(owner.train_step)
+        owner.update = self._following(owner.update)
+
+    @property
+    def _loader(self) -> Any:
+        """The loader that has joined the batch."""
+        return self.owner._run.train_data().loader  # noqa: SLF001
+
+    def _kept(self, samples: Samples) -> dict[str, Any]:
+        """Write what another run of the step needs, and return where it lies; draws nothing of what the step draws."""
+        kept = {} if self._plan.capsule else {"capsule": str(self.owner.dump_step())}
+        if self._plan.vary != "sample":
+            return kept
+        batch = to_cpu(self.owner._pass.runner.batch)  # noqa: SLF001
+        try:
+            with kept_generators(self.owner.device):
+                smaller = without_each(batch, self._loader, samples.seeded)
+        except DataError as error:
+            return {**kept, "smaller": [], "whole": str(error)}
+        paths = write_batches(Path(self._plan.scratch), smaller)
+        return {**kept, "smaller": list(zip(samples.told(batch, len(paths)), paths, strict=True)), "whole": ""}
 
     def _looking_inside(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return a step that is looked into."""
 
-        def look(*args: Any) -> Any:
+        def look(epoch: int, iteration: int, data_dict: Any) -> Any:
             if self._plan.debugger:
                 self.owner.breakpoint()
             try:
                 with self._inside.watching(), self._search.in_forward():
-                    returned = step(*args)
-            except Exception:
-                self.say({})
+                    returned = step(epoch, iteration, data_dict)
+            except Exception as error:
+                self.say({}, error=cause_of(error))
                 raise
             if isinstance(returned, tuple) and isinstance(returned[-1], Mapping):
                 self._search.follow_back(returned[-1].get("loss"))
             return returned
 
         return look
+
+    def _following(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        """Return an update in the midst of the step whose loss is followed back."""
+
+        def follow(name: str, loss: Any, *args: Any, **options: Any) -> Any:
+            self._search.follow_back(loss)
+            with self._search.outside_forward(), self._inside.taking_gradients():
+                return update(name, loss, *args, **options)
+
+        return follow
 
     def after_backward(self, _epoch: int, _iteration: int, _data: Any, _output: Any, _results: Any) -> None:
         """Look at the gradients of the parameters, before an update clears them."""
@@ -80,11 +132,12 @@ class StepProbe(Hook):
         self.owner._context.world.gather(None)  # noqa: SLF001  all have looked
         raise SystemExit
 
-    def say(self, values: Mapping[str, Any]) -> None:
+    def say(self, values: Mapping[str, Any], **further: Any) -> None:
         """Say what is known of the step.
 
         Args:
             values: what it has returned; nothing if it has failed.
+            further: what else to answer.
         """
         if self._report is None or not self.owner._context.world.is_main:  # noqa: SLF001
             return
@@ -92,8 +145,18 @@ class StepProbe(Hook):
         self._report.inside = self._inside
         found, is_finite = self._report.origin or self._search.forward or self._search.backward, self._is_finite(values)
         self._report.origin = None if is_finite else found
-        facts: dict[str, Any] = {"verdict": self._report.verdict, "text": self._report.text()}
+        facts = {"verdict": self._report.verdict, "text": self._report.text(), **further}
         self._plan.answer.add(**facts, is_finite=is_finite, values=as_numbers(values))
+        if self._plan.clouds is not None:
+            self._write_clouds(Path(self._plan.clouds), self._report.samples)
+
+    def _write_clouds(self, folder: Path, samples: Samples) -> None:
+        """Write the clouds of the batch; what cannot be shown is answered."""
+        names = [sample["name"] for sample in samples.told(self._batch, len(samples.seeded))]
+        try:
+            write_clouds(folder, self._batch, self.owner.endpoints.data_dict, names)
+        except DataError as error:
+            self._plan.answer.add(not_shown=str(error))
 
     def _is_finite(self, values: Mapping[str, Any]) -> bool:
         """Tell whether results and gradients are finite; what is not inside may be meant so, as in masks."""

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core import cli
-from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import PROBES
 from vision3d_engine.replay.capsule import Capsule, CapsuleProbe
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.probe import StepProbe
+from vision3d_engine.replay.share import ShareProbe
 from vision3d_engine.replay.starting import Start, start_before
 from vision3d_engine.run.run_folder import STEPS, checkpoints_of, logs_of
 from vision3d_engine.run.session import REDIRECTIONS
@@ -54,16 +54,32 @@ def _redirected(plan: Plan, settings: Any, world: World) -> Any:
     With another number of processes than the run had the program ends, and says how many it needs.
     """
     if settings.trainer.parallel == "fsdp2" and world.size > 1:
-        raise ConfigError(_SPREAD)
+        plan.refuse(_SPREAD, says=world.is_main)
     if plan.capsule is not None:
         return _on_capsule(plan, settings, Capsule(Path(plan.capsule)))
     start = start_before(plan.target, checkpoints_of(settings.exp), settings.exp.output_dir)
+    if plan.rank is not None or (plan.reruns and start.processes > 1):
+        return _on_share(plan, settings, start)
     if plan.processes is None and start.processes not in {0, world.size}:
         plan.answer.add(processes=start.processes)
         raise SystemExit
     recorded = recorded_steps(logs_of(settings.exp) / STEPS)
     PROBES[:] = [partial(StepProbe, plan, start, recorded)]
     return _changed(settings, plan, {}, _from(start, settings.trainer))
+
+
+def _on_share(plan: Plan, settings: Any, start: Start) -> Any:
+    """Return the settings with which one process makes the updates of several."""
+    if not (plan.rank or 0) < start.processes:
+        plan.refuse(_NO_SUCH.format(plan.rank, start.processes))
+    if not (start.is_next or plan.reruns):
+        plan.refuse(_EARLIER.format(plan.rank, plan.target, start))
+    if settings.trainer.parallel == "fsdp2":
+        plan.refuse(_SPREAD)
+    recorded = recorded_steps(logs_of(settings.exp) / STEPS)
+    PROBES[:] = [partial(ShareProbe, plan, start, recorded, settings.exp.seed)]
+    together = {"grad_acc_steps": settings.trainer.grad_acc_steps * start.processes}
+    return _changed(settings, plan, {}, _from(start, settings.trainer) | together)
 
 
 def _on_capsule(plan: Plan, settings: Any, capsule: Capsule) -> Any:
@@ -82,6 +98,12 @@ def _changed(settings: Any, plan: Plan, exp: dict[str, Any], trainer: dict[str, 
     return settings.model_copy(update=parts)
 
 
+_NO_SUCH = "replay got --rank {}; the run had {} processes, counted from 0"
+_EARLIER = (
+    "replay --rank {} of {} starts from {}, which lies further back; expected is a checkpoint of the very step "
+    "(trainer.replay_every). Add --processes 1 to make the steps in between in one process too: its numbers are then "
+    "equal to a tolerance alone; or leave --rank out"
+)
 _SPREAD = (
     "replay got trainer.parallel: fsdp2, whose modules and gradients are spread over the processes; expected is 'ddp', "
     "or one process"

@@ -1,5 +1,6 @@
 """What a replay says of its step."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,11 +9,12 @@ import torch
 
 from vision3d_engine.core.compare import same_bits
 from vision3d_engine.core.tree import leaves
+from vision3d_engine.data.sample_seeds import SampleIndex
 from vision3d_engine.replay.inside import Figures, Inside
 from vision3d_engine.replay.nonfinite import Origin
 from vision3d_engine.replay.starting import Start
 
-SAME, DIFFERS, UNRECORDED, FAILED = "same", "differs", "unrecorded", "failed"
+SAME, CLOSE, DIFFERS, UNRECORDED, FAILED = "same", "close", "differs", "unrecorded", "failed"
 _COLUMNS = ("shape", "mean", "std", "min", "max", "non-finite")
 
 
@@ -22,11 +24,16 @@ class Samples:
 
     Attributes:
         lines: of each its index, name and the line that loads it; empty where these are not known.
-        indices: which they are.
+        seeded: which they are, with what each was seeded by; likewise.
     """
 
     lines: list[str]
-    indices: list[Any]
+    seeded: list[SampleIndex]
+
+    @property
+    def indices(self) -> list[Any]:
+        """Which they are."""
+        return [sample.index for sample in self.seeded]
 
     @classmethod
     def of(cls, place: Any, loader: Any, data_dict: Any) -> "Samples":
@@ -38,14 +45,27 @@ class Samples:
             data_dict: the batch.
         """
         seeded = loader.seeded_samples_at(place) or []
-        names = data_dict.get("name", data_dict.get("names")) if isinstance(data_dict, Mapping) else None
-        names = names if isinstance(names, list | tuple) and len(names) == len(seeded) else [""] * len(seeded)
+        names = _names_in(data_dict, len(seeded))
         lines = [
-            f"{sample.index}{f' ({name})' if name else ''}: vision3d_engine.replay_sample(dataset, {sample.index!r}, "
-            f"epoch={sample.epoch}, seed={sample.seed})"
+            f"{sample.index}{f' ({name})' if name else ''}: {_line_of(sample)}"
             for sample, name in zip(seeded, names, strict=True)
         ]
-        return cls(lines, [sample.index for sample in seeded])
+        return cls(lines, seeded)
+
+    def told(self, data_dict: Any, count: int) -> list[dict[str, str]]:
+        """Return of each of so many samples its ``name`` and the ``line`` that loads it, empty where it is not known.
+
+        Args:
+            data_dict: the batch.
+            count: how many samples it holds.
+        """
+        names = _names_in(data_dict, count)
+        places = self.indices if len(self.seeded) == count else [f"{place + 1} of the batch" for place in range(count)]
+        lines = map(_line_of, self.seeded) if len(self.seeded) == count else [""] * count
+        return [
+            {"name": f"sample {place}{f' ({name})' if name else ''}", "line": line}
+            for place, name, line in zip(places, names, lines, strict=True)
+        ]
 
     def named_in(self, data_dict: Any, path: str) -> str:
         """Say which sample it is of, where an entry of the batch has one row a sample."""
@@ -54,6 +74,18 @@ class Samples:
             return ""
         rows = (~torch.isfinite(tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None])).any(1).nonzero().flatten()
         return f", sample {self.indices[int(rows[0])]}"
+
+
+def _names_in(data_dict: Any, count: int) -> list[str]:
+    """Return the names of so many samples that a batch holds, empty ones where it holds none."""
+    names = data_dict.get("name", data_dict.get("names")) if isinstance(data_dict, Mapping) else None
+    return list(names) if isinstance(names, list | tuple) and len(names) == count else [""] * count
+
+
+def _line_of(sample: SampleIndex) -> str:
+    """Return the line that loads a sample with the random numbers that it had."""
+    given = f"{sample.index!r}, epoch={sample.epoch}, seed={sample.seed}"
+    return f"vision3d_engine.replay_sample(dataset, {given})"
 
 
 @dataclass
@@ -70,6 +102,8 @@ class Report:
         values: what it has returned.
         recorded: what the run has recorded of it; None if nothing.
         inside: what was seen inside.
+        title: which part of the step it is; empty for all that the main process had.
+        tolerance: by which share numbers may differ from those of the run; 0 where their bits are the same.
     """
 
     step: int
@@ -81,22 +115,33 @@ class Report:
     values: Mapping[str, Any] = field(default_factory=dict)
     recorded: Mapping[str, float] | None = None
     inside: Inside | None = None
+    title: str = ""
+    tolerance: float = 0
 
     @property
     def verdict(self) -> str:
-        """Whether it has returned the bits that the run had."""
+        """Whether it has returned what the run had: its bits, or to the tolerance."""
         if not self.values:
             return FAILED
         both = self.values.keys() & (self.recorded or {}).keys()  # the run has recorded norms of gradients too
         if not both:
             return UNRECORDED
-        return SAME if all(same_bits(self.values[key], (self.recorded or {})[key]) for key in both) else DIFFERS
+        as_expected = CLOSE if self.tolerance else SAME
+        return as_expected if all(map(self._is_as_recorded, both)) else DIFFERS
+
+    def _is_as_recorded(self, key: str) -> bool:
+        value, recorded = self.values[key], (self.recorded or {}).get(key)
+        if recorded is None or same_bits(value, recorded):
+            return True
+        return bool(self.tolerance) and math.isclose(value, recorded, rel_tol=self.tolerance)
 
     def text(self) -> str:
         """Return it as text."""
-        head = f"step {self.step}: epoch {self.epoch}, iteration {self.iteration}; replayed from {self.start}"
+        title = f", {self.title}" if self.title else ""
+        head = f"step {self.step}{title}: epoch {self.epoch}, iteration {self.iteration}; replayed from {self.start}"
         origin = [] if self.origin is None else [f"first not finite: {self.origin}"]
-        parts = [head, *self._samples_text(), *map(self._value_text, self.values), _VERDICTS[self.verdict], *origin]
+        verdict = _VERDICTS[self.verdict].format(self.tolerance)
+        parts = [head, *self._samples_text(), *map(self._value_text, self.values), verdict, *origin]
         return "\n".join([*parts, *self._inside_text()])
 
     def _samples_text(self) -> list[str]:
@@ -121,6 +166,8 @@ class Report:
 
 _VERDICTS = {
     SAME: "the same bits as in the run",
+    CLOSE: "equal to the run to {:g} of each number, not to the bit: one process has made the steps of several, whose "
+    "sums have another order",
     DIFFERS: "not the bits of the run",
     UNRECORDED: "the run has recorded nothing of this step to compare with",
     FAILED: "the step has failed",

@@ -4,7 +4,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ class Start:
         path: a checkpoint with all that a resume needs; None for the beginning of the run.
         step: training batches behind it.
         processes: how many the run had there; 0 where that is not known.
+        is_next: whether the step to replay is the first behind it.
     """
 
     path: Path | None
     step: int
     processes: int
+    is_next: bool = True
 
     def __str__(self) -> str:
         return "the beginning of the run" if self.path is None else f"{self.path.name} (step {self.step})"
@@ -39,8 +41,14 @@ def start_before(target: Target, checkpoints: Path, output: Path) -> Start:
         checkpoints: the checkpoints of the run.
         output: its folder.
     """
-    found = [start for start, progress in _starts(checkpoints) if target.is_after(progress)]
-    return max(found, key=lambda start: start.step, default=Start(None, 0, _recorded_processes(output)))
+    found = [
+        replace(start, is_next=target.is_next(progress))
+        for start, progress in _starts(checkpoints)
+        if target.is_after(progress)
+    ]
+    is_first = 1 in {target.step, target.iteration if target.epoch == 1 else None}
+    beginning = Start(None, 0, _recorded_processes(output), is_first)
+    return max(found, key=lambda start: start.step, default=beginning)
 
 
 def _starts(folder: Path) -> Iterator[tuple[Start, dict[str, Any]]]:

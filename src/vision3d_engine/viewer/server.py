@@ -91,24 +91,34 @@ class Viewer:
         self._server.stop()
 
 
+def require_viser() -> Any:
+    """Return the library that draws.
+
+    Raises:
+        ConfigError: when it is not installed.
+    """
+    try:
+        import viser
+    except ModuleNotFoundError as error:
+        message = 'the viewer needs viser, which is not installed: pip install "vision3d-engine[view]"'
+        raise ConfigError(message) from error
+    return viser
+
+
 def _listening(host: str, port: int, name: str) -> Any:
     """Return viser's server.
 
     Raises:
         ConfigError: when it is not installed, or cannot listen there.
     """
-    try:
-        from viser import ViserServer
-    except ModuleNotFoundError as error:
-        message = 'the viewer needs viser, which is not installed: pip install "vision3d-engine[view]"'
-        raise ConfigError(message) from error
+    viser = require_viser()
     try:
         with socket.socket() as probe:  # viser would wait for ever
             probe.bind((host, 0))
     except OSError as error:
         message = f"--host {host}: {error}. Give an address of this machine: 127.0.0.1, or 0.0.0.0 for all networks"
         raise ConfigError(message) from error
-    return ViserServer(host, port, label=name, verbose=False)
+    return viser.ViserServer(host, port, label=name, verbose=False)
 
 
 _NO_CLOUD = "There is no cloud in the files of this case: save_result needs an entry of the shape (N, 3)."
