@@ -228,6 +228,8 @@ def add_engine_flags(parser: Flags) -> None:
     add("--log_steps", type=int, metavar="N", help="iterations from one log line to the next")
     add("--debug", action=_Switch, help="anomaly detection and a check of every loss and gradient")
     add("--pdb", action=_Switch, help="open python's debugger where an error has left the script")
+    add("--profile", metavar="FIRST:END", help="profile the training steps from FIRST on up to, without, END")
+    add("--memory_snapshot", action=_Switch, help="record the memory of a CUDA device for torch's memory_viz")
     add("--save_latest_n_models", type=int, metavar="N", help="how many epoch-N.pth files to keep (-1 = all)")
     add("--cudnn_deterministic", action=_Switch, help="repeatable cuDNN kernels")
     add("--checkpoint", metavar="PATH", help="checkpoint to load: a path, or a name in the checkpoint folder")

@@ -62,6 +62,19 @@ def parse_val_cadence(text: str) -> Cadence | None:
     return Cadence(int(count), _COUNTED[unit])
 
 
+def parse_window(text: str) -> range:
+    """Return training batches, counted from 1 since the start of the run: ``"10:20"`` is 10 up to 19.
+
+    Raises:
+        ValueError: when the text is no such window; it says what is.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    window = range(*map(int, match.groups())) if match else range(0)
+    if not window or window.start == 0:
+        raise ValueError("it must be FIRST:END, such as '10:20' for the steps 10 to 19, where the first step is 1")
+    return window
+
+
 def parse_iterations(text: str) -> int:
     """Return a number of training batches.
 

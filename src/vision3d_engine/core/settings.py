@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vision3d_engine.core.durations import parse_cadence, parse_duration, parse_iterations, parse_val_cadence
+from vision3d_engine.core.durations import (
+    parse_cadence,
+    parse_duration,
+    parse_iterations,
+    parse_val_cadence,
+    parse_window,
+)
 from vision3d_engine.core.files import absolute_path
 from vision3d_engine.core.optim_settings import OptimizerSettings, SchedulerSettings
 from vision3d_engine.core.section import AtLeastOne, Section, checked
@@ -22,6 +28,7 @@ CheckpointName = Annotated[str, AfterValidator(_from_here)]
 CadenceText = Annotated[str, checked(parse_cadence)]
 ValCadenceText = Annotated[str, checked(parse_val_cadence)]
 IterationsText = Annotated[str, checked(parse_iterations)]
+WindowText = Annotated[str, checked(parse_window)]
 DurationText = Annotated[str, checked(parse_duration)]
 
 
@@ -172,6 +179,10 @@ class TrainerSettings(Section):
     """Anomaly detection and a check of every loss and gradient; slow."""
     pdb: bool = False
     """Open python's debugger where an error has left the script's own code, if standard input is a terminal."""
+    profile: WindowText | None = None
+    """Profile training steps: "10:20" are the steps 10 to 19, counted from 1 since the start of the run."""
+    memory_snapshot: bool = False
+    """Record the memory of a CUDA device; when the run ends, its latest events are in debug/memory-rankN.pickle."""
     checkpoint: CheckpointName | None = None
     """Checkpoint to load: a path, or a name in the checkpoint folder."""
     test_epoch: AtLeastOne | None = None

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 _SMALL, _TINY = 1e-3, 1e-6
+_SHOWN = 0.005  # half a percent
 # From here on three digits would be written with an exponent.
 _LARGE = 999.5
 
@@ -37,6 +38,19 @@ def train_line(  # noqa: PLR0913  all that a line tells
     times = interval.times()
     line = get_log_string(means, epoch, max_epoch, iteration, max_iteration, lr=position["lr"], time_dict=times)
     return f"{line}, {throughput_text(interval.rate, steps_left, samples_per_step, device)}"
+
+
+def time_line(seconds: float, shares: Mapping[str, float], epoch: int, max_epoch: int | None) -> str:
+    """Return ``epoch: 2/10, 61.3s: data 3%, forward 40%, ...``, without parts that are nothing.
+
+    Args:
+        seconds: time of an epoch.
+        shares: what it went into.
+        epoch: its number.
+        max_epoch: epochs to train; None when updates are counted instead.
+    """
+    parts = [f"{name} {share:.0%}" for name, share in shares.items() if share >= _SHOWN]
+    return f"[Time] {get_log_string({}, epoch, max_epoch)}, {seconds:.1f}s: {', '.join(parts)}"
 
 
 def endpoint_lines(

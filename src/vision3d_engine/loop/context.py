@@ -16,9 +16,11 @@ from vision3d_engine.endpoints.context_manager import ContextManager
 from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.profiled_steps import ProfiledSteps
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.progress_bar import ProgressBar
 from vision3d_engine.loop.registered_metrics import Metrics
+from vision3d_engine.metrics.epoch_times import EpochTimes
 from vision3d_engine.update.precision import Precision
 
 
@@ -75,6 +77,8 @@ class PassContext:
         endpoints: intermediate tensors of the step at hand.
         captures: which modules put theirs there.
         debug_folder: where a batch is kept whose gradient is not finite.
+        profiled: profiles some training steps.
+        times: what the time of an epoch goes into.
         by_steps: a pass draws by, and its numbers lie at, total steps and not the epoch: that of a validation.
     """
 
@@ -97,6 +101,8 @@ class PassContext:
     endpoints: ContextManager
     captures: Captures
     debug_folder: Path
+    profiled: ProfiledSteps
+    times: EpochTimes
     by_steps: bool = False
 
     def position(self) -> tuple[object, ...]:
@@ -117,7 +123,8 @@ class PassContext:
         """
         position = (0,) if moment in {"before_train", "after_train"} else self.position()
         seed_everything(derived_seed(self.seed, moment, *position, self.world.rank))
-        self.hooks.fire(moment, *args)
+        with self.times.around.part("hooks"):
+            self.hooks.fire(moment, *args)
 
     def progress_bar(self, title: str) -> ProgressBar:
         """Return a bar for a pass, which the main process alone shows."""

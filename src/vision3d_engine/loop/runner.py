@@ -29,6 +29,8 @@ class Runner:
         loader: what the loader is called in messages; None for that of the phase.
 
     Attributes:
+        iterate: what is done with a batch; may be exchanged between two steps.
+        watched: returns batches that arrive, given them; called once a walk.
         clock: how long the steps take.
         is_last: whether the batch at hand is the last one.
         place: where the batch at hand stands in the data.
@@ -55,7 +57,8 @@ class Runner:
         self.batch: Any = None
         self.max_iteration: int | None = None
         self._has_ended = self._is_cut = False
-        self._iterate = iterate
+        self.iterate = iterate
+        self.watched: Callable[[Iterable[Any]], Iterable[Any]] = iter
         self._after_iteration = after_iteration
         self._prefetcher = prefetcher
         self.bar = bar
@@ -76,7 +79,8 @@ class Runner:
         """
         self.max_iteration = max_iteration
         try:
-            iteration = self._walk(self.bar.over(self._prefetched(batches), max_iteration, done), max_iteration, done)
+            arriving = self.watched(self.bar.over(self._prefetched(batches), max_iteration, done))
+            iteration = self._walk(arriving, max_iteration, done)
         finally:
             self.bar.close()
         if iteration == 0 and not self._may_be_empty:
@@ -96,7 +100,7 @@ class Runner:
                 check_batch(data_dict, self._loader)
             started, mark = time.perf_counter(), clock.start()
             try:
-                self._iterate(iteration, data_dict)
+                self.iterate(iteration, data_dict)
             except Exception as error:
                 add_note(error, f"in {self._where(iteration, self.place)}{_named(data_dict)}")
                 raise

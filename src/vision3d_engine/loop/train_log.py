@@ -15,6 +15,8 @@ from vision3d_engine.loop.pass_metrics import PassMetrics
 from vision3d_engine.loop.run_length import RunLength
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.skipping import TrainSkips, with_skipped
+from vision3d_engine.loop.step_marks import StepMarks
+from vision3d_engine.loop.step_sampler import StepSampler
 from vision3d_engine.loop.trained import Trained
 from vision3d_engine.metrics.running_means import SKIPPED, RunningMeans
 from vision3d_engine.optim.named_groups import learning_rates
@@ -34,6 +36,7 @@ class TrainLog:
         metrics: its metrics over the whole set.
         skips: what the pass leaves out.
         ending: whether a process has asked for the end of the run (`run.ending.Ending`); all learn of it at a line.
+        marks: marks the parts of steps.
     """
 
     def __init__(  # noqa: PLR0913  what a pass is made of
@@ -47,6 +50,7 @@ class TrainLog:
         metrics: PassMetrics,
         skips: TrainSkips,
         ending: Any,
+        marks: StepMarks,
     ) -> None:
         self.every = trainer.log_steps
         self._trainer, self._context = trainer, context
@@ -59,7 +63,14 @@ class TrainLog:
         self._after_log = context.hooks.of("after_log")
         self._length, self._samples_per_step = RunLength.of(context.settings), loader.samples_per_step
         self._rates = learning_rates(trainer.optimizer)
+        self._marks, window = marks, context.settings.grad_acc_steps
+        self._sampler = StepSampler(runner, marks, context.times.measured, window)
         context.replicas.watch(partial(Trained, trainer))
+
+    def begin(self) -> None:
+        """Look at the steps of the pass that are to be looked at, before the first one."""
+        self._context.profiled.watch(self._runner, self._marks, self._trainer.model)
+        self._sampler.arm()
 
     def note_rates(self, iteration: int) -> None:
         """Note the learning rates before an update, where they will be written: the schedule moves before the end."""
@@ -86,8 +97,11 @@ class TrainLog:
         self._runner.bar.show(means)
         if interval.steady_data_s > SLOW_S:
             context.hints.tell(loading_hint(self._loader.loader, interval.steady_data_s, interval.model_s))
-        for act in self._after_log:
-            act(progress.epoch, iteration, dict(means))
+        with context.times.around.part("hooks"):
+            for act in self._after_log:
+                act(progress.epoch, iteration, dict(means))
+        context.times.fold()
+        self._sampler.arm()
 
     def _read(self, line: int, probes: Sequence[torch.Tensor] = ()) -> tuple[dict[str, float], list[float]]:
         """Return the means since the last line, and the probes as numbers; compare what all processes train with it.
@@ -149,6 +163,7 @@ class TrainLog:
         means = with_skipped(self._meters.means(), self._meters)
         summary_dict = self._metrics.beside(means)
         self._skips.limit.close()
+        context.times.add(clock)
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
         in_line = self._metrics.in_line(summary_dict)
         text = get_log_string(in_line, progress.epoch, self._length.max_epoch, time_dict=clock.means())

@@ -1,7 +1,7 @@
 """One pass over the training data: all that lives as long as it, and the sequence of one iteration."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,6 +18,7 @@ from vision3d_engine.loop.metric_weights import weights_by, where_finite, with_f
 from vision3d_engine.loop.result_checks import ResultChecker
 from vision3d_engine.loop.runner import Runner
 from vision3d_engine.loop.skipping import TrainSkips, let_go_of, refuse_none
+from vision3d_engine.loop.step_marks import StepMarks
 from vision3d_engine.loop.train_log import TrainLog
 from vision3d_engine.loop.uneven_ranks import UnevenRanks
 from vision3d_engine.metrics.running_means import RunningMeans
@@ -30,6 +31,7 @@ from vision3d_engine.update.window_weight import WindowWeight
 
 Batches = Iterable[tuple[Place, Any]]
 
+_WEIGHTS = ("loss_weight", "metric_weight")
 _MOMENTS = ("before_train_step", "after_backward", "after_train_step")
 
 
@@ -48,6 +50,7 @@ class TrainPass:
     """
 
     phase = "train"
+    PARTS: ClassVar = {"_step": "forward", **dict.fromkeys(("_before_step", "_after_backward", "_after_step"), "hooks")}
 
     def __init__(  # noqa: PLR0913  what a pass is made of
         self,
@@ -68,9 +71,8 @@ class TrainPass:
         takes_turns = len(optimizers_of(trainer.optimizer)) > 1
         self._uneven = UnevenRanks(lengths, context.world.rank, _way_to_join(context, takes_turns))
         self._checks = ResultChecker("train_step")
-        self._equal_weights = context.hooks.is_default("loss_weight")
-        self._weighs_all_alike = context.hooks.is_default("metric_weight")
-        step = self._cast_step if context.settings.precision != "fp32" else self._train_step
+        self._equal_weights, self._weighs_all_alike = map(context.hooks.is_default, _WEIGHTS)
+        step = context.precision.casting(self._train_step)
         in_parts = takes_turns or context.settings.on_oom == "skip"  # behind a backward pass that has not failed
         self._step = context.parallel.exchanging(step, trainer.model, trainer.optimizer, in_parts=in_parts)
         self._update = _new_update(trainer, context, average, equal_weights=self._equal_weights)
@@ -87,7 +89,8 @@ class TrainPass:
         parts: dict[str, Any] = {"prefetcher": prefetcher, "bar": bar, "where": self._skips.batches.where}
         self.runner = Runner("train", self._iteration, self._after_iteration, **parts)
         parts = {"runner": self.runner, "meters": self.meters, "metrics": self.metrics, "skips": self._skips}
-        self._log = TrainLog(trainer, context, loader, **parts, ending=self._ending)
+        parts |= {"ending": self._ending, "marks": StepMarks(self, self._update)}
+        self._log = TrainLog(trainer, context, loader, **parts)
         self._seen_at_update = (context.progress.total_steps, context.progress.own_samples)
 
     def _add_own_listeners(self) -> None:
@@ -133,6 +136,7 @@ class TrainPass:
         clear_gradients(self._trainer.optimizer)
         self._context.precision.begin()
         self._between.begin(self.runner)
+        self._log.begin()
         if not self._ending.is_cut:
             self.runner.run(self._uneven.batches(self._read(done), done, self._read), self._uneven.length, done)
         if not (self._progress.is_trained or self._ending.is_cut):
@@ -216,11 +220,6 @@ class TrainPass:
         output_dict, result_dict = self._checks.unpack(self._trainer.train_step(self._epoch, iteration, data_dict))
         loss = self._checks.loss(result_dict) if self._update.is_shared else result_dict.get("loss")
         return loss, output_dict, result_dict
-
-    def _cast_step(self, iteration: int, data_dict: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Do so where operations are cast."""
-        with self._context.precision.autocast():
-            return self._train_step(iteration, data_dict)
 
     def make_update(self, name: str, loss: torch.Tensor, weight: Any) -> None:
         """Update one optimizer alone, in the midst of a step."""

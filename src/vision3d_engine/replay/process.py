@@ -23,6 +23,8 @@ _PLAIN: dict[str, Any] = {
     "fast_dev_run": 0,
     "debug": False,
     "pdb": False,
+    "profile": None,
+    "memory_snapshot": False,
     "max_time": None,
     "requeue": False,
     "save_every": "1 epoch",

@@ -182,9 +182,10 @@ class Autosave:
         parts: dict[str, Any] = {"save_ckpt_manager": with_states, "extra": extra}
         parts |= {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler} if with_states else {}
         try:
-            self._checkpoints.save_checkpoint(
-                filename, trainer.metadata, trainer.model, on_saved=partial(self._saved, filename, then), **parts
-            )
+            with self._context.times.around.part("checkpoints"):
+                self._checkpoints.save_checkpoint(
+                    filename, trainer.metadata, trainer.model, on_saved=partial(self._saved, filename, then), **parts
+                )
         except FolderError as error:
             self._failure = error
             trainer.log(f"{error}. Training goes on", level="ERROR")

@@ -48,6 +48,7 @@ class Folders:
         self._planned = checkpoints_of(planned)
         self.logs = make_folder(logs_of(exp))
         self.steps = self.logs / STEPS
+        self.debug = self.output / "debug"
         self.events = absolute_path(exp.event_dir or self.output / "events")
 
     def source_of(self, name: str) -> Path:

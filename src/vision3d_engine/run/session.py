@@ -19,6 +19,7 @@ from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.debug.debugger import Debugger
 from vision3d_engine.debug.hang_watch import HangWatch
+from vision3d_engine.debug.memory_snapshot import memory_snapshot
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.launch.launcher import names_debugger, wants_full_tracebacks
 from vision3d_engine.distributed.parallel.base import Parallel
@@ -30,8 +31,10 @@ from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.profiled_steps import ProfiledSteps
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.registered_metrics import Metrics
+from vision3d_engine.metrics.epoch_times import EpochTimes
 from vision3d_engine.run.run_folder import Folders
 from vision3d_engine.run.tryout import tried_out
 from vision3d_engine.update.precision import choose_precision
@@ -138,7 +141,9 @@ class Session:
                 logger=self.logger,
                 is_main=self.world.is_main,
             ),
-            debug_folder=self.folders.output / "debug",
+            debug_folder=self.folders.debug,
+            profiled=ProfiledSteps(trainer.profile, progress, self.world, self.folders.debug, self.logger.log),
+            times=EpochTimes(self.world.device),
         )
 
     def check_arguments(self) -> None:
@@ -203,15 +208,21 @@ class Session:
         trainer = self.settings.trainer
         detector = self.world.failure_detector(trainer.heartbeat_s, trainer.collective_timeout_s)
         failures, errors = detector.watching(where, self.logger.log), self.debugger.after_errors(trainer.pdb)
-        with self._hang_watch().watching(where), failures, errors:
+        with self._hang_watch().watching(where), failures, errors, self._memory_snapshot():
             yield
+
+    def _memory_snapshot(self) -> contextlib.AbstractContextManager[None]:
+        """Return what records the memory of the device, if that is asked for."""
+        path = self.folders.debug / f"memory-rank{self.world.rank}.pickle"
+        is_wanted = self.settings.trainer.memory_snapshot
+        return memory_snapshot(self.world.device, path, self.logger.log) if is_wanted else contextlib.nullcontext()
 
     def _hang_watch(self) -> HangWatch:
         trainer = self.settings.trainer
         return HangWatch(
             parse_duration(trainer.hang_after) if trainer.hang_after else None,
             ends_process=trainer.on_hang == "stop",
-            folder=self.folders.output / "debug",
+            folder=self.folders.debug,
             rank=self.world.rank,
             say=self.logger.log,
             is_paused=lambda: self.debugger.is_open,

@@ -12,6 +12,7 @@ from vision3d_engine.data.loader_cache import LoaderCache
 from vision3d_engine.data.loader_sets import check_sets, sets_of
 from vision3d_engine.data.resumable_loader import ResumableLoader
 from vision3d_engine.loop.context import PassContext
+from vision3d_engine.loop.epoch_time import tell_times
 from vision3d_engine.optim.lr_scaling import RateScaling
 from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.optim.optimizer import choose_kernels, refuse_foreign
@@ -127,6 +128,7 @@ class TrainingRun:
             stack.enter_context(self.ending.running())
             if not self._only_validates:
                 stack.enter_context(self._closing.telling())
+                stack.enter_context(self._context.profiled.running())
                 stack.enter_context(self._folder.locked())
                 stack.enter_context(self.autosave.running())
                 stack.enter_context(self.autosave.agreement.listening(self._context.logger.warn))
@@ -208,6 +210,7 @@ class TrainingRun:
     def _train(self) -> None:
         """Train and validate epoch by epoch, until the run ends."""
         has_trained = self.ending.goes_on()
+        self._context.times.begin()
         if has_trained:
             self.validations.before_training()
         goes_on = has_trained and self.ending.goes_on()
@@ -236,6 +239,7 @@ class TrainingRun:
 
     def _close_epoch(self) -> bool:
         """Save the end of an epoch, and return whether another one follows; one that was cut stays open."""
+        tell_times(self._context, self._trainer)
         if self.ending.is_cut:
             self.autosave.note_ending(self.ending.closed_state())
             return False

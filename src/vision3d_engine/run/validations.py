@@ -109,7 +109,7 @@ class Validations:
     def _walk(self) -> None:
         """Validate by the trainer's own loop, which may be one of the user's."""
         self._context.metrics.forget_passes()
-        with self._average.in_model():
+        with self._context.times.around.part("validation"), self._average.in_model():
             self._trainer.val_epoch()
 
     def before_training(self) -> None:

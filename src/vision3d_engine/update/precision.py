@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,6 +25,10 @@ class Precision:
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which a step computes."""
         return contextlib.nullcontext()
+
+    def casting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a step that computes so."""
+        return step
 
     def full(self) -> AbstractContextManager[Any]:
         """Return a context without autocast, for a backward pass in the midst of a step."""
@@ -81,6 +85,10 @@ class Autocast(Precision):
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which a step computes."""
         return torch.autocast(self._device.type, dtype=self._dtype)
+
+    def casting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a step that computes so."""
+        return torch.autocast(self._device.type, dtype=self._dtype)(step)
 
     def full(self) -> AbstractContextManager[Any]:
         """Return a context without autocast, as torch advises for backward passes."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.autograd.graph import increment_version
@@ -63,6 +63,8 @@ class Update:
             weigh in means: nothing when the update is skipped.
     """
 
+    PARTS: ClassVar = {"_backward": "backward", **dict.fromkeys(("exchange", "step", "_finish"), "optimizer")}
+
     def __init__(
         self,
         trainer: Any,
@@ -92,9 +94,7 @@ class Update:
         self._rest = self._optimizers
         self._walked: list[torch.Tensor] = []
         self._made: dict[str, int] = {}
-        self._collected = 0
-        self.learns = False
-        self._has_stepped = False
+        self._collected, self.learns, self._has_stepped = 0, False, False
 
     def _new_window(self, parameters: Any, weights: WindowWeight | None) -> GradientWindow:
         return GradientWindow(parameters, self._parallel, is_mean=self._is_mean, weights=weights)
