@@ -80,11 +80,13 @@ class Capture:
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model by name, without the names of wrappers around them; not the model itself."""
-    found = (
-        (".".join(part for part in name.split(".") if part not in _WRAPPERS), module)
-        for name, module in unwrap_model(model).named_modules()
-    )
+    found = ((without_wrappers(name), module) for name, module in unwrap_model(model).named_modules())
     return {name: module for name, module in found if name}
+
+
+def without_wrappers(name: str) -> str:
+    """Return the name of a module or parameter without those of wrappers around modules."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _types_of(modules: Mapping[str, nn.Module]) -> list[str]:

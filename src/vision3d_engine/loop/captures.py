@@ -127,8 +127,7 @@ class Captures:
 
     def probe(self) -> list[torch.Tensor]:
         """Return the numbers on the device that the log line at hand is to read."""
-        vectors = [] if self._latest is None else self._latest.numbers.values()
-        return [number for vector in vectors for number in vector.unbind()]
+        return [] if self._latest is None else list(self._latest.numbers.values())
 
     def tell(self, numbers: Sequence[float]) -> None:
         """Write what was read of `probe` into the log and to the writers."""

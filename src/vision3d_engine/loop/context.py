@@ -16,6 +16,7 @@ from vision3d_engine.endpoints.context_manager import ContextManager
 from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.parameter_statistics import ParameterStatistics
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.progress_bar import ProgressBar
 from vision3d_engine.loop.registered_metrics import Metrics
@@ -74,6 +75,7 @@ class PassContext:
         host_tensors: says once a run what stays on the host of a batch.
         endpoints: intermediate tensors of the step at hand.
         captures: which modules put theirs there.
+        parameter_statistics: looks at gradients, weights and updates.
         debug_folder: where a batch is kept whose gradient is not finite.
         by_steps: a pass draws by, and its numbers lie at, total steps and not the epoch: that of a validation.
     """
@@ -96,6 +98,7 @@ class PassContext:
     host_tensors: HostTensors
     endpoints: ContextManager
     captures: Captures
+    parameter_statistics: ParameterStatistics
     debug_folder: Path
     by_steps: bool = False
 

@@ -30,6 +30,7 @@ from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.parameter_statistics import ParameterStatistics
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.registered_metrics import Metrics
 from vision3d_engine.run.run_folder import Folders
@@ -112,6 +113,7 @@ class Session:
         trainer = self.settings.trainer
         progress = Progress(counts_samples=trainer.means == "samples")
         counters = Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis)
+        outlets: dict[str, Any] = {"progress": progress, "counters": counters, "writers": self.writers}
         return PassContext(
             settings=trainer,
             planned=self.planned.trainer,
@@ -130,14 +132,8 @@ class Session:
             hints=LoaderHints(self.logger.warn),
             host_tensors=HostTensors(self.logger.warn),
             endpoints=self._endpoints,
-            captures=Captures(
-                self._endpoints,
-                progress=progress,
-                counters=counters,
-                writers=self.writers,
-                logger=self.logger,
-                is_main=self.world.is_main,
-            ),
+            captures=Captures(self._endpoints, **outlets, logger=self.logger, is_main=self.world.is_main),
+            parameter_statistics=ParameterStatistics(trainer, self.world, parallel, **outlets),
             debug_folder=self.folders.output / "debug",
         )
 
