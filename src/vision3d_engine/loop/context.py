@@ -20,6 +20,7 @@ from vision3d_engine.loop.parameter_statistics import ParameterStatistics
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.progress_bar import ProgressBar
 from vision3d_engine.loop.registered_metrics import Metrics
+from vision3d_engine.loop.untrained import UntrainedParameters
 from vision3d_engine.update.precision import Precision
 
 
@@ -76,6 +77,7 @@ class PassContext:
         endpoints: intermediate tensors of the step at hand.
         captures: which modules put theirs there.
         parameter_statistics: looks at gradients, weights and updates.
+        untrained: says which parameters the first epoch has not changed.
         debug_folder: where a batch is kept whose gradient is not finite.
         by_steps: a pass draws by, and its numbers lie at, total steps and not the epoch: that of a validation.
     """
@@ -99,6 +101,7 @@ class PassContext:
     endpoints: ContextManager
     captures: Captures
     parameter_statistics: ParameterStatistics
+    untrained: UntrainedParameters
     debug_folder: Path
     by_steps: bool = False
 

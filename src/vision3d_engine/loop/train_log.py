@@ -152,6 +152,8 @@ class TrainLog:
         means = with_skipped(self._meters.means(), self._meters)
         summary_dict = self._metrics.beside(means)
         self._skips.limit.close()
+        if not self._ending.is_cut:
+            context.untrained.tell()
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
         in_line = self._metrics.in_line(summary_dict)
         text = get_log_string(in_line, progress.epoch, self._length.max_epoch, time_dict=clock.means())

@@ -298,7 +298,7 @@ def _new_update(trainer: Any, context: PassContext, average: NoAverage, *, equal
     is_divided = settings.grad_acc_reduction == "mean"
     weights = None if equal_weights else WindowWeight(parallel, context.progress if is_divided else None)
     parts = (trainer, settings, parallel, context.precision, weights, average.follower())
-    observers = [*context.parameter_statistics.observers(trainer)]
+    observers = [*context.parameter_statistics.observers(trainer), *context.untrained.observers(trainer)]
     return WatchedUpdate(*parts, observers=observers) if observers else Update(*parts)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vision3d_engine.distributed.parallel.wrapping import trained_parameters
+from vision3d_engine.optim.named_optimizers import optimizers_of
 
 
 class Trained:
@@ -25,6 +26,10 @@ class Trained:
     def groups(self) -> list[int]:
         """Return how many parameters each group of each optimizer has."""
         return [len(group["params"]) for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+
+    def optimizers(self) -> list[Any]:
+        """Return the optimizers, those that are registered by name one by one."""
+        return [each for found in self._optimizers.values() for each in optimizers_of(found).values()]
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return them by name: the model's parameters under their own, others as the script holds them."""

@@ -33,6 +33,7 @@ from vision3d_engine.loop.hooks import Hooks
 from vision3d_engine.loop.parameter_statistics import ParameterStatistics
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.registered_metrics import Metrics
+from vision3d_engine.loop.untrained import UntrainedParameters
 from vision3d_engine.run.run_folder import Folders
 from vision3d_engine.run.tryout import tried_out
 from vision3d_engine.update.precision import choose_precision
@@ -134,6 +135,7 @@ class Session:
             endpoints=self._endpoints,
             captures=Captures(self._endpoints, **outlets, logger=self.logger, is_main=self.world.is_main),
             parameter_statistics=ParameterStatistics(trainer, self.world, parallel, **outlets),
+            untrained=UntrainedParameters(self.world, parallel, progress, self.logger.warn),
             debug_folder=self.folders.output / "debug",
         )
 
