@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from tests.toys import settings
@@ -105,6 +106,15 @@ def test_features_of_other_points_are_said_once_with_what_was_expected(tmp_path)
     assert len(said) == 1
     assert "the output (2, 25, 8) of 'features' is of other points than (2, 50, 3)" in said[0]
     assert "Expected (N, C), (B, N, C) or (B, C, N)" in said[0]
+
+
+def test_clouds_and_histograms_are_in_tensorboard(tmp_path):
+    Trainer(tmp_path, {"points": POINTS}, histograms=True).run()
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    found = events.Tags()
+    assert found["histograms"] == ["endpoints/features", "endpoints/features/grad"]
+    assert "endpoints/features/pca_COLOR" in found["tensors"]
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,11 @@ class WatchedUpdate(Update):
         self._observers = observers
 
     def _step(self, name: str | None, optimizer: Any, learns: bool) -> None:
+        due = [each for each in self._observers if each.is_due] if learns else []
+        if not due:
+            super()._step(name, optimizer, learns)
+            return
         with ExitStack() as stack:
-            for observer in self._observers if learns else ():
-                if observer.is_due:
-                    stack.enter_context(observer.stepping(optimizer))
+            for observer in due:
+                stack.enter_context(observer.stepping(optimizer))
             super()._step(name, optimizer, learns)
