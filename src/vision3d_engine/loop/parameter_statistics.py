@@ -54,13 +54,14 @@ class ParameterStatistics:
         self._world, self._parallel = world, parallel
         self._progress, self._counters, self._writers = progress, counters, writers
         self._trainer: Any = None
+        self._names: dict[torch.Tensor, str] = {}
         self._sums: dict[tuple[str, int], tuple[list[str], torch.Tensor]] = {}
         self._rows: dict[str, float] = {}
 
     def observers(self, trainer: Any) -> Iterator["ParameterStatistics"]:
         """Yield what looks at the updates of a pass, if anything is asked for."""
         if self._is_on and (self._world.is_main or self._is_spread):
-            self._trainer = trainer
+            self._trainer, self._names = trainer, {}
             yield self
 
     @property
@@ -93,10 +94,12 @@ class ParameterStatistics:
             self._sums[kind, id(optimizer)] = names, self._over_all(sums)
 
     def _named(self, optimizer: Any) -> dict[str, torch.Tensor]:
-        """Return the parameters of an optimizer that are trained, by name."""
-        own = set(map(id, trained(optimizer)))
-        found = Trained(self._trainer).parameters().items()
-        return {without_wrappers(name): each for name, each in found if id(each) in own}
+        """Return the parameters of an optimizer that are trained, by name; names are looked up when one is new."""
+        own = trained(optimizer)
+        if not self._names.keys() >= set(own):
+            found = Trained(self._trainer).parameters().items()
+            self._names = {each: without_wrappers(name) for name, each in found}
+        return {self._names[each]: each for each in own}
 
     def _units(self, gradients: Mapping[str, torch.Tensor], named: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return the gradients whose rows are those of units, and note how many rows there are."""
