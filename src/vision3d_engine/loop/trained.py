@@ -9,6 +9,8 @@ from torch import nn
 from vision3d_engine.distributed.parallel.wrapping import trained_parameters
 from vision3d_engine.optim.named_optimizers import optimizers_of
 
+_LOOKED_AT = (nn.Module, torch.Tensor, torch.optim.Optimizer)
+
 
 class Trained:
     """What requires grad and is trained, and the optimizers that train it, as they are when a pass begins.
@@ -75,4 +77,8 @@ def _attributes(trainer: Any) -> Iterator[tuple[str, Any]]:
             yield f"{owner}.{name}", part
             members = dict(enumerate(part)) if isinstance(part, list | tuple) else part
             if isinstance(members, dict):
-                yield from ((f"{owner}.{name}[{key!r}]", member) for key, member in members.items())
+                yield from (
+                    (f"{owner}.{name}[{key!r}]", member)
+                    for key, member in members.items()
+                    if isinstance(member, _LOOKED_AT)  # others may be many, with keys of any kind
+                )
