@@ -112,6 +112,9 @@ class TrainerSettings(Section):
     """Average buffers too (running means of norms); otherwise those of the training are taken as they are."""
     log_steps: AtLeastOne = 10
     """Iterations from one log line to the next."""
+    parameter_statistics: bool = False
+    """Write, with each log line, for each module the norms of its gradient and weights, how large the update is beside
+    these, and the share of dead units."""
     curve_axis: Literal["batches", "updates", "samples"] | None = None
     """What all curves lie over (default: those of training over batches, those of validation over epochs)."""
     write_files: bool = False

@@ -26,6 +26,8 @@ class Capture:
         modules: a pattern for their names, or their type.
         every: captured are the training batches whose number since the start of the run is a multiple of it.
         histograms: whether histograms are written.
+        clouds: name of the points that are written in the colours of their features; None for no clouds.
+        channel: the feature that is shown; None for the principal components of all.
 
     Attributes:
         is_on: whether it has not been removed.
@@ -34,7 +36,15 @@ class Capture:
         RegistrationError: when one of them is of the wrong kind.
     """
 
-    def __init__(self, modules: str | type[nn.Module], every: int, *, histograms: bool = False) -> None:
+    def __init__(
+        self,
+        modules: str | type[nn.Module],
+        every: int,
+        *,
+        histograms: bool = False,
+        clouds: str | None = None,
+        channel: int | None = None,
+    ) -> None:
         is_type = isinstance(modules, type) and issubclass(modules, nn.Module)
         if not (isinstance(modules, str) or is_type):
             message = f"capture got {describe(modules)}; it must be a pattern such as 'backbone.layers.*', or a type "
@@ -42,7 +52,12 @@ class Capture:
         if not isinstance(every, int) or every < 1:
             message = f"capture got every={every!r}; it must be a number of training batches, 1 or more"
             raise RegistrationError(message)
-        self.every, self.histograms = every, histograms
+        if channel is not None and (clouds is None or not isinstance(channel, int)):
+            message = (
+                f"capture got channel={channel!r} and clouds={clouds!r}; a channel is a whole number, shown on the "
+            )
+            raise RegistrationError(message + "points that clouds names, such as clouds='points'")
+        self.every, self.histograms, self.clouds, self.channel = every, histograms, clouds, channel
         self.is_on = True
         self._modules = modules
 
@@ -80,11 +95,13 @@ class Capture:
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model by name, without the names of wrappers around them; not the model itself."""
-    found = (
-        (".".join(part for part in name.split(".") if part not in _WRAPPERS), module)
-        for name, module in unwrap_model(model).named_modules()
-    )
+    found = ((without_wrappers(name), module) for name, module in unwrap_model(model).named_modules())
     return {name: module for name, module in found if name}
+
+
+def without_wrappers(name: str) -> str:
+    """Return the name of a module or parameter without those of wrappers around modules."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _types_of(modules: Mapping[str, nn.Module]) -> list[str]:

@@ -1,7 +1,7 @@
 """What modules return in some training steps: for the hooks of a script, and in a few numbers for log and writers."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +15,7 @@ from vision3d_engine.endpoints.context_manager import ContextManager
 from vision3d_engine.endpoints.statistics import NAMES, finite_values, statistics
 from vision3d_engine.logs.log_line import endpoint_lines
 from vision3d_engine.loop.counters import Counters
+from vision3d_engine.loop.feature_clouds import FeatureClouds
 from vision3d_engine.loop.progress import Progress
 
 
@@ -65,7 +66,8 @@ class Captures:
         self._captures: list[Capture] = []
         self._owner: Any = None
         self._found: dict[str, Any] = {}
-        self._drawn: set[str] = set()
+        self._due: dict[Capture, Mapping[str, Any]] = {}
+        self._clouds = FeatureClouds(writers, logger)
         self._latest: _Figures | None = None
 
     @property
@@ -90,24 +92,20 @@ class Captures:
 
         def run(*args: Any) -> Any:
             self._found = {}  # of a step that has failed
-            due = self._due()
+            due = [capture for capture in self._captures if capture.is_due(self._progress.total_steps)]
             return self._run(step, due, args) if due else step(*args)
 
         return run
 
-    def _due(self) -> list[Capture]:
-        return [capture for capture in self._captures if capture.is_due(self._progress.total_steps)]
-
     def _run(self, step: Callable[..., Any], due: Sequence[Capture], args: Any) -> Any:
-        modules = {each: each.modules_of(self._owner.model) for each in due}
-        merged = {name: module for found in modules.values() for name, module in found.items()}
+        self._due = {each: each.modules_of(self._owner.model) for each in due}
+        merged = {name: module for found in self._due.values() for name, module in found.items()}
         with outputs_into(self._endpoints, merged) as found, _uncompiled():
             returned = step(*args)
         self._found = found
-        self._drawn = {name for each, found in modules.items() if each.histograms for name in found}
         return returned
 
-    def after_backward(self, *_: Any) -> None:
+    def after_backward(self, _epoch: int, _iteration: int, data_dict: Any, output_dict: Any, *_: Any) -> None:
         """Compute the statistics of what was captured, before the hooks of a script can change it."""
         found, self._found = self._found, {}
         if not (found and self._is_main):
@@ -119,16 +117,22 @@ class Captures:
             {name: tuple(each.shape) for name, each in tensors.items()},
             {name: statistics(each) for name, each in _with_gradients(tensors).items()},
         )
-        drawn = {name: output for name, output in found.items() if name.partition("#")[0] in self._drawn}
-        for name, tensor in _with_gradients(_tensors_of(drawn)).items():
+        for capture, modules in self._due.items():
+            own = _tensors_of({name: each for name, each in found.items() if name.partition("#")[0] in modules})
+            self._draw(capture, own, (data_dict, output_dict), step)
+
+    def _draw(self, capture: Capture, tensors: dict[str, torch.Tensor], dicts: tuple[Any, ...], step: int) -> None:
+        """Write histograms and clouds, as far as they are asked for; reads from the device."""
+        for name, tensor in _with_gradients(tensors).items() if capture.histograms else ():
             self._writers.histograms(f"endpoints/{name}", finite_values(tensor), step)
+        for name, tensor in tensors.items() if capture.clouds is not None else ():
+            self._clouds.write(capture, name, tensor, dicts, step)
 
     # ------------------------------------------------------------------------------------------- on a log line
 
     def probe(self) -> list[torch.Tensor]:
         """Return the numbers on the device that the log line at hand is to read."""
-        vectors = [] if self._latest is None else self._latest.numbers.values()
-        return [number for vector in vectors for number in vector.unbind()]
+        return [] if self._latest is None else list(self._latest.numbers.values())
 
     def tell(self, numbers: Sequence[float]) -> None:
         """Write what was read of `probe` into the log and to the writers."""

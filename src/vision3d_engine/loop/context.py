@@ -16,10 +16,12 @@ from vision3d_engine.endpoints.context_manager import ContextManager
 from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.parameter_statistics import ParameterStatistics
 from vision3d_engine.loop.profiled_steps import ProfiledSteps
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.progress_bar import ProgressBar
 from vision3d_engine.loop.registered_metrics import Metrics
+from vision3d_engine.loop.untrained import UntrainedParameters
 from vision3d_engine.metrics.epoch_times import EpochTimes
 from vision3d_engine.update.precision import Precision
 
@@ -76,6 +78,8 @@ class PassContext:
         host_tensors: says once a run what stays on the host of a batch.
         endpoints: intermediate tensors of the step at hand.
         captures: which modules put theirs there.
+        parameter_statistics: looks at gradients, weights and updates.
+        untrained: says which parameters the first epoch has not changed.
         debug_folder: where a batch is kept whose gradient is not finite.
         profiled: profiles some training steps.
         times: what the time of an epoch goes into.
@@ -100,6 +104,8 @@ class PassContext:
     host_tensors: HostTensors
     endpoints: ContextManager
     captures: Captures
+    parameter_statistics: ParameterStatistics
+    untrained: UntrainedParameters
     debug_folder: Path
     profiled: ProfiledSteps
     times: EpochTimes

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -110,19 +111,21 @@ class TrainLog:
         """
         replicas = self._context.replicas
         shared = replicas.probe(line) if replicas.is_on else {}
-        probes, skipped, captures = [*probes], self._skips.updates.probe(), self._context.captures
+        looks = (self._skips.updates, self._context.captures, self._context.parameter_statistics)
+        groups = [[*probes], *(look.probe() for look in looks)]
         shared = {**shared, **self._ending.shared()}
-        means, probed, sums = self._meters.interval_means(*probes, *skipped, *captures.probe(), shared=shared)
+        means, read, sums = self._meters.interval_means(*chain.from_iterable(groups), shared=shared)
         self._ending.hear(sums)
         self._record_steps()
         if sums:
             replicas.judge(sums, self._where())
         self._skips.limit.add(self._meters.counted.get(SKIPPED, 0))
-        end = len(probes) + len(skipped)
-        if said := self._skips.updates.tell(probed[len(probes) : end]):
-            self._context.logger.warn(said)
-        captures.tell(probed[end:])
-        return with_skipped(means, self._meters), probed[: len(probes)]
+        numbers = iter(read)
+        probed, *told = ([*islice(numbers, sum(map(torch.numel, group)))] for group in groups)
+        for look, own in zip(looks, told, strict=True):
+            if said := look.tell(own):
+                self._context.logger.warn(said)
+        return with_skipped(means, self._meters), probed
 
     def _record_steps(self) -> None:
         """Hand in what the steps since the last line have returned."""
@@ -164,6 +167,8 @@ class TrainLog:
         summary_dict = self._metrics.beside(means)
         self._skips.limit.close()
         context.times.add(clock)
+        if not self._ending.is_cut:
+            context.untrained.tell()
         context.hints.tell(startup_hint(self._loader.loader, clock.first_data_s, clock.elapsed_s()))
         in_line = self._metrics.in_line(summary_dict)
         text = get_log_string(in_line, progress.epoch, self._length.max_epoch, time_dict=clock.means())

@@ -27,6 +27,7 @@ from vision3d_engine.update.ema import NoAverage
 from vision3d_engine.update.held import clear_gradients
 from vision3d_engine.update.loss_unit import LossUnit
 from vision3d_engine.update.update import Update
+from vision3d_engine.update.watched import WatchedUpdate
 from vision3d_engine.update.window_weight import WindowWeight
 
 Batches = Iterable[tuple[Place, Any]]
@@ -294,7 +295,9 @@ def _new_update(trainer: Any, context: PassContext, average: NoAverage, *, equal
     settings, parallel = context.settings, context.parallel
     is_divided = settings.grad_acc_reduction == "mean"
     weights = None if equal_weights else WindowWeight(parallel, context.progress if is_divided else None)
-    return Update(trainer, settings, parallel, context.precision, weights, average.follower())
+    parts = (trainer, settings, parallel, context.precision, weights, average.follower())
+    observers = [*context.parameter_statistics.observers(trainer), *context.untrained.observers(trainer)]
+    return WatchedUpdate(*parts, observers=observers) if observers else Update(*parts)
 
 
 def _way_to_join(context: PassContext, takes_turns: bool) -> str:

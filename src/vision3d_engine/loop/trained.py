@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from vision3d_engine.distributed.parallel.wrapping import trained_parameters
+from vision3d_engine.optim.named_optimizers import optimizers_of
+
+_LOOKED_AT = (nn.Module, torch.Tensor, torch.optim.Optimizer)
 
 
 class Trained:
@@ -25,6 +28,10 @@ class Trained:
     def groups(self) -> list[int]:
         """Return how many parameters each group of each optimizer has."""
         return [len(group["params"]) for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+
+    def optimizers(self) -> list[Any]:
+        """Return the optimizers, those that are registered by name one by one."""
+        return [each for found in self._optimizers.values() for each in optimizers_of(found).values()]
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Return them by name: the model's parameters under their own, others as the script holds them."""
@@ -70,4 +77,8 @@ def _attributes(trainer: Any) -> Iterator[tuple[str, Any]]:
             yield f"{owner}.{name}", part
             members = dict(enumerate(part)) if isinstance(part, list | tuple) else part
             if isinstance(members, dict):
-                yield from ((f"{owner}.{name}[{key!r}]", member) for key, member in members.items())
+                yield from (
+                    (f"{owner}.{name}[{key!r}]", member)
+                    for key, member in members.items()
+                    if isinstance(member, _LOOKED_AT)  # others may be many, with keys of any kind
+                )

@@ -96,19 +96,20 @@ class RunningMeans:
         """Return the means since the last call, over all processes, and start an interval; one copy from the device.
 
         Args:
-            also: single numbers on the device that are read in the same copy and returned as they are.
+            also: tensors on the device whose numbers are read in the same copy and returned as they are, in a row.
             shared: others by name, or None for what only others have; their sums travel with the means.
         """
         present = {name: number for name, number in (shared or {}).items() if number is not None}
         extra = self._read([*also, *present.values()])
         interval, self._interval = self._interval, {}
         _merge(self._total, interval)
-        others = {name: (1.0, x, x * x) for name, x in zip(present, extra[len(also) :], strict=True)}
+        count = sum(map(torch.numel, also))
+        others = {name: (1.0, x, x * x) for name, x in zip(present, extra[count:], strict=True)}
         sums = self._sum_up(interval, others)
         self._take_counted(sums)
         self.weightless = {key for key, (weight, *_) in sums.items() if weight == 0}
         summed = {name: sums.pop(name) for name in shared or () if name in sums}
-        return _means_of(sums), extra[: len(also)], summed
+        return _means_of(sums), extra[:count], summed
 
     def means(self) -> dict[str, float]:
         """Return the means of the whole pass, over all processes; one copy from the device."""

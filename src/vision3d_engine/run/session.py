@@ -31,9 +31,11 @@ from vision3d_engine.loop.captures import Captures
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.hooks import Hooks
+from vision3d_engine.loop.parameter_statistics import ParameterStatistics
 from vision3d_engine.loop.profiled_steps import ProfiledSteps
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.registered_metrics import Metrics
+from vision3d_engine.loop.untrained import UntrainedParameters
 from vision3d_engine.metrics.epoch_times import EpochTimes
 from vision3d_engine.run.run_folder import Folders
 from vision3d_engine.run.tryout import tried_out
@@ -115,6 +117,7 @@ class Session:
         trainer = self.settings.trainer
         progress = Progress(counts_samples=trainer.means == "samples")
         counters = Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis)
+        outlets: dict[str, Any] = {"progress": progress, "counters": counters, "writers": self.writers}
         return PassContext(
             settings=trainer,
             planned=self.planned.trainer,
@@ -133,14 +136,9 @@ class Session:
             hints=LoaderHints(self.logger.warn),
             host_tensors=HostTensors(self.logger.warn),
             endpoints=self._endpoints,
-            captures=Captures(
-                self._endpoints,
-                progress=progress,
-                counters=counters,
-                writers=self.writers,
-                logger=self.logger,
-                is_main=self.world.is_main,
-            ),
+            captures=Captures(self._endpoints, **outlets, logger=self.logger, is_main=self.world.is_main),
+            parameter_statistics=ParameterStatistics(trainer, self.world, parallel, **outlets),
+            untrained=UntrainedParameters(self.world, parallel, progress, self.logger.warn),
             debug_folder=self.folders.debug,
             profiled=ProfiledSteps(trainer.profile, progress, self.world, self.folders.debug, self.logger.log),
             times=EpochTimes(self.world.device),

@@ -142,7 +142,15 @@ class TrainerParts(Engine):
             states.register(states.free_name(type(hook).__name__), hook)
         return hook
 
-    def capture(self, modules: str | type[nn.Module], every: int = 100, *, histograms: bool = False) -> Capture:
+    def capture(
+        self,
+        modules: str | type[nn.Module],
+        every: int = 100,
+        *,
+        histograms: bool = False,
+        clouds: str | None = None,
+        channel: int | None = None,
+    ) -> Capture:
         """Capture what modules of the model return in some training steps, without touching the model.
 
         In such a step ``self.endpoints`` holds it under the names of the modules (``NAME#2`` for a second call), in
@@ -154,15 +162,20 @@ class TrainerParts(Engine):
                 type of modules. Call `register_model` before.
             every: captured are the training batches whose number since the start of the run is a multiple of it.
             histograms: write histograms too, which waits for the device.
+            clouds: write clouds too, which waits for the device: name of the points in the batch, or in what the step
+                returns, that have the captured features, ``(N, 3)`` or ``(B, N, 3)``, or a list of them for each level
+                of detail, of which those with as many points count. Four clouds of a batch are written as
+                ``endpoints/NAME/pca``, coloured by the first three principal components of the features.
+            channel: colour them by this feature instead, as ``endpoints/NAME/channel-3``.
 
         Returns:
             What captures, with a method ``remove``.
 
         Raises:
-            RegistrationError: when no module matches.
+            RegistrationError: when no module matches, and for a channel without clouds.
         """
         self._require(model=self.model)
-        capture = Capture(modules, every, histograms=histograms)
+        capture = Capture(modules, every, histograms=histograms, clouds=clouds, channel=channel)
         self._context.captures.add(capture, self)
         if isinstance(self._pass, TrainPass):
             self._pass.look_inside(self._context.captures)
