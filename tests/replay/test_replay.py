@@ -348,7 +348,7 @@ def test_a_step_that_fails_is_kept_and_fails_again_from_its_file(tmp_path, repla
     with pytest.raises(ZeroDivisionError) as failure:
         toy.run()
     capsule = tmp_path / "run" / "debug" / "step-000004.pt"
-    assert any(f"vision3d-engine replay '{capsule}' --script SCRIPT" in note for note in failure.value.__notes__)
+    assert any(f"vision3d-engine replay {capsule} --script SCRIPT" in note for note in failure.value.__notes__)
     line = torch.load(capsule, weights_only=True)["step"]["line"]
     assert line == f"{__file__}, line {fail.__code__.co_firstlineno + 1}"
     with pytest.raises(ZeroDivisionError, match="planted"):

@@ -82,7 +82,7 @@ class Flags(argparse.ArgumentParser):
 
     def misspelt(self, flag: str) -> str:
         """Name the flag that is nearly this one; ``--devices``, which goes on where ``--device`` ends, is another's."""
-        others = [known for known in self._option_string_actions if not flag.startswith(known)]
+        others = (known for known in self._option_string_actions if not flag.startswith(known))
         return did_you_mean(flag, others, similarity=0.85)
 
     def count(self) -> int:
@@ -123,9 +123,14 @@ def parse_args() -> argparse.Namespace:
 
 def own_argv() -> list[str]:
     """Return the words after the script's name, or nothing in a notebook, under pytest and the like."""
+    return [] if "parsed elsewhere" in _SHARED else script_words()[1:]
+
+
+def script_words() -> list[str]:
+    """Return the script's name and the words after it; ``SCRIPT`` alone in a notebook, under pytest and the like."""
     program = Path(sys.argv[0] if sys.argv else "")
     is_foreign = not program.name or {program.stem, program.name, program.parent.name} & _FOREIGN_PROGRAMS
-    return [] if is_foreign or "parsed elsewhere" in _SHARED else sys.argv[1:]
+    return ["SCRIPT"] if is_foreign else [*sys.argv]
 
 
 def ignore_command_line() -> None:
@@ -265,9 +270,8 @@ class Arguments:
         values = {key: given[key] for key in self._parser.engine_keys - {"local_rank"} if given.get(key) is not None}
         if (path := given.get("resume_from")) is None:
             return values
-        if "checkpoint" in values:
-            message = f"--resume names '{path}' and --checkpoint '{values['checkpoint']}'; name one of them"
-            raise ConfigError(message)
+        if other := values.get("checkpoint"):
+            raise ConfigError(f"--resume names '{path}' and --checkpoint '{other}'; name one of them")
         return {**values, "checkpoint": path}
 
     def fill(self, values: dict[str, Any]) -> None:

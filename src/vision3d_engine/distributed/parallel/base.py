@@ -102,7 +102,3 @@ class Parallel:
     def from_main(self, value: Any) -> Any:
         """Return the main process's value where all processes have to act alike."""
         return value
-
-    def gathered(self, names: Sequence[str]) -> list[str]:
-        """Return the names that any process has found, where each sees only a part of the model."""
-        return list(names)

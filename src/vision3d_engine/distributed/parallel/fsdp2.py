@@ -180,10 +180,6 @@ class FullyShardedParallel(Parallel):
         """Return the main process's value; one gather."""
         return self.world.gather(value)[0]
 
-    def gathered(self, names: Sequence[str]) -> list[str]:
-        """Return the names that any process has found; one gather."""
-        return sorted({name for found in self.world.gather(list(names)) for name in found})
-
 
 def _started(holder: Any, mesh: Any) -> Any:
     """Return a module around the whole model, once it is the outermost one for torch: the first that is called."""
