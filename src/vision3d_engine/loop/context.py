@@ -74,7 +74,7 @@ class PassContext:
         host_tensors: says once a run what stays on the host of a batch.
         endpoints: intermediate tensors of the step at hand.
         captures: which modules put theirs there.
-        debug_folder: where a batch is kept whose gradient is not finite.
+        debug_folder: where steps are kept that were not finite.
         by_steps: a pass draws by, and its numbers lie at, total steps and not the epoch: that of a validation.
     """
 

@@ -10,6 +10,7 @@ from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
 from vision3d_engine.replay.causes import IN_DATA, IN_WEIGHTS
+from vision3d_engine.replay.growth import Growth
 from vision3d_engine.replay.inside import Inside
 from vision3d_engine.replay.nonfinite import Origin, Search, not_finite
 from vision3d_engine.replay.plan import Plan
@@ -29,12 +30,16 @@ class StepProbe(Hook):
     def __init__(self, plan: Plan, start: Start, recorded: Mapping[int, Mapping[str, float]]) -> None:
         self._plan, self._start, self._recorded = plan, start, recorded
         self._report: Report | None = None
-        self._inside = Inside(torch.nn.Module())
-        self._search = Search(lambda: self._inside.module)
+        self._inside, self._growth = Inside(torch.nn.Module()), Growth(())
+        self._search = Search(lambda: self._inside.module, lambda: self._inside.is_looking)
 
     @property
     def _progress(self) -> Any:
         return self.owner._progress  # noqa: SLF001  the engine's own
+
+    def before_train(self) -> None:
+        """Begin to watch how the parameters grow."""
+        self._growth = Growth(self.owner.model.named_parameters())
 
     def before_train_step(self, _epoch: int, _iteration: int, data_dict: Any) -> None:
         """Begin to look, if this is the step."""
@@ -47,6 +52,7 @@ class StepProbe(Hook):
         samples = Samples.of(owner._pass.runner.place, owner._run.train_data(), data_dict)  # noqa: SLF001
         self._report = Report(progress.total_steps, progress.epoch, progress.iteration, self._start, samples)
         self._report.origin = _origin_outside(data_dict, samples, owner.model)
+        self._report.growth = self._growth.text()
         owner.train_step = self._looking_inside(owner.train_step)
 
     def _looking_inside(self, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +81,7 @@ class StepProbe(Hook):
     def after_train_step(self, _epoch: int, _iteration: int, _data: Any, _output: Any, result_dict: Any) -> None:
         """Say what was found, and end the process."""
         if self._report is None:
+            self._growth.look(self._progress.total_steps)
             return
         self.say(read_numbers(dict(result_dict)))
         self.owner._context.world.gather(None)  # noqa: SLF001  all have looked

@@ -68,6 +68,7 @@ class Report:
         start: where the replay has started.
         samples: those of its batch.
         origin: where the first number comes from that is not finite.
+        growth: which parameters have grown out of all proportion before it; empty if none has.
         values: what it has returned.
         recorded: what the run has recorded of it; None if nothing.
         inside: what was seen inside.
@@ -79,6 +80,7 @@ class Report:
     start: Start
     samples: Samples
     origin: Origin | None = None
+    growth: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
     recorded: Mapping[str, float] | None = None
     inside: Inside | None = None
@@ -96,7 +98,7 @@ class Report:
     def text(self) -> str:
         """Return it as text."""
         head = f"step {self.step}: epoch {self.epoch}, iteration {self.iteration}; replayed from {self.start}"
-        origin = [] if self.origin is None else [f"first not finite: {self.origin}"]
+        origin = [] if self.origin is None else [f"first not finite: {self.origin}", *filter(None, [self.growth])]
         parts = [head, *self._samples_text(), *map(self._value_text, self.values), _VERDICTS[self.verdict], *origin]
         return "\n".join([*parts, *self._inside_text()])
 
