@@ -320,7 +320,7 @@ def test_of_a_step_that_raises_the_operation_and_its_samples_are_those_of_the_ru
     def make():
         return Epochs(settings(tmp_path / "run")).setup(plant=lambda output: output @ torch.ones(7), at=5)
 
-    with pytest.raises(RuntimeError, match="size mismatch|inconsistent") as ran:
+    with pytest.raises(RuntimeError, match=r"size mismatch|inconsistent") as ran:
         make().run()
     with pytest.raises(RuntimeError) as again:
         replayed(make, step=5)

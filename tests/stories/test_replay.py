@@ -64,6 +64,35 @@ def test_an_overflow_is_finite_in_float64_and_that_is_said(tmp_path):
     assert last.endswith("; finite there: the precision is too small for its numbers")
 
 
+def test_the_sample_whose_loading_ends_its_worker_is_named_in_the_run_and_in_its_replay(tmp_path):
+    fault = "--fault", "dead worker"
+    said = "a data worker has died, as it loaded sample 7 (epoch 1, position "
+    assert said in run(tmp_path, *fault).stderr
+    done = replay(tmp_path, SCRIPT, "--step", 6, "--", *fault)
+    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+
+
+@pytest.mark.slow
+def test_a_step_in_which_a_process_waits_for_ever_does_so_in_its_replay_and_its_line_is_named(tmp_path):
+    fault = "--fault", "deadlock"
+    assert run(tmp_path, *fault, processes=2).returncode != 0
+    (written,) = (tmp_path / "run" / "debug").glob("hang-*-rank0.txt")
+    line = next(line for line in written.read_text().splitlines() if "wait_for_ever" in line)
+    done = replay(tmp_path, SCRIPT, "--step", 3, "--", *fault)
+    assert "no step for 4 s (trainer.hang_after) in train epoch 1, iteration 3" in done.stderr
+    assert line in done.stderr.split("error: ")[-1]
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_of_two_processes_is_found_in_its_replay(tmp_path):
+    fault = "--fault", "log"
+    assert run(tmp_path, *fault, processes=2).returncode == 0
+    done = replay(tmp_path, SCRIPT, "--step", 3, "--", *fault)
+    assert done.returncode == 0, done.stderr
+    assert "\nthe same bits as in the run\n" in done.stdout
+    assert "first not finite: process 1: log, whose result (2,) is not finite in " in done.stdout
+
+
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_replayed_by_two_that_the_command_starts(tmp_path):
     done = run(tmp_path, processes=2)

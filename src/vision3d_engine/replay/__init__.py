@@ -15,7 +15,7 @@ from typing import Any
 
 from vision3d_engine.core.errors import EngineError
 from vision3d_engine.replay.capsule import Capsule
-from vision3d_engine.replay.plan import Plan, Target
+from vision3d_engine.replay.plan import RUN, Plan, Target
 from vision3d_engine.replay.report import DIFFERS, FAILED
 
 _PROCESS = "vision3d_engine.replay.process"
@@ -91,7 +91,8 @@ def _answer(plan: Plan, arguments: Sequence[str], processes: int) -> dict[str, A
         except BaseException:
             process.send_signal(signal.SIGTERM)
             raise
-    return plan.answer.read() | {"code": code}
+    written = sorted((Path(plan.scratch) / RUN / "debug").glob("hang-*.txt"))
+    return plan.answer.read() | {"code": code, "stacks": [path.read_text() for path in written]}
 
 
 def _refuse_failure(answer: dict[str, Any], script: str, target: Target) -> None:
@@ -100,7 +101,7 @@ def _refuse_failure(answer: dict[str, Any], script: str, target: Target) -> None
     how = f"failed with code {answer['code']}, before or in" if answer["code"] else "ended before"
     message = f"{script} {how} {target}: see what it has said above. Expected is a step that the run has made, and "
     message += "behind -- the arguments that the run had"
-    raise EngineError(f"{message}\n{answer['text']}" if "text" in answer else message)
+    raise EngineError("\n\n".join([message, *filter(None, [answer.get("text")]), *answer["stacks"]]))
 
 
 _DIFFERS = (

@@ -9,6 +9,9 @@ from typing import Any
 
 from vision3d_engine.core.errors import ConfigError
 
+#: folder of the replayed run in the scratch folder
+RUN = "run"
+
 
 @dataclass(frozen=True)
 class Target:

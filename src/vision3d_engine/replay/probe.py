@@ -1,6 +1,6 @@
 """Acts in the process of the script: waits for the step, looks into it, says what it has found, and ends it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class StepProbe(Hook):
     def __init__(self, plan: Plan, start: Start, recorded: Mapping[int, Mapping[str, float]]) -> None:
         self._plan, self._start, self._recorded = plan, start, recorded
         self._report: Report | None = None
+        self._outside: Origin | None = None
         self._inside, self._growth = Inside(torch.nn.Module()), Growth(())
         self._search = Search(lambda: self._inside.module, lambda: self._inside.is_looking)
 
@@ -51,8 +52,9 @@ class StepProbe(Hook):
         self._inside = Inside(owner.model)
         samples = Samples.of(owner._pass.runner.place, owner._run.train_data(), data_dict)  # noqa: SLF001
         self._report = Report(progress.total_steps, progress.epoch, progress.iteration, self._start, samples)
-        self._report.origin = _origin_outside(data_dict, samples, owner.model)
+        self._outside = _origin_outside(data_dict, samples, owner.model)
         self._report.growth = self._growth.text()
+        self.say({})  # a step that ends the process has said what is known before it
         owner.train_step = self._looking_inside(owner.train_step)
 
     def _looking_inside(self, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,24 +85,28 @@ class StepProbe(Hook):
         if self._report is None:
             self._growth.look(self._progress.total_steps)
             return
-        self.say(read_numbers(dict(result_dict)))
-        self.owner._context.world.gather(None)  # noqa: SLF001  all have looked
+        values = read_numbers(dict(result_dict))
+        self.say(values, self.owner._context.world.gather(self._found(values)))  # noqa: SLF001  all have looked
         raise SystemExit
 
-    def say(self, values: Mapping[str, Any]) -> None:
+    def say(self, values: Mapping[str, Any], found: Sequence[Origin | None] | None = None) -> None:
         """Say what is known of the step.
 
         Args:
-            values: what it has returned; nothing if it has failed.
+            values: what it has returned; nothing if it has failed, or has yet to be made.
+            found: what is to blame on each process; None where the others cannot be asked.
         """
         if self._report is None or not self.owner._context.world.is_main:  # noqa: SLF001
             return
         self._report.values, self._report.recorded = values, self._recorded.get(self._report.step)
         self._report.inside = self._inside
-        found, is_finite = self._report.origin or self._search.forward or self._search.backward, self._is_finite(values)
-        self._report.origin = None if is_finite else found
+        self._report.origins = dict(enumerate([self._found(values)] if found is None else found))
         facts: dict[str, Any] = {"verdict": self._report.verdict, "text": self._report.text()}
-        self._plan.answer.add(**facts, is_finite=is_finite, values=as_numbers(values))
+        self._plan.answer.add(**facts, is_finite=self._is_finite(values), values=as_numbers(values))
+
+    def _found(self, values: Mapping[str, Any]) -> Origin | None:
+        """Return what is to blame here, if something is not finite."""
+        return None if self._is_finite(values) else self._outside or self._search.forward or self._search.backward
 
     def _is_finite(self, values: Mapping[str, Any]) -> bool:
         """Tell whether results and gradients are finite; what is not inside may be meant so, as in masks."""

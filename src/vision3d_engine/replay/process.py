@@ -11,7 +11,7 @@ from vision3d_engine.core.errors import ConfigError
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import PROBES
 from vision3d_engine.replay.capsule import Capsule, CapsuleProbe
-from vision3d_engine.replay.plan import Plan
+from vision3d_engine.replay.plan import RUN, Plan
 from vision3d_engine.replay.probe import StepProbe
 from vision3d_engine.replay.starting import Start, start_before
 from vision3d_engine.run.run_folder import STEPS, checkpoints_of, logs_of
@@ -23,6 +23,7 @@ _PLAIN: dict[str, Any] = {
     "fast_dev_run": 0,
     "debug": False,
     "pdb": False,
+    "on_hang": "stop",
     "max_time": None,
     "requeue": False,
     "save_every": "1 epoch",
@@ -76,7 +77,7 @@ def _on_capsule(plan: Plan, settings: Any, capsule: Capsule) -> Any:
 
 
 def _changed(settings: Any, plan: Plan, exp: dict[str, Any], trainer: dict[str, Any]) -> Any:
-    folders = {"output_dir": Path(plan.scratch) / "run", "checkpoint_dir": None, "log_dir": None, "event_dir": None}
+    folders = {"output_dir": Path(plan.scratch) / RUN, "checkpoint_dir": None, "log_dir": None, "event_dir": None}
     parts = {"exp": settings.exp.model_copy(update=folders | exp)}
     parts["trainer"] = settings.trainer.model_copy(update=_PLAIN | trainer)
     return settings.model_copy(update=parts)
