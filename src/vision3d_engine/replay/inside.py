@@ -35,8 +35,9 @@ class Figures:
         count = values.numel() - finite.numel()
         if not finite.numel():
             return cls(tuple(tensor.shape), math.nan, math.nan, math.nan, math.nan, count)
-        numbers = *reversed(torch.std_mean(finite, correction=0)), *torch.aminmax(finite)
-        return cls(tuple(tensor.shape), *(number.item() for number in numbers), count)
+        std, mean = torch.std_mean(finite, correction=0)
+        least, most = torch.aminmax(finite)
+        return cls(tuple(tensor.shape), mean.item(), std.item(), least.item(), most.item(), count)
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
