@@ -75,7 +75,7 @@ def test_an_overflow_is_finite_in_float64_and_that_is_said(tmp_path):
 
 def test_the_sample_whose_loading_ends_its_worker_is_named_in_the_run_and_in_its_replay(tmp_path):
     fault = "--fault", "dead worker"
-    said = "a data worker has died, as it loaded sample 7 (epoch 1, position "
+    said = "a data worker has died, whose last was sample 7 (epoch 1, position "
     assert said in run(tmp_path, *fault).stderr
     done = replay(tmp_path, SCRIPT, "--step", 6, "--", *fault)
     assert (done.returncode, said in done.stderr) == (1, True), done.stderr

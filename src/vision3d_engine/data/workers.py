@@ -110,7 +110,7 @@ def _described(error: BaseException) -> str | None:
         return advice and f"a data worker cannot hand over its batch: {text.splitlines()[-1]}. {advice}"
     codes = sorted({-(process.exitcode or 0) for process in lost_children()})
     known = f" (ended by {', '.join(signal.Signals(code).name for code in codes)})" if codes else ""
-    loading = f", as it loaded {listed(samples)}" if (samples := samples_of(failed_children())) else ""
+    loading = f", whose last was {listed(samples)}" if (samples := samples_of(failed_children())) else ""
     return f"a data worker has died{known}{loading}: {text}. {advice_on(text, signal.SIGBUS in codes) or _CAUSES}"
 
 
