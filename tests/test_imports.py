@@ -82,7 +82,12 @@ def test_a_circle_is_found_wherever_it_closes():
 
 
 DOORS = {
-    "argparse": {"core/cli.py", "core/plain.py", "run/engine.py"},  # the latter two name its Namespace only
+    "argparse": {
+        "core/cli.py",
+        "core/switches.py",
+        "core/plain.py",
+        "run/engine.py",
+    },  # the latter two name its Namespace only
     "os.environ": {"distributed/launch/launcher.py", "distributed/coordination/failure_detector.py"},
     "torch.distributed": {
         *(f"distributed/{name}.py" for name in ("world", "processes", "launch/process_group")),

@@ -1,12 +1,22 @@
+import json
+
 import pytest
 import torch
 
 from tests.toys import ToyEpochTrainer, settings
 from vision3d_engine import NonFiniteError
+from vision3d_engine.core.portable import decoded
 from vision3d_engine.utils.profiling import profile_cpu_runtime, profile_cuda_runtime
 
 
-def test_in_debug_mode_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):
+def kept(folder):
+    """The batch of the only file under debug/: the step that was kept."""
+    (file,) = (folder / "debug").iterdir()
+    assert file.name == "step-000002.pt"
+    return decoded(torch.load(file, weights_only=True)["step"]["batch"])
+
+
+def test_in_debug_mode_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_step(tmp_path):
     class Explodes(ToyEpochTrainer):
         def train_step(self, epoch, iteration, data_dict):
             if iteration == 2:
@@ -17,8 +27,7 @@ def test_in_debug_mode_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the
     toy.model.bias.requires_grad_(False)  # a frozen parameter has no gradient
     with pytest.raises(NonFiniteError, match="epoch 1, iteration 2: the gradient is not finite in weight"):
         toy.run()
-    batch = torch.load(tmp_path / "debug" / "batch-epoch1-iter2.pt", weights_only=True)
-    assert batch["x"].shape == (2, 3)
+    assert kept(tmp_path)["x"].shape == (2, 3)
 
 
 class Spoiled(ToyEpochTrainer):
@@ -37,7 +46,7 @@ class Spoiled(ToyEpochTrainer):
 
 
 @pytest.mark.filterwarnings("ignore:Error detected in")
-def test_in_debug_mode_a_backward_pass_that_makes_nan_stops_the_run_in_its_step_and_keeps_the_batch(tmp_path):
+def test_in_debug_mode_a_backward_pass_that_makes_nan_stops_the_run_in_its_step_and_keeps_it(tmp_path):
     class Rooted(ToyEpochTrainer):
         def train_step(self, epoch, iteration, data_dict):
             output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
@@ -45,18 +54,64 @@ def test_in_debug_mode_a_backward_pass_that_makes_nan_stops_the_run_in_its_step_
                 result_dict["loss"] = result_dict["loss"] + (self.model.weight * 0).sqrt().sum()
             return output_dict, result_dict
 
-    with pytest.raises(NonFiniteError, match=r"epoch 1, iteration 2: .* returned nan values .*The batch is saved in"):
+    with pytest.raises(NonFiniteError, match=r"epoch 1, iteration 2: .* returned nan values"):
         Rooted(settings(tmp_path, debug=True)).run()
-    assert torch.load(tmp_path / "debug" / "batch-epoch1-iter2.pt", weights_only=True)["x"].shape == (2, 3)
+    assert kept(tmp_path)["x"].shape == (2, 3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_in_debug_mode_a_loss_that_is_not_finite_stops_the_run_in_its_step_and_keeps_the_batch(precision, tmp_path):
+def test_in_debug_mode_a_loss_that_is_not_finite_stops_the_run_in_its_step_and_keeps_it(precision, tmp_path):
     toy = Spoiled(settings(tmp_path, debug=True, precision=precision))
-    with pytest.raises(NonFiniteError, match=r"epoch 1, iteration 2: the loss is nan\. The batch is saved in"):
+    with pytest.raises(NonFiniteError, match=r"epoch 1, iteration 2: the loss is nan"):
         toy.run()
     assert toy.updates == 1
-    assert torch.load(tmp_path / "debug" / "batch-epoch1-iter2.pt", weights_only=True)["x"].shape == (2, 3)
+    assert kept(tmp_path)["x"].shape == (2, 3)
+
+
+def bad_steps(folder):
+    return [json.loads(line) for line in (folder / "debug" / "nonfinite.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_stops_at_a_log_line_names_the_first_step_and_how_it_is_replayed(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"since iteration 2 .*: vision3d-engine replay SCRIPT --step 2\."):
+        Spoiled(settings(tmp_path, log_steps=3)).run()
+    command = "vision3d-engine replay SCRIPT --step 2"
+    (row,) = bad_steps(tmp_path)
+    assert row == {"step": 2, "epoch": 1, "iteration": 2, "why": "the run has stopped", "replay": command}
+
+
+def test_so_does_a_run_whose_epoch_ends_before_a_log_line(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"since iteration 2 .*: vision3d-engine replay SCRIPT --step 2\."):
+        Spoiled(settings(tmp_path, log_steps=100)).run()
+
+
+def test_a_skipped_update_is_named_with_how_it_is_replayed(tmp_path, capfd):
+    Spoiled(settings(tmp_path, log_steps=3, max_epoch=2, nonfinite="skip", max_skipped=1.0)).run()
+    said = "iteration 2, samples 2, 3; look into it: vision3d-engine replay SCRIPT --step"
+    assert f"training epoch 1, {said} 2\n" in (text := capfd.readouterr().err)
+    assert f"training epoch 2, {said} 5\n" in text
+    assert [(row["step"], row["why"]) for row in bad_steps(tmp_path)] == [
+        (2, "the update was skipped"),
+        (5, "the update was skipped"),
+    ]
+
+
+@pytest.mark.parametrize("spoils", ["loss", "gradient"])
+def test_in_debug_mode_steps_whose_updates_are_skipped_are_kept_before_their_update(tmp_path, spoils, capfd):
+    toy = Spoiled(settings(tmp_path, debug=True, nonfinite="skip", max_skipped=1.0, max_epoch=5, log_steps=9))
+    toy.spoils = spoils
+    toy.run()
+    files = sorted((tmp_path / "debug").glob("step-*.pt"))
+    steps = [int(file.stem.removeprefix("step-")) for file in files]
+    assert steps == {"loss": [2, 5, 8], "gradient": [2, 3, 4]}[spoils]  # no more of a run
+    said = f"its update is skipped, and the step is kept: vision3d-engine replay {files[1]} --script SCRIPT"
+    assert said in capfd.readouterr().err
+
+
+def test_of_a_window_that_is_skipped_the_batch_that_has_spoilt_it_is_kept(tmp_path):
+    own = {"debug": True, "nonfinite": "skip", "max_skipped": 1.0, "grad_acc_steps": 3}
+    Spoiled(settings(tmp_path, **own)).run()
+    assert [file.name for file in (tmp_path / "debug").glob("step-*.pt")] == ["step-000002.pt"]
 
 
 @pytest.mark.parametrize("setting", [{"precision": "fp16"}, {"nonfinite": "skip"}])

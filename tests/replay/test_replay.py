@@ -111,6 +111,10 @@ def root_of_0(output):
     return torch.sqrt((output * 0).square().sum())
 
 
+def square_of_much(output):
+    return ((output.sum() + 2) * 1e25).square()
+
+
 def mean_over_nothing(output):
     return output[output > 1e9].mean()
 
@@ -227,6 +231,7 @@ def test_samples_are_named_with_the_line_that_loads_them(tmp_path, replayed):
 @pytest.mark.parametrize(
     ("plant", "operation", "cause"),
     [
+        (square_of_much, "pow, whose result () is not finite", "large numbers overflow"),
         (log_of_0, "log, whose result () is not finite", "the logarithm of 0"),
         (exp_of_much, "exp, whose result () is not finite", "exp overflows"),
         (root_of_0, "the gradient of SqrtBackward0", "the gradient of sqrt at 0"),
@@ -257,6 +262,92 @@ def test_a_loss_that_is_walked_back_in_the_midst_of_a_step_is_searched_too(tmp_p
     assert f"test_replay.py, line {OfOneAlone.train_step.__code__.co_firstlineno + 2}" in line
     row = next(line.split() for line in said.splitlines() if line.startswith("first.0.weight"))
     assert row[-1] == "32"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"grad_acc_steps": 3},
+        {"ema_decay": 0.9, "save_every": "2 iterations"},
+        {"grad_acc_steps": 2, "nonfinite": "skip", "max_skipped": 1.0, "replay_every": "2 iterations"},
+        {"precision": "bf16"},
+    ],
+)
+def test_a_planted_fault_is_found_and_has_the_bits_of_the_run(tmp_path, replayed, own):
+    """In the midst of a window, with an average of the weights, behind snapshots, in bf16."""
+
+    def make():
+        trainer = {"nonfinite": "ignore", "log_steps": 4, "max_epoch": 2, **own}
+        return Epochs(settings(tmp_path / "run", **trainer)).setup(plant=mean_over_nothing, at=8)
+
+    make().run()
+    verdict, said = replayed(make, step=8)
+    assert (verdict, "loss nan" in said) == ("same", True), said
+    assert "first not finite: mean, whose result () is not finite in " in said
+    assert f"test_replay.py, line {mean_over_nothing.__code__.co_firstlineno + 1}" in said
+
+
+def test_a_fault_of_one_of_several_optimizers_is_found(tmp_path, replayed):
+    class Faulty(InTurns):
+        def train_step(self, epoch, iteration, data_dict):
+            output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+            if self.total_steps == 8:
+                result_dict["loss"] = result_dict["loss"] + log_of_0(result_dict["loss"])
+            return output_dict, result_dict
+
+    def make():
+        return Faulty(settings(tmp_path / "run", max_epoch=2, grad_acc_steps=2, nonfinite="ignore")).setup()
+
+    make().run()
+    verdict, said = replayed(make, step=8)
+    assert verdict == "same", said
+    assert "first not finite: log, whose result () is not finite in " in said
+    assert f"test_replay.py, line {log_of_0.__code__.co_firstlineno + 1}" in said
+
+
+class Exploding(EpochBasedTrainer):
+    """Its learning rate is too high, most for its last layer."""
+
+    def setup(self):
+        self.register_loader(build_dataloader(Clouds(), 2, shuffle=True, num_workers=0))
+        torch.manual_seed(0)
+        self.register_model(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1)))
+        groups = [{"params": layer.parameters(), "lr": lr} for layer, lr in zip(self.model, (1e-9, 30.0), strict=True)]
+        self.register_optimizer(torch.optim.SGD(groups))
+        return self
+
+    def train_step(self, _epoch, _iteration, data_dict):
+        error = self.model(data_dict["points"])[:, 0] - data_dict["target"]
+        return {}, {"loss": error.square().mean()}
+
+
+def test_weights_that_explode_are_said_with_the_parameter_that_grew_first(tmp_path, replayed):
+    def make():
+        return Exploding(settings(tmp_path / "run", max_epoch=20, log_steps=1, val_every="never")).setup()
+
+    with pytest.raises(vision3d_engine.NonFiniteError, match="replay SCRIPT --step") as failure:
+        make().run()
+    step = int(str(failure.value).split("--step ")[1].split(".")[0])
+    verdict, said = replayed(make, step=step)
+    assert (verdict, "loss inf" in said) == ("same", True), said
+    origin, growth = (line for line in said.splitlines() if line.startswith(("first not finite", "exploding")))
+    assert origin.endswith("large numbers overflow: look at the activations before it, and at the learning rate")
+    assert f"test_replay.py, line {Exploding.train_step.__code__.co_firstlineno + 2}" in origin
+    assert growth.startswith("exploding: the norm of 1.")
+    assert " grew first: " in growth
+    assert "where the replay starts, more than 10 times that behind step 1" in growth
+
+
+def test_of_a_step_that_raises_the_operation_and_its_samples_are_those_of_the_run(tmp_path, replayed):
+    def make():
+        return Epochs(settings(tmp_path / "run")).setup(plant=lambda output: output @ torch.ones(7), at=5)
+
+    with pytest.raises(RuntimeError, match=r"size mismatch|inconsistent") as ran:
+        make().run()
+    with pytest.raises(RuntimeError) as again:
+        replayed(make, step=5)
+    assert str(again.value) == str(ran.value)
+    assert again.value.__notes__[0] == ran.value.__notes__[0]  # epoch, iteration, samples
 
 
 def test_what_is_not_finite_on_purpose_is_not_blamed(tmp_path, replayed):
@@ -370,7 +461,7 @@ def test_a_step_that_fails_is_kept_and_fails_again_from_its_file(tmp_path, repla
     with pytest.raises(ZeroDivisionError) as failure:
         toy.run()
     capsule = tmp_path / "run" / "debug" / "step-000004.pt"
-    assert any(f"vision3d-engine replay '{capsule}' --script SCRIPT" in note for note in failure.value.__notes__)
+    assert any(f"vision3d-engine replay {capsule} --script SCRIPT" in note for note in failure.value.__notes__)
     line = torch.load(capsule, weights_only=True)["step"]["line"]
     assert line == f"{__file__}, line {fail.__code__.co_firstlineno + 1}"
     with pytest.raises(ZeroDivisionError, match="planted"):

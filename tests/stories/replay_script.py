@@ -1,5 +1,7 @@
 """Trains for a few steps; faults can be planted."""
 
+import os
+import threading
 from pathlib import Path
 
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from vision3d_engine import EpochBasedTrainer, build_dataloader, get_parser
-from vision3d_engine.distributed.processes import get_rank, get_world_size
+from vision3d_engine.distributed.processes import get_rank, get_world_size, is_master
 
 
 class Clouds(Dataset):
@@ -20,6 +22,8 @@ class Clouds(Dataset):
     def __getitem__(self, index):
         own = Trainer.own()
         assert own.fault != "no data"
+        if own.fault == "dead worker" and index == 7:
+            os._exit(3)
         far = 1e30 if own.fault == "far sample" and index == 7 else 1  # whose square overflows
         sample = {"points": torch.randn(4), "target": torch.rand(()) * far, "name": f"cloud-{index}"}
         return {**sample, "cloud": torch.randn(20, 3), "labels": torch.arange(20)} if own.clouds else sample
@@ -30,9 +34,12 @@ class Trainer(EpochBasedTrainer):
         trainer = {"max_epoch": 2, "log_steps": 1, "replica_check": "off", "nonfinite": "ignore"}
         trainer["sync_batchnorm"] = self.own().fault == "sync setting"
         trainer |= {"replay_every": self.own().replay_every, "parallel": self.own().parallel}
+        trainer |= {"hang_after": "4 s", "on_hang": "stop"} if self.own().fault == "deadlock" else {}
         super().__init__({"exp": {"output_dir": self.own().folder}, "trainer": trainer})
+        workers = {"num_workers": 1, "persistent_workers": False} if self.own().fault == "dead worker" else {}
         size = self.own().batch_size
-        self.register_loader(build_dataloader(Clouds(), size, shuffle=True), build_dataloader(Clouds(), size))
+        train_loader = build_dataloader(Clouds(), size, shuffle=True, **workers)
+        self.register_loader(train_loader, build_dataloader(Clouds(), size))
         torch.manual_seed(0)
         norm = nn.SyncBatchNorm(8) if self.own().fault == "sync" and get_world_size() == 1 else nn.BatchNorm1d(8)
         layers = nn.Linear(4, 8), norm, nn.Dropout(0.3), nn.Linear(8, 1)
@@ -49,6 +56,10 @@ class Trainer(EpochBasedTrainer):
             self.endpoints.register("features", data_dict["cloud"].repeat(1, 1, 2))
         if self.own().fault == "shape" and self.total_steps == 4:
             output = output @ torch.ones(7)
+        if self.own().fault == "deadlock" and self.total_steps == 3 and is_master():
+            wait_for_ever()
+        if self.own().fault == "log" and self.total_steps == 3 and not is_master():
+            output = output + torch.log(output * 0)
         if self.own().fault == "dump" and self.total_steps == 4:
             self.dump_step()
         if self.own().fault == "exp" and self.total_steps == 4:
@@ -62,6 +73,10 @@ class Trainer(EpochBasedTrainer):
 
     def val_step(self, _epoch, _iteration, data_dict):
         return {}, {"loss": self.model(data_dict["points"]).mean()}
+
+
+def wait_for_ever():
+    threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from vision3d_engine.core.children import leaving_with, running_children
@@ -96,6 +97,16 @@ def stacks_of_children() -> Iterator[str]:
             yield f"{child.name}, process {child.pid}: {_asked(child.pid, path)}"
 
 
+def samples_of(children: Iterable[BaseProcess]) -> list[str]:
+    """Return what children have loaded last that keep, or have kept, a file; they may be dead."""
+    paths = [_file(os.getpid(), child.name, child.pid) for child in children]
+    return [text for path in paths if path.exists() and (text := _sample(path.read_bytes()))]
+
+
+def _sample(content: bytes) -> str:
+    return content[:_WIDTH].decode(errors="replace").strip()
+
+
 def _asked(pid: int, path: Path) -> str:
     """Let a child write its stack; return its sample and the stack."""
     before = max(path.stat().st_size, _WIDTH)
@@ -107,4 +118,4 @@ def _asked(pid: int, path: Path) -> str:
             time.sleep(_LOOK_S)
         time.sleep(_LOOK_S)  # for the rest of it
     text = path.read_bytes()
-    return f"{text[:_WIDTH].decode(errors='replace').strip()}\n{text[before:].decode(errors='replace')}"
+    return f"{_sample(text)}\n{text[before:].decode(errors='replace')}"

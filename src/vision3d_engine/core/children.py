@@ -85,6 +85,11 @@ def lost_children() -> list[BaseProcess]:
     return [process for process in _own_children() if (process.exitcode or 0) < 0]
 
 
+def failed_children() -> list[BaseProcess]:
+    """Return the processes that a signal, or they themselves with another code than 0, have ended."""
+    return [process for process in _own_children() if process.exitcode]
+
+
 def running_children() -> list[BaseProcess]:
     """Return the processes that run."""
     return [process for process in _own_children() if process.exitcode is None]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core.errors import ConfigError, did_you_mean
-from vision3d_engine.core.files import absolute_path
+from vision3d_engine.core.switches import CountSwitch, ResumeSwitch, Switch
 
 # Programs that run other people's code: their command line is not ours.
 _FOREIGN_PROGRAMS = {"pytest", "py.test", "ipykernel_launcher", "colab_kernel_launcher", "ipython", "default_worker"}
@@ -56,7 +56,7 @@ class Flags(argparse.ArgumentParser):
             switch = self._option_string_actions.get(word)
             if word in self.override_words:
                 _ = "=" in word or _is_flag(following) or next(rest)
-            elif isinstance(switch, _Switch):
+            elif isinstance(switch, Switch):
                 is_value = switch.takes(following, self.has_positionals())
                 yield f"{word}={next(rest)[0] if is_value else True}"
             else:
@@ -75,14 +75,14 @@ class Flags(argparse.ArgumentParser):
         """
         for word, following in pairwise(words):
             switch = self._option_string_actions.get(word)
-            if not isinstance(switch, _Switch) or switch.takes(following, self.has_positionals()):
+            if not isinstance(switch, Switch) or switch.takes(following, self.has_positionals()):
                 continue
             if following in unread and not following.startswith("-"):
                 yield f"nobody reads '{following}' behind {word}, which takes {switch.expected}"
 
     def misspelt(self, flag: str) -> str:
         """Name the flag that is nearly this one; ``--devices``, which goes on where ``--device`` ends, is another's."""
-        others = [known for known in self._option_string_actions if not flag.startswith(known)]
+        others = (known for known in self._option_string_actions if not flag.startswith(known))
         return did_you_mean(flag, others, similarity=0.85)
 
     def count(self) -> int:
@@ -123,9 +123,14 @@ def parse_args() -> argparse.Namespace:
 
 def own_argv() -> list[str]:
     """Return the words after the script's name, or nothing in a notebook, under pytest and the like."""
+    return [] if "parsed elsewhere" in _SHARED else script_words()[1:]
+
+
+def script_words() -> list[str]:
+    """Return the script's name and the words after it; ``SCRIPT`` alone in a notebook, under pytest and the like."""
     program = Path(sys.argv[0] if sys.argv else "")
     is_foreign = not program.name or {program.stem, program.name, program.parent.name} & _FOREIGN_PROGRAMS
-    return [] if is_foreign or "parsed elsewhere" in _SHARED else sys.argv[1:]
+    return ["SCRIPT"] if is_foreign else [*sys.argv]
 
 
 def ignore_command_line() -> None:
@@ -161,77 +166,22 @@ def command_line() -> str:
     return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
-_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-_TRUTH: dict[str, bool] = {word: word in _YES for word in (*_YES, *_NO)}
-
-
-class _Switch(argparse.Action):
-    """``--name``, ``--name False`` and ``--no-name``: a switch that also takes a word, as old scripts pass one."""
-
-    expected = "True or False"
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        opposites = [f"--no-{name[2:]}" for name in option_strings]
-        super().__init__([*option_strings, *opposites], dest, nargs="?", **{"metavar": "True|False", **options})
-
-    def takes(self, word: str, has_positionals: bool) -> bool:
-        """Tell whether a word behind the switch is its value, and not one that the script reads as a positional."""
-        return word.lower() in (("true", "false") if has_positionals else _TRUTH)
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        truth = _TRUTH.get(str(values).lower())
-        if truth is None:
-            parser.error(f"argument {option_string}: got {values!r}, expected {self.expected}")
-        setattr(namespace, self.dest, truth != (option_string or "").startswith("--no-"))
-
-
-class _CountSwitch(_Switch):
-    """``--name``, which is 1, and ``--name N``."""
-
-    expected = "a number"
-
-    def takes(self, word: str, has_positionals: bool) -> bool:
-        return word.isdigit() or super().takes(word, has_positionals)
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        if str(values).isdigit():
-            setattr(namespace, self.dest, int(values))
-        else:
-            super().__call__(parser, namespace, values, option_string)
-            setattr(namespace, self.dest, int(getattr(namespace, self.dest)))
-
-
-class _ResumeSwitch(_Switch):
-    """``--resume``, which also takes the path of the checkpoint, or of the run folder, to go on from."""
-
-    expected = "True, False, or a checkpoint or run folder that exists"
-
-    def takes(self, word: str, has_positionals: bool) -> bool:
-        is_path = bool(word) and not has_positionals and absolute_path(word).exists()
-        return is_path or super().takes(word, has_positionals)
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        is_path = str(values).lower() not in _TRUTH and option_string == "--resume"
-        namespace.resume_from = values if is_path else None
-        super().__call__(parser, namespace, True if is_path else values, option_string)
-
-
 def add_engine_flags(parser: Flags) -> None:
     """Add the flags that work in any script that builds a trainer or tester."""
     add = parser.add_engine_flag
-    add("--resume", action=_ResumeSwitch, metavar="PATH", help="go on from the latest checkpoint, or from another")
-    add("--overwrite", action=_Switch, help="remove the checkpoints of an earlier run in the folder")
-    add("--allow_changed_data", action=_Switch, help="resume although data or batch size changed")
+    add("--resume", action=ResumeSwitch, metavar="PATH", help="go on from the latest checkpoint, or from another")
+    add("--overwrite", action=Switch, help="remove the checkpoints of an earlier run in the folder")
+    add("--allow_changed_data", action=Switch, help="resume although data or batch size changed")
     add("--overfit", type=int, metavar="N", help="train and validate on the same N batches over and over")
     few = "a few steps of everything, and a save and a load, in a scratch folder (default: 1)"
-    add("--fast_dev_run", action=_CountSwitch, metavar="N", help=few)
+    add("--fast_dev_run", action=CountSwitch, metavar="N", help=few)
     add("--log_steps", type=int, metavar="N", help="iterations from one log line to the next")
-    add("--debug", action=_Switch, help="anomaly detection and a check of every loss and gradient")
-    add("--pdb", action=_Switch, help="open python's debugger where an error has left the script")
+    add("--debug", action=Switch, help="anomaly detection and a check of every loss and gradient")
+    add("--pdb", action=Switch, help="open python's debugger where an error has left the script")
     add("--profile", metavar="FIRST:END", help="profile the training steps from FIRST on up to, without, END")
-    add("--memory_snapshot", action=_Switch, help="record the memory of a CUDA device for torch's memory_viz")
+    add("--memory_snapshot", action=Switch, help="record the memory of a CUDA device for torch's memory_viz")
     add("--save_latest_n_models", type=int, metavar="N", help="how many epoch-N.pth files to keep (-1 = all)")
-    add("--cudnn_deterministic", action=_Switch, help="repeatable cuDNN kernels")
+    add("--cudnn_deterministic", action=Switch, help="repeatable cuDNN kernels")
     add("--checkpoint", metavar="PATH", help="checkpoint to load: a path, or a name in the checkpoint folder")
     add("--test_epoch", type=int, metavar="N", help="test the model of this epoch")
     add("--test_name", metavar="NAME", help="name of the test, for several tests in one run folder")
@@ -267,9 +217,8 @@ class Arguments:
         values = {key: given[key] for key in self._parser.engine_keys - {"local_rank"} if given.get(key) is not None}
         if (path := given.get("resume_from")) is None:
             return values
-        if "checkpoint" in values:
-            message = f"--resume names '{path}' and --checkpoint '{values['checkpoint']}'; name one of them"
-            raise ConfigError(message)
+        if other := values.get("checkpoint"):
+            raise ConfigError(f"--resume names '{path}' and --checkpoint '{other}'; name one of them")
         return {**values, "checkpoint": path}
 
     def fill(self, values: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
-from vision3d_engine.core.children import lost_children, starting_children
-from vision3d_engine.core.errors import WorkerError, text_of
+from vision3d_engine.core.child_stacks import samples_of
+from vision3d_engine.core.children import failed_children, lost_children, starting_children
+from vision3d_engine.core.errors import WorkerError, listed, text_of
 from vision3d_engine.data.worker_handover import telling_workers
 from vision3d_engine.data.worker_limits import advice_on, allow_open_files
 
@@ -109,7 +110,8 @@ def _described(error: BaseException) -> str | None:
         return advice and f"a data worker cannot hand over its batch: {text.splitlines()[-1]}. {advice}"
     codes = sorted({-(process.exitcode or 0) for process in lost_children()})
     known = f" (ended by {', '.join(signal.Signals(code).name for code in codes)})" if codes else ""
-    return f"a data worker has died{known}: {text}. {advice_on(text, signal.SIGBUS in codes) or _CAUSES}"
+    loading = f", whose last was {listed(samples)}" if (samples := samples_of(failed_children())) else ""
+    return f"a data worker has died{known}{loading}: {text}. {advice_on(text, signal.SIGBUS in codes) or _CAUSES}"
 
 
 _CAUSES = (

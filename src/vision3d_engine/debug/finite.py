@@ -1,8 +1,10 @@
-"""Notice weights and gradients that are not finite, and keep the batch that made them."""
+"""Notice losses, weights and gradients that are not finite, and note where that began."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from vision3d_engine.core.errors import NonFiniteError, shortened
-from vision3d_engine.core.files import atomic_write, make_folder
-from vision3d_engine.core.tree import to_cpu
+from vision3d_engine.core.errors import FolderError, NonFiniteError, shortened
+from vision3d_engine.core.files import make_folder
+from vision3d_engine.core.replay_command import replay_command
 from vision3d_engine.distributed.parallel.shards import local_part
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 
@@ -22,23 +24,58 @@ _OF_ANOMALY = "returned nan values in its"  # torch has no class for the error o
 _LOOK_EVERY_S = 1.0
 
 
+class NonFiniteNotes:
+    """Notes in ``nonfinite.jsonl`` at which steps numbers were not finite, a line each, with the command of a replay.
+
+    Args:
+        folder: where the file lies.
+        is_main: whether this process writes it.
+    """
+
+    def __init__(self, folder: Path, is_main: bool) -> None:
+        self._folder, self._is_main = folder, is_main
+
+    def note(self, why: str, step: int, epoch: int, iteration: int) -> str:
+        """Note a step, and return the command that replays it; where the file cannot be written, only the log says it.
+
+        Args:
+            why: what was not finite, or what became of the step.
+            step: training batches since the start of the run.
+            epoch: its epoch.
+            iteration: its iteration there.
+        """
+        row = {"step": step, "epoch": epoch, "iteration": iteration, "why": why, "replay": replay_command(step)}
+        with suppress(OSError, FolderError):
+            if self._is_main:
+                with (make_folder(self._folder) / "nonfinite.jsonl").open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+        return row["replay"]
+
+
 class FiniteWatch:
     """Notices at log lines, where the device is read anyway, that the loss or a weight is no longer finite.
 
     Args:
         model: whose parameters are watched.
         enabled: whether to look at all.
+        notes: where the step is noted.
         is_spread: each process holds a part of the weights. They are then looked at only when the loss, which all
             processes know alike, is not finite.
-        gathered: returns the names that any process has found.
+        gather: returns the values of all processes.
     """
 
     def __init__(
-        self, model: nn.Module, enabled: bool = True, *, is_spread: bool = False, gathered: Callable[..., Any] = list
+        self,
+        model: nn.Module,
+        enabled: bool,
+        notes: NonFiniteNotes,
+        *,
+        is_spread: bool,
+        gather: Callable[[Any], list[Any]],
     ) -> None:
         self._model = model
         self._enabled = enabled
-        self._gathered = gathered
+        self._notes, self._gather = notes, gather
         self._looked_at = -math.inf
         self._is_spread = is_spread
 
@@ -54,30 +91,35 @@ class FiniteWatch:
         weights = [local_part(each).detach() for each in self._model.parameters() if _can_be_nan(each)]
         return (torch.nn.utils.get_total_norm(weights),) if weights else ()
 
-    def check(self, loss: float, probed: Sequence[float], epoch: int, first: int | None, iteration: int) -> None:
+    def check(self, loss: float, probed: Sequence[float], first: int | None, progress: Any) -> None:
         """Judge what a log line has read.
 
         Args:
-            loss: the mean of the loss since the last line.
+            loss: the mean of the loss since the last line, over all processes.
             probed: what `probe` returned, read.
-            epoch: the running epoch.
-            first: the iteration that first had a loss that is not finite, if known.
-            iteration: the running iteration.
+            first: the iteration that first had a loss that is not finite on this process, if known.
+            progress: the counters of the run.
 
         Raises:
-            NonFiniteError: naming step and parameters.
+            NonFiniteError: naming the first such step of all processes, how it is replayed, and the parameters.
         """
         if not self._enabled or all(map(math.isfinite, (loss, *probed))):
             return
-        names = self._gathered(non_finite_parameters(self._model))
-        if math.isfinite(loss) and not names:
+        names = non_finite_parameters(self._model)
+        if not math.isfinite(loss):
+            found = self._gather((first, names))
+            first = min((each for each, _ in found if each is not None), default=None)
+            names = list(dict.fromkeys(name for _, of_process in found for name in of_process))
+        elif not names:
             return
+        iteration, epoch = first or progress.iteration, progress.epoch
+        step = progress.total_steps - progress.iteration + iteration
+        replay = self._notes.note("the run has stopped", step, epoch, iteration)
         message = (
-            f"the training is no longer finite: epoch {epoch}, "
-            f"{f'since iteration {first}' if first is not None else f'at iteration {iteration}'} (loss {loss}). "
-            f"Weights with NaN or infinity: {shortened(names, _MAX_NAMES)}. No good checkpoint was replaced. "
-            "Run with --resume --debug to stop in the very step and keep its batch; lower the learning rate or clip "
-            "the gradients; or set trainer.nonfinite to 'skip' or 'ignore'"
+            f"the training is no longer finite: epoch {epoch}, {'since' if first else 'at'} iteration {iteration} "
+            f"(loss {loss}). Weights with NaN or infinity: {shortened(names, _MAX_NAMES)}. No good checkpoint was "
+            f"replaced. Look into the step: {replay}. Then lower the learning rate or clip the gradients; or set "
+            "trainer.nonfinite to 'skip' or 'ignore'"
         )
         raise NonFiniteError(message)
 
@@ -113,14 +155,12 @@ class DebugChecks:
 
     Args:
         model: whose gradients are looked at.
-        are_skipped: an update with such gradients is skipped, as an overflow of scaled losses is: no fault.
         epoch: the running epoch.
-        folder: where the batch of a bad step is kept.
+        skipped: takes an error instead of its being raised, where an update with such gradients is skipped; else None.
     """
 
-    def __init__(self, model: nn.Module, *, are_skipped: bool, epoch: int, folder: Path) -> None:
-        self._model, self._are_skipped = model, are_skipped
-        self._epoch, self._folder = epoch, folder
+    def __init__(self, model: nn.Module, epoch: int, skipped: Callable[[NonFiniteError], None] | None) -> None:
+        self._model, self._epoch, self._skipped = model, epoch, skipped
 
     def over(self, step: Callable[[int, Any], tuple[Any, Any, Any]]) -> Callable[[int, Any], tuple[Any, Any, Any]]:
         """Return a step whose loss is checked before it is walked back; no scale is to blame for that."""
@@ -128,15 +168,15 @@ class DebugChecks:
         def checked(iteration: int, data_dict: Any) -> tuple[Any, Any, Any]:
             loss, *dicts = step(iteration, data_dict)
             if isinstance(loss, torch.Tensor) and not torch.isfinite(loss.detach()).all():
-                raise self._failure(iteration, data_dict, f"the loss is {loss.detach().float().mean().item()}")
+                raise self._failure(iteration, f"the loss is {loss.detach().float().mean().item()}")
             return loss, *dicts
 
         return checked
 
     def around(self, iterate: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
-        """Return an iteration that keeps its batch where autograd's anomaly detection stops its backward pass."""
+        """Return an iteration that says where autograd's anomaly detection has stopped its backward pass."""
 
-        def kept(iteration: int, data_dict: Any) -> None:
+        def told(iteration: int, data_dict: Any) -> None:
             try:
                 iterate(iteration, data_dict)
             except RuntimeError as error:
@@ -145,26 +185,24 @@ class DebugChecks:
                 what = (
                     f"{str(error).rstrip('.')} in the backward pass; torch's warning above names the line of the step"
                 )
-                raise self._failure(iteration, data_dict, f"{what} that it belongs to") from error
+                raise self._failure(iteration, f"{what} that it belongs to") from error
 
-        return kept
+        return told
 
-    def check_gradients(self, _epoch: int, iteration: int, data_dict: Any, *_dicts: Any) -> None:
+    def check_gradients(self, _epoch: int, iteration: int, *_dicts: Any) -> None:
         """Look at the norm of the gradients, and for names only when it is not finite.
 
         Raises:
-            NonFiniteError: naming the parameters and the file with the batch.
+            NonFiniteError: naming the parameters.
         """
         gradients = [local_part(each.grad) for each in self._model.parameters() if each.grad is not None]
-        if self._are_skipped or not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
+        if not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
             return
         if names := non_finite_gradients(self._model):  # the norm of large numbers may be infinite
-            raise self._failure(iteration, data_dict, f"the gradient is not finite in {shortened(names, _MAX_NAMES)}")
+            failure = self._failure(iteration, f"the gradient is not finite in {shortened(names, _MAX_NAMES)}")
+            if self._skipped is None:
+                raise failure
+            self._skipped(failure)
 
-    def _failure(self, iteration: int, data_dict: Any, what: str) -> NonFiniteError:
-        """Keep the batch and return the error."""
-        file = make_folder(self._folder) / f"batch-epoch{self._epoch}-iter{iteration}.pt"
-        with atomic_write(file) as stream:
-            torch.save(to_cpu(data_dict), stream)
-        where = f"epoch {self._epoch}, iteration {iteration}"
-        return NonFiniteError(f"{where}: {what}. The batch is saved in '{file}'")
+    def _failure(self, iteration: int, what: str) -> NonFiniteError:
+        return NonFiniteError(f"epoch {self._epoch}, iteration {iteration}: {what}")

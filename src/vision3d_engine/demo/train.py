@@ -56,7 +56,12 @@ class DemoSettings:
         warmup = {"warmup_steps": iterations // 5, "eta_init": 0.05, "eta_min": 1e-3}
         return {
             "exp": {"name": "shapes", "output_dir": str(self.output_dir), "seed": self.seed},
-            "trainer": {"max_epoch": self.max_epoch, "resume": self.resume, "overwrite": True},
+            "trainer": {
+                "max_epoch": self.max_epoch,
+                "resume": self.resume,
+                "overwrite": True,
+                "replay_every": "20 iterations",
+            },
             "optimizer": {"type": "AdamW", "lr": 4e-3, "weight_decay": 1e-3},
             "scheduler": {"type": "Cosine", "total_steps": iterations, **warmup},
         }

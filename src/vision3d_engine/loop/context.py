@@ -80,7 +80,7 @@ class PassContext:
         captures: which modules put theirs there.
         parameter_statistics: looks at gradients, weights and updates.
         untrained: says which parameters the first epoch has not changed.
-        debug_folder: where a batch is kept whose gradient is not finite.
+        debug_folder: where steps are kept that were not finite.
         profiled: profiles some training steps.
         times: what the time of an epoch goes into.
         by_steps: a pass draws by, and its numbers lie at, total steps and not the epoch: that of a validation.

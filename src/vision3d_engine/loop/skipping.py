@@ -9,6 +9,7 @@ import torch
 
 from vision3d_engine.core.errors import ConfigError, ResultError, SkipBatch, listed, shortened, text_of
 from vision3d_engine.data.resumable_loader import Place, ResumableLoader
+from vision3d_engine.debug.finite import NonFiniteNotes
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.metrics.running_means import SKIPPED, RunningMeans
 from vision3d_engine.optim.named_optimizers import optimizers_of
@@ -150,6 +151,7 @@ class SkippedUpdates:
 
     def __init__(self, context: PassContext, batches: SkippedBatches, limit: SkipLimit) -> None:
         self._precision, self._progress = context.precision, context.progress
+        self._notes = NonFiniteNotes(context.debug_folder, context.world.is_main)
         self._is_on = context.settings.nonfinite == "skip"
         self._batches, self._limit = batches, limit
         self._made: deque[tuple[int, Place]] = deque(maxlen=_MAX_UPDATES)
@@ -188,8 +190,14 @@ class SkippedUpdates:
             return None
         count = total - told if total > told else total  # a run in between may have had no count
         self._limit.add(0, count)
-        where = f", for the first time in {self._batches.where(*made[first])}" if first >= 0 else ""
+        where = f", for the first time in {self._first(*made[first])}" if first >= 0 else ""
         return f"skipped updates: {count}; gradients were not finite{where}"
+
+    def _first(self, iteration: int, place: Place) -> str:
+        """Note the first of them; return which it is, and how it is replayed."""
+        step = self._progress.total_steps - self._progress.iteration + iteration
+        replay = self._notes.note("the update was skipped", step, self._progress.epoch, iteration)
+        return f"{self._batches.where(iteration, place)}; look into it: {replay}"
 
 
 class TrainSkips:

@@ -1,6 +1,6 @@
 """What a log line of the training says: its numbers, where they go, and what is looked at on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from vision3d_engine.data.loader_hints import SLOW_S, loading_hint, startup_hint
 from vision3d_engine.data.resumable_loader import ResumableLoader
-from vision3d_engine.debug.finite import FiniteWatch
+from vision3d_engine.debug.finite import FiniteWatch, NonFiniteNotes
 from vision3d_engine.logs.log_line import get_log_string, train_line
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.pass_metrics import PassMetrics
@@ -58,8 +58,9 @@ class TrainLog:
         self._loader, self._runner, self._meters = loader, runner, meters
         self._metrics, self._skips, self._ending = metrics, skips, ending
         parallel, is_enabled = context.parallel, context.settings.nonfinite != "ignore"
-        is_spread = parallel.store is not None
-        self._finite = FiniteWatch(trainer.model, is_enabled, is_spread=is_spread, gathered=parallel.gathered)
+        is_spread, notes = parallel.store is not None, NonFiniteNotes(context.debug_folder, context.world.is_main)
+        parts: dict[str, Any] = {"is_spread": is_spread, "gather": context.world.gather}
+        self._finite = FiniteWatch(trainer.model, is_enabled, notes, **parts)
         self._say = trainer._line_writer()  # noqa: SLF001  the engine's own
         self._after_log = context.hooks.of("after_log")
         self._length, self._samples_per_step = RunLength.of(context.settings), loader.samples_per_step
@@ -89,9 +90,7 @@ class TrainLog:
         scaling = context.precision.probe()
         means, probed = self._read(iteration // self.every, (*self._finite.probe(), *scaling.values()))
         means |= dict(zip(scaling, probed[len(probed) - len(scaling) :], strict=True))
-        first = self._meters.first_not_finite("loss")
-        loss = 0.0 if "loss" in self._meters.weightless else means.get("loss", 0.0)
-        self._finite.check(loss, probed, progress.epoch, first, iteration)
+        self._check_finite(means, probed)
         interval, position = self._runner.clock.interval(), self._position()
         context.writers.scalars("train", means, context.counters.step_of("train"), **position)
         self._say(self._line(means, interval, position))
@@ -103,6 +102,10 @@ class TrainLog:
                 act(progress.epoch, iteration, dict(means))
         context.times.fold()
         self._sampler.arm()
+
+    def _check_finite(self, means: Mapping[str, float], probed: Sequence[float]) -> None:
+        loss = 0.0 if "loss" in self._meters.weightless else means.get("loss", 0.0)
+        self._finite.check(loss, probed, self._meters.first_not_finite("loss"), self._context.progress)
 
     def _read(self, line: int, probes: Sequence[torch.Tensor] = ()) -> tuple[dict[str, float], list[float]]:
         """Return the means since the last line, and the probes as numbers; compare what all processes train with it.
@@ -153,9 +156,11 @@ class TrainLog:
         """Write the numbers of the last steps, after the last log line, so that the curve has all of an epoch.
 
         Raises:
+            NonFiniteError: when the loss, or a weight, is not finite.
             ReplicaError: when the processes' weights differ.
         """
-        progress, (means, _) = self._context.progress, self._read(0)
+        progress, (means, probed) = self._context.progress, self._read(0, self._finite.probe())
+        self._check_finite(means, probed)
         if progress.iteration % self.every:
             step = self._context.counters.step_of("train")
             self._context.writers.scalars("train", means, step, **self._position())

@@ -97,8 +97,9 @@ class TrainPass:
     def _add_own_listeners(self) -> None:
         """Let what this pass does only sometimes follow the user's hooks, so that it costs other passes nothing."""
         if self._context.settings.debug:
-            skips, folder = self._context.precision.is_scaled, self._context.debug_folder
-            checks = DebugChecks(self._trainer.model, are_skipped=skips, epoch=self._epoch, folder=folder)
+            capsules = self._trainer._run.autosave.capsules  # noqa: SLF001  the engine's own
+            skipped = capsules.keep_skipped if self._context.precision.is_scaled else None
+            checks = DebugChecks(self._trainer.model, self._epoch, skipped)
             self._after_backward = [*self._after_backward, checks.check_gradients]
             self._iteration = checks.around(self._iteration)
             self._step = checks.over(self._step) if self._context.settings.nonfinite != "skip" else self._step

@@ -97,7 +97,7 @@ def _failure(answer: dict[str, Any], script: str, target: Target) -> str:
     how = f"failed with code {answer['code']}, before or in" if answer["code"] else "ended before"
     message = f"{script} {how} {target}: see what it has said above. Expected is a step that the run has made, and "
     message += "behind -- the arguments that the run had"
-    return f"{message}\n{answer['text']}" if "text" in answer else message
+    return "\n\n".join([message, *filter(None, [answer.get("text")]), *answer["stacks"]])
 
 
 _DIFFERS = (

@@ -17,11 +17,11 @@ _CAUSES = {
     r"acos|asin|atanh|erfinv": "its gradient at the ends of its range is infinite: clamp a little inside of it",
     r"softmax": "a row of nothing but -inf has no softmax: leave out rows that a mask covers completely",
 }
-_OVERFLOW = "large numbers overflow: look at the activations before it, and at the learning rate"
+OVERFLOW = "large numbers overflow: look at the activations before it, and at the learning rate"
 IN_DATA = "the data holds NaN or infinity: look at the sample, and at what its augmentation divides by"
 IN_WEIGHTS = "an earlier update has broken the weights: replay the step before"
 
 
 def cause_of_operation(name: str) -> str:
     """Return a sentence, given the name of an operation or of its backward node."""
-    return next((text for part, text in _CAUSES.items() if re.search(part, name, re.IGNORECASE)), _OVERFLOW)
+    return next((text for part, text in _CAUSES.items() if re.search(part, name, re.IGNORECASE)), OVERFLOW)

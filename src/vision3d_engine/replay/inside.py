@@ -31,12 +31,21 @@ class Figures:
     def of(cls, tensor: torch.Tensor) -> "Figures":
         """Return those of a tensor; waits for the device."""
         values = tensor.detach().double() if not tensor.is_complex() else tensor.detach().abs().double()
-        finite = values[values.isfinite()]
+        finite = values if all_finite(values) else values[values.isfinite()]
         count = values.numel() - finite.numel()
         if not finite.numel():
             return cls(tuple(tensor.shape), math.nan, math.nan, math.nan, math.nan, count)
-        ends = finite.min().item(), finite.max().item()
-        return cls(tuple(tensor.shape), finite.mean().item(), finite.std(correction=0).item(), *ends, count)
+        std, mean = torch.std_mean(finite, correction=0)
+        least, most = torch.aminmax(finite)
+        return cls(tuple(tensor.shape), mean.item(), std.item(), least.item(), most.item(), count)
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Tell whether all numbers of a tensor are finite; waits for the device.
+
+    A sum is quicker than a look at each, and says so unless it is infinite itself.
+    """
+    return bool(tensor.sum().isfinite()) or bool(torch.isfinite(tensor).all())
 
 
 class Inside:
@@ -46,6 +55,7 @@ class Inside:
         model: the model.
 
     Attributes:
+        is_looking: whether figures are being taken.
         activations: by module, and call of it, what it has returned.
         gradients: the gradients of that, as they were walked back.
         parameters: those of the parameters, by name.
@@ -53,6 +63,7 @@ class Inside:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self.is_looking = False
         self.activations: dict[str, Figures] = {}
         self.gradients: dict[str, Figures] = {}
         self.parameters: dict[str, Figures] = {}
@@ -81,11 +92,13 @@ class Inside:
         self._running.pop()
         self._calls[name] += 1
         call = f"{name}#{self._calls[name]}" if self._calls[name] > 1 else name
+        self.is_looking = True
         for path, tensor in _tensors_of(output).items():
             key = call + path
             self.activations[key] = Figures.of(tensor)
             if tensor.requires_grad:
                 tensor.register_hook(partial(self._keep_gradient, key))
+        self.is_looking = False
 
     def _keep_gradient(self, key: str, gradient: torch.Tensor) -> None:
         self.gradients[key] = Figures.of(gradient)

@@ -4,16 +4,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from vision3d_engine.replay.plan import Plan
+from vision3d_engine.replay.plan import RUN, Plan
 from vision3d_engine.replay.report import FAILED
 
 _PROCESS = "vision3d_engine.replay.process"
 
 
 def answer_of(plan: Plan, arguments: Sequence[str]) -> dict[str, Any]:
-    """Start as many processes as a plan says, one where it does not, and return their answer with the exit code."""
+    """Start as many processes as a plan says, one where it does not, and return their answer.
+
+    With it come the exit code and, of a step that hung, the stacks of all threads.
+    """
     several = []
     if (processes := plan.processes or 1) > 1:
         several = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
@@ -24,7 +28,8 @@ def answer_of(plan: Plan, arguments: Sequence[str]) -> dict[str, Any]:
         except BaseException:
             process.send_signal(signal.SIGTERM)
             raise
-    return plan.answer.read() | {"code": code}
+    written = sorted((Path(plan.scratch) / RUN / "debug").glob("hang-*.txt"))
+    return plan.answer.read() | {"code": code, "stacks": [path.read_text() for path in written]}
 
 
 def has_failed(answer: dict[str, Any]) -> bool:

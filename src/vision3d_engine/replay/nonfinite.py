@@ -14,11 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision3d_engine.core.tracebacks import is_users
 from vision3d_engine.core.tree import leaves
-from vision3d_engine.replay.causes import cause_of_operation
+from vision3d_engine.replay.causes import OVERFLOW, cause_of_operation
+from vision3d_engine.replay.inside import all_finite
 
 _FRAME = re.compile(r'File "(.*?)", line (\d+)')
 _NO_SOURCE = re.compile(r"empty|resize|set_|detach|alias|view")  # memory as it was, or nothing new
 _OWN = "vision3d_engine/replay/"
+_LARGE = 0.4  # power of the largest number: above a root of it products overflow, and sums of products a little earlier
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,22 @@ class Search:
 
     Args:
         running: returns the module that runs.
+        is_idle: tells whether what runs now is of the replay and not of the step, so that nobody looks at it.
 
     Attributes:
         forward: the first operation of the forward pass that is to blame, or None.
         backward: the same of the backward pass.
     """
 
-    def __init__(self, running: Callable[[], str]) -> None:
-        self._running, self._is_forward = running, True
+    def __init__(self, running: Callable[[], str], is_idle: Callable[[], bool]) -> None:
+        self._running, self._is_idle, self._is_forward = running, is_idle, True
         self.forward: Origin | None = None
         self.backward: Origin | None = None
 
     @contextmanager
     def in_forward(self) -> Iterator[None]:
         """Look at the operations of a block, and note for backward nodes which line has made them."""
-        with torch.autograd.set_detect_anomaly(True, check_nan=False), _Operations(self._look):
+        with torch.autograd.set_detect_anomaly(True, check_nan=False), _Operations(self._look, self._is_idle):
             yield
 
     @contextmanager
@@ -81,7 +84,7 @@ class Search:
             shape = next(tuple(leaf.shape) for _, leaf in leaves(outputs) if not _is_finite(leaf))
             self.forward = Origin(
                 f"{name}, whose result {shape} is not finite",
-                cause_of_operation(name),
+                OVERFLOW if _is_large(inputs) else cause_of_operation(name),
                 _line_of(frames),
                 self._running(),
             )
@@ -103,28 +106,30 @@ class Search:
             stack = "".join(noted.get("traceback_", ()))
             frames = [(file, int(number)) for file, number in _FRAME.findall(stack)]
             name = node.name()
-            self.backward = Origin(
-                f"the gradient of {name}, which is not finite", cause_of_operation(name), _line_of(frames)
-            )
+            cause = OVERFLOW if _is_large(out) else cause_of_operation(name)
+            self.backward = Origin(f"the gradient of {name}, which is not finite", cause, _line_of(frames))
 
 
 class _Operations(TorchDispatchMode):
     """Hands each operation of a block on, with what went in and what came out.
 
     Args:
-        look: takes name, inputs and outputs.
+        look: takes name, inputs and outputs; inputs that have not been finite come as NaN.
+        is_idle: tells whether an operation is only made.
     """
 
-    def __init__(self, look: Callable[[str, Any, Any], None]) -> None:
+    def __init__(self, look: Callable[[str, Any, Any], None], is_idle: Callable[[], bool]) -> None:
         super().__init__()
-        self._look = look
+        self._look, self._is_idle = look, is_idle
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Call the operation."""
+        if self._is_idle():
+            return func(*args, **(kwargs or {}))
         given = args, kwargs or {}
         was_finite = _is_finite(given)  # before, since it may work in place
         returned = func(*args, **(kwargs or {}))
-        self._look(func.overloadpacket.__name__, () if was_finite else torch.tensor(math.nan), returned)
+        self._look(func.overloadpacket.__name__, given if was_finite else math.nan, returned)
         return returned
 
 
@@ -139,8 +144,23 @@ def _is_finite(nest: Any) -> bool:
 
 def _is_finite_leaf(leaf: Any) -> bool:
     if isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
-        return leaf.is_meta or bool(torch.isfinite(leaf.detach()).all())
+        return leaf.is_meta or all_finite(leaf.detach())
     return math.isfinite(leaf) if isinstance(leaf, float) else True
+
+
+def _is_large(nest: Any) -> bool:
+    """Tell whether finite numbers in a nest are so large that a product of theirs overflows, whatever is done to them.
+
+    What an operation has left in place does not count.
+    """
+    return any(_is_large_leaf(leaf) for _, leaf in leaves(nest) if isinstance(leaf, torch.Tensor))
+
+
+def _is_large_leaf(leaf: torch.Tensor) -> bool:
+    if not leaf.is_floating_point() or leaf.is_meta:
+        return False
+    finite = leaf.detach()[torch.isfinite(leaf)].abs()
+    return bool(finite.numel()) and finite.max().item() > torch.finfo(leaf.dtype).max ** _LARGE
 
 
 def _line_of(frames: Sequence[tuple[str, int]]) -> str:

@@ -11,6 +11,8 @@ from vision3d_engine.core.errors import ConfigError
 
 Vary = Literal["precision", "sample"]
 """What to change when a step is run once more: its type of numbers, or the samples of its batch."""
+#: folder of the replayed run in the scratch folder
+RUN = "run"
 
 
 @dataclass(frozen=True)

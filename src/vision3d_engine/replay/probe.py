@@ -1,6 +1,6 @@
 """Acts in the process of the script: waits for the step, looks into it, says what it has found, and ends it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
 from vision3d_engine.replay.causes import IN_DATA, IN_WEIGHTS
 from vision3d_engine.replay.clouds import write_clouds
+from vision3d_engine.replay.growth import Growth
 from vision3d_engine.replay.inside import Inside
 from vision3d_engine.replay.nonfinite import Origin, Search, not_finite
 from vision3d_engine.replay.plan import Plan
@@ -41,8 +42,9 @@ class StepProbe(Hook):
         self._tolerance = tolerance
         self._report: Report | None = None
         self._batch: Any = None
-        self._inside = Inside(torch.nn.Module())
-        self._search = Search(lambda: self._inside.module)
+        self._outside: Origin | None = None
+        self._inside, self._growth = Inside(torch.nn.Module()), Growth(())
+        self._search = Search(lambda: self._inside.module, lambda: self._inside.is_looking)
 
     @property
     def _moment(self) -> Any:
@@ -57,6 +59,10 @@ class StepProbe(Hook):
         """Say which part of the step it is; nothing where it is all that this process had."""
         return ""
 
+    def before_train(self) -> None:
+        """Begin to watch how the parameters grow."""
+        self._growth = Growth(self.owner.model.named_parameters())
+
     def before_train_step(self, _epoch: int, _iteration: int, data_dict: Any) -> None:
         """Begin to look, if this is the step."""
         if not self._is_here():
@@ -68,7 +74,9 @@ class StepProbe(Hook):
             self._plan.answer.add(**self._kept(samples))
         self._report = Report(moment.total_steps, moment.epoch, moment.iteration, self._start, samples)
         self._report.title, self._report.tolerance = self._title(), self._tolerance
-        self._report.origin = _origin_outside(data_dict, samples, owner.model)
+        self._outside = _origin_outside(data_dict, samples, owner.model)
+        self._report.growth = self._growth.text()
+        self.say({})  # a step that ends the process has said what is known before it
         owner.train_step = self._looking_inside(owner.train_step)
         owner.update = self._following(owner.update)
 
@@ -127,27 +135,28 @@ class StepProbe(Hook):
     def after_train_step(self, _epoch: int, _iteration: int, _data: Any, _output: Any, result_dict: Any) -> None:
         """Say what was found, and end the process."""
         if self._report is None:
+            self._growth.look(self._moment.total_steps)
             return
-        self.say(read_numbers(dict(result_dict)))
-        self.owner._context.world.gather(None)  # noqa: SLF001  all have looked
+        values = read_numbers(dict(result_dict))
+        self.say(values, self.owner._context.world.gather(self._found(values)))  # noqa: SLF001  all have looked
         raise SystemExit
 
-    def say(self, values: Mapping[str, Any], **further: Any) -> None:
+    def say(self, values: Mapping[str, Any], found: Sequence[Origin | None] | None = None, **further: Any) -> None:
         """Say what is known of the step.
 
         Args:
-            values: what it has returned; nothing if it has failed.
+            values: what it has returned; nothing if it has failed, or has yet to be made.
+            found: what is to blame on each process; None where the others cannot be asked.
             further: what else to answer.
         """
         if self._report is None or not self.owner._context.world.is_main:  # noqa: SLF001
             return
         self._report.values, self._report.recorded = values, self._recorded.get(self._report.step)
         self._report.inside = self._inside
-        found, is_finite = self._report.origin or self._search.forward or self._search.backward, self._is_finite(values)
-        self._report.origin = None if is_finite else found
+        self._report.origins = dict(enumerate([self._found(values)] if found is None else found))
         facts = {"verdict": self._report.verdict, "text": self._report.text(), **further}
-        self._plan.answer.add(**facts, is_finite=is_finite, values=as_numbers(values))
-        if self._plan.clouds is not None:
+        self._plan.answer.add(**facts, is_finite=self._is_finite(values), values=as_numbers(values))
+        if self._plan.clouds is not None and (values or further):
             self._write_clouds(Path(self._plan.clouds), self._report.samples)
 
     def _write_clouds(self, folder: Path, samples: Samples) -> None:
@@ -157,6 +166,10 @@ class StepProbe(Hook):
             write_clouds(folder, self._batch, self.owner.endpoints.data_dict, names)
         except DataError as error:
             self._plan.answer.add(not_shown=str(error))
+
+    def _found(self, values: Mapping[str, Any]) -> Origin | None:
+        """Return what is to blame here, if something is not finite."""
+        return None if self._is_finite(values) else self._outside or self._search.forward or self._search.backward
 
     def _is_finite(self, values: Mapping[str, Any]) -> bool:
         """Tell whether results and gradients are finite; what is not inside may be meant so, as in masks."""

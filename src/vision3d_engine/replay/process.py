@@ -10,7 +10,7 @@ from vision3d_engine.core import cli
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import PROBES
 from vision3d_engine.replay.capsule import Capsule, CapsuleProbe
-from vision3d_engine.replay.plan import Plan
+from vision3d_engine.replay.plan import RUN, Plan
 from vision3d_engine.replay.probe import StepProbe
 from vision3d_engine.replay.share import ShareProbe
 from vision3d_engine.replay.starting import Start, start_before
@@ -25,6 +25,7 @@ _PLAIN: dict[str, Any] = {
     "pdb": False,
     "profile": None,
     "memory_snapshot": False,
+    "on_hang": "stop",
     "max_time": None,
     "requeue": False,
     "save_every": "1 epoch",
@@ -94,7 +95,7 @@ def _on_capsule(plan: Plan, settings: Any, capsule: Capsule) -> Any:
 
 
 def _changed(settings: Any, plan: Plan, exp: dict[str, Any], trainer: dict[str, Any]) -> Any:
-    folders = {"output_dir": Path(plan.scratch) / "run", "checkpoint_dir": None, "log_dir": None, "event_dir": None}
+    folders = {"output_dir": Path(plan.scratch) / RUN, "checkpoint_dir": None, "log_dir": None, "event_dir": None}
     parts = {"exp": settings.exp.model_copy(update=folders | exp)}
     parts["trainer"] = settings.trainer.model_copy(update=_PLAIN | trainer)
     return settings.model_copy(update=parts)

@@ -98,7 +98,8 @@ class Report:
         iteration: its iteration there.
         start: where the replay has started.
         samples: those of its batch.
-        origin: where the first number comes from that is not finite.
+        origins: by process, where its first number comes from that is not finite.
+        growth: which parameters have grown out of all proportion before it; empty if none has.
         values: what it has returned.
         recorded: what the run has recorded of it; None if nothing.
         inside: what was seen inside.
@@ -111,7 +112,8 @@ class Report:
     iteration: int
     start: Start
     samples: Samples
-    origin: Origin | None = None
+    origins: Mapping[int, Origin | None] = field(default_factory=dict)
+    growth: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
     recorded: Mapping[str, float] | None = None
     inside: Inside | None = None
@@ -139,10 +141,14 @@ class Report:
         """Return it as text."""
         title = f", {self.title}" if self.title else ""
         head = f"step {self.step}{title}: epoch {self.epoch}, iteration {self.iteration}; replayed from {self.start}"
-        origin = [] if self.origin is None else [f"first not finite: {self.origin}"]
         verdict = _VERDICTS[self.verdict].format(self.tolerance)
-        parts = [head, *self._samples_text(), *map(self._value_text, self.values), verdict, *origin]
-        return "\n".join([*parts, *self._inside_text()])
+        parts = [head, *self._samples_text(), *map(self._value_text, self.values), verdict]
+        return "\n".join([*parts, *self._origins_text(), *self._inside_text()])
+
+    def _origins_text(self) -> list[str]:
+        of = {rank: f"process {rank}: " if len(self.origins) > 1 else "" for rank in self.origins}
+        found = [f"first not finite: {of[rank]}{origin}" for rank, origin in self.origins.items() if origin]
+        return [*found, self.growth] if found and self.growth else found
 
     def _samples_text(self) -> list[str]:
         return ["samples:", *(f"  {line}" for line in self.samples.lines)] if self.samples.lines else []

@@ -10,14 +10,18 @@ import torch
 
 from vision3d_engine.checkpoint.files import write_checkpoint
 from vision3d_engine.checkpoint.loading import model_state
-from vision3d_engine.core.errors import EngineError, RegistrationError
+from vision3d_engine.core.errors import CheckpointError, EngineError, NonFiniteError, RegistrationError, add_note
 from vision3d_engine.core.plain import printable
 from vision3d_engine.core.portable import encoded
+from vision3d_engine.core.replay_command import replay_command
 from vision3d_engine.core.tracebacks import cause_of, users_part
 from vision3d_engine.core.tree import to_cpu
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.train_pass import TrainPass
 from vision3d_engine.run.resume_state import ResumeState
+
+# Of a run so many steps are kept whose updates are skipped; each is as large as a checkpoint.
+_MAX_SKIPPED = 3
 
 
 class Capsules:
@@ -31,13 +35,14 @@ class Capsules:
 
     def __init__(self, trainer: Any, context: PassContext, resume_state: ResumeState) -> None:
         self._trainer, self._context, self._resume_state = trainer, context, resume_state
+        self._skipped: set[int] = set()
 
     def dump(self) -> Path:
         """Write the step that runs; waits for the device.
 
         Raises:
             RegistrationError: outside of a training step, or behind its update.
-            CheckpointError: for a batch that does not load as data only.
+            CheckpointError: for a batch that does not load as data only, and with ``trainer.parallel: fsdp2``.
             FolderError: when it cannot be written.
         """
         if not self._is_open:
@@ -52,13 +57,27 @@ class Capsules:
         progress = self._context.progress
         if not self._is_open:
             return
+        step = progress.total_steps + progress.iteration - progress.trained
+        add_note(error, self._kept(step, cause_of(error), _line_of(error)))
+
+    def keep_skipped(self, error: NonFiniteError) -> None:
+        """Write the step that runs, whose gradients are not finite, and say so: the first of its window.
+
+        Nothing after the first few of a run, and nothing with fp16, where mostly the scale of the losses is to blame.
+        """
+        progress, is_scaled = self._context.progress, self._context.settings.precision == "fp16"
+        if is_scaled or progress.updates in self._skipped or len(self._skipped) >= _MAX_SKIPPED:
+            return
+        self._skipped.add(progress.updates)
+        said = self._kept(progress.total_steps, str(error), "")
+        self._trainer.log(f"{error}; its update is skipped, and {said}", level="WARNING")
+
+    def _kept(self, step: int, why: str, line: str) -> str:
+        """Write a step, and return what there is to say of it."""
         try:
-            step = progress.total_steps + progress.iteration - progress.trained
-            path = self._write(step, cause_of(error), _line_of(error))
+            return f"the step is kept: {replay_command(self._write(step, why, line))}"
         except EngineError as failure:
-            self._trainer.log(f"the step is not kept: {failure}", level="WARNING")
-        else:
-            error.add_note(f"the step is kept: vision3d-engine replay '{path}' --script SCRIPT")
+            return f"the step is not kept: {failure}"
 
     @property
     def _is_open(self) -> bool:
@@ -67,6 +86,8 @@ class Capsules:
         return isinstance(now, TrainPass) and now.runner.batch is not None and progress.iteration > progress.trained
 
     def _write(self, step: int, why: str, line: str) -> Path:
+        if self._context.parallel.store is not None:
+            raise CheckpointError(_SPREAD)
         rank = self._context.world.rank
         path = self._context.debug_folder / (f"step-{step:06d}-rank{rank}.pt" if rank else f"step-{step:06d}.pt")
         write_checkpoint(path, {**self._before(step), "step": self._of_step(step, why, line)})
@@ -112,6 +133,9 @@ def _line_of(error: Exception) -> str:
     return "" if own is None else f"{own.tb_frame.f_code.co_filename}, line {own.tb_lineno}"
 
 
+_SPREAD = (
+    "trainer.parallel is fsdp2, with which no process has all weights of a step; expected is 'ddp', or one process"
+)
 _NO_STEP = (
     "dump_step() was called where no training step is at hand, or behind its update, which has changed the weights; "
     "expected is a call in before_train_step, train_step or after_backward"

@@ -1,0 +1,17 @@
+"""How a person replays a training step of this process's script."""
+
+import shlex
+from pathlib import Path
+
+from vision3d_engine.core.cli import script_words
+
+
+def replay_command(step: int | Path) -> str:
+    """Return the command that runs a step again, quoted for a shell.
+
+    Args:
+        step: its number since the start of the run, or the file that holds it.
+    """
+    script, *words = script_words()
+    what = [script, "--step", str(step)] if isinstance(step, int) else [str(step), "--script", script]
+    return shlex.join(["vision3d-engine", "replay", *what, *(["--", *words] if words else [])])
