@@ -120,7 +120,7 @@ class Symmetric(Net):
         self.planted = nn.LayerNorm(4, elementwise_affine=True)
 
     def forward(self, x, **_options):
-        return self.used(x).sum() + (self.planted.weight.sum() + self.planted.bias.sum())
+        return 0.1 * (self.used(x).sum() + self.planted.weight.sum() + self.planted.bias.sum())
 
 
 class Unfrozen(planted(Frozen)):
@@ -187,6 +187,21 @@ def test_averages_windows_and_skipped_updates_change_nothing_of_it(tmp_path, tra
     planted(Net)(tmp_path / "unused", **trainer).run()
     assert warnings_of(tmp_path / "used") == []
     assert len(warnings_of(tmp_path / "unused")) == 1
+
+
+def test_batches_that_load_what_they_yield_are_read_by_training_alone(tmp_path):
+    class Batches(list):
+        reads = 0
+
+        def __iter__(self):
+            self.reads += 1
+            return super().__iter__()
+
+    trainer = planted(Both)(tmp_path, max_epoch=2)
+    batches = Batches(BATCHES)
+    trainer.register_loader(batches)
+    trainer.run()
+    assert batches.reads == 2  # once an epoch
 
 
 def test_updates_that_are_all_skipped_are_no_fault_of_the_parameters(tmp_path):

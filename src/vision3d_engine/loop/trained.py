@@ -75,7 +75,7 @@ def _attributes(trainer: Any) -> Iterator[tuple[str, Any]]:
     for owner, holder in owners.items():
         for name, part in getattr(holder, "__dict__", {}).items():
             yield f"{owner}.{name}", part
-            members = dict(enumerate(part)) if isinstance(part, list | tuple) else part
+            members = dict(enumerate(part)) if type(part) in (list, tuple) else part  # others may load what they yield
             if isinstance(members, dict):
                 yield from (
                     (f"{owner}.{name}[{key!r}]", member)
