@@ -478,6 +478,17 @@ def test_a_debug_run_keeps_the_step_that_is_not_finite_and_its_operation_is_name
     assert "first not finite: log, whose result () is not finite" in said
 
 
+@pytest.mark.parametrize("fault", [{"plant": log_of_0, "at": 1}, {"lost": True}], ids=["log line", "loader"])
+def test_an_error_between_two_steps_of_an_open_window_keeps_neither(tmp_path, fault):
+    own = {"save_on_exception": True, "grad_acc_steps": 4, "log_steps": 2}
+    toy = Epochs(settings(tmp_path, **own)).setup(**fault | {"lost": False})
+    toy.after_train_step = lambda *_: setattr(toy.train_loader.dataset, "lost", "lost" in fault)
+    with pytest.raises((vision3d_engine.NonFiniteError, vision3d_engine.SampleError)) as failure:
+        toy.run()
+    assert not any("the step is kept" in note for note in getattr(failure.value, "__notes__", []))
+    assert not (tmp_path / "debug").exists() or not [*(tmp_path / "debug").glob("step-*.pt")]
+
+
 def test_steps_that_fail_leave_no_file_by_default(tmp_path):
     toy = Epochs(settings(tmp_path)).setup(plant=lambda _: 1 // 0, at=4)
     with pytest.raises(ZeroDivisionError):
