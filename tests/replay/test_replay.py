@@ -445,6 +445,31 @@ def test_a_step_in_a_file_has_the_bits_of_the_run_without_its_data(tmp_path, rep
     assert "step 8: epoch 2, iteration 2; replayed from step-000008.pt" in said
 
 
+def test_a_step_in_a_file_knows_its_samples_and_the_lines_that_load_them(tmp_path, replayed):
+    def make(lost=True):
+        return Epochs(settings(tmp_path / "run", max_epoch=3)).setup(lost=lost)
+
+    def samples_in(said):
+        return said[said.index("\nsamples:\n") : said.index("\nloss ")]
+
+    dumping(Epochs, tmp_path / "run", 8).run()
+    capsule = tmp_path / "run" / "debug" / "step-000008.pt"
+    _, of_run = replayed(lambda: make(lost=False), step=8)
+    assert samples_in(replayed(make, capsule)[1]) == samples_in(of_run)
+    assert samples_in(of_run).count("vision3d_engine.replay_sample(dataset, ") == 2
+
+
+def test_a_step_in_a_file_of_an_older_engine_has_its_bits_without_knowing_its_samples(tmp_path, replayed):
+    dumping(Epochs, tmp_path / "run", 8).run()
+    capsule = tmp_path / "run" / "debug" / "step-000008.pt"
+    state = torch.load(capsule, weights_only=True)
+    del state["step"]["samples"]
+    torch.save(state, capsule)
+    verdict, said = replayed(lambda: Epochs(settings(tmp_path / "run", max_epoch=3)).setup(lost=True), capsule)
+    assert verdict == "same", said
+    assert "samples:" not in said
+
+
 def test_a_step_in_a_file_loads_as_data_only(tmp_path):
     dumping(Epochs, tmp_path, 3).run()
     state = torch.load(tmp_path / "debug" / "step-000003.pt", weights_only=True)
