@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,8 @@ def become(request, streams):
     os.environ.update(request["environment"])
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [*own, *(path for path in BASE_PATH if path not in own)]
+    if action := os.environ.get("PYTHONWARNINGS"):
+        warnings.simplefilter(action)
     tempfile.tempdir = None  # found anew, by the environment
     random.seed()
     np.random.seed()  # noqa: NPY002
