@@ -11,7 +11,7 @@ import pytest
 
 from tests.patience import PATIENCE_S, eventually
 from tests.stories.forking import Forked
-from tests.stories.launching import results_of, saved_steps, start_ranks
+from tests.stories.launching import outputs_of, results_of, saved_steps, start_ranks
 from tests.stories.launching import start as fork
 
 SCRIPT = Path(__file__).parent / "noisy_script.py"
@@ -154,15 +154,16 @@ def test_two_processes_agree_on_the_step_although_one_gets_the_signal(straight_o
 
 
 def test_two_processes_killed_at_once_resume_to_the_same_bits(straight_of_two, tmp_path):
-    process = start(tmp_path / "run", processes=2, gate="train 2.5", save_every="4 iterations")
+    words = (SCRIPT, tmp_path / "run", "epoch", 0.0)
+    processes = start_ranks(*words, json.dumps({"save_every": "4 iterations"}), GATES="train 2.5")
     eventually(lambda: saved_steps(tmp_path / "run") == 8)
-    for worker in children(process.pid):
-        os.kill(worker, signal.SIGKILL)
-    assert finish(process)[0] != 0
-    code, text = finish(start(tmp_path / "run", processes=2, save_every="4 iterations", resume=True))
-    assert code == 0, text
-    assert "in mid-epoch" in text
-    assert text.partition("RESULT ")[2].split()[0] == straight_of_two
+    for process in processes:
+        process.kill()
+    assert [code for code, _, _ in outputs_of(processes)] == [-signal.SIGKILL] * 2
+    resumed = outputs_of(start_ranks(*words, json.dumps({"save_every": "4 iterations", "resume": True})))
+    assert [code for code, _, _ in resumed] == [0, 0], resumed
+    assert "in mid-epoch" in resumed[0][2]
+    assert resumed[0][1].partition("RESULT ")[2].split()[0] == straight_of_two
 
 
 def children(pid):
