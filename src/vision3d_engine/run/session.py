@@ -45,6 +45,9 @@ from vision3d_engine.writers.metric_writers import MetricWriters
 from vision3d_engine.writers.step_values import StepValuesWriter
 
 Redirection = Callable[[Any, World], Any]
+
+STOPPED = "stopped by"
+"""With what the line of a log begins that says which error has stopped a run."""
 REDIRECTIONS: list[Redirection] = []
 """What puts other settings in force than those that a script was given, for tools that run it elsewhere."""
 
@@ -182,7 +185,7 @@ class Session:
 
     def _log_failure(self, error: Exception) -> None:
         """Say what has stopped the run; the traceback goes into the file only, since python prints it."""
-        self.logger.log(f"stopped by {cause_of(error)} ({'; '.join(error.__notes__)})", "ERROR")
+        self.logger.log(f"{STOPPED} {cause_of(error)} ({'; '.join(error.__notes__)})", "ERROR")
         self.logger.log(f"what it has said and its whole traceback are in '{self.folders.logs}'", "INFO")
         level = "DEBUG" if self.world.is_main else "WARNING"
         self.logger.log("".join(traceback.format_exception(error)), level)
