@@ -13,7 +13,6 @@ from vision3d_engine.run.run_folder import STEPS
 from vision3d_engine.run.session import STOPPED
 from vision3d_engine.writers.step_values import step_lines
 
-
 _ENDED = "run ended"
 
 

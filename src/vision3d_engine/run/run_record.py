@@ -76,7 +76,7 @@ def _environment(session: Session) -> dict[str, Any]:
 
 
 def _checksums(kind: type) -> dict[str, str]:
-    """Return a checksum of the script, and of the file that defines its trainer, by name; of notebooks there is none."""
+    """Return a checksum of the script, and of the file that defines its trainer, by name; notebooks have none."""
     files = [getattr(sys.modules.get(name), "__file__", None) for name in ("__main__", kind.__module__)]
     found = {}
     for path in (Path(file) for file in files if file):

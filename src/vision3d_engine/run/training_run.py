@@ -216,6 +216,7 @@ class TrainingRun:
         goes_on = has_trained and self.ending.goes_on()
         while goes_on:
             goes_on = self._train_and_validate()
+        self._context.untrained.close()
         if text := self.ending.text(has_trained):
             self._trainer.log(text)
 
