@@ -63,8 +63,8 @@ def rows_of(a: Recorded, b: Recorded) -> Rows:
 
 def _commands(environments: list[dict[str, Any]]) -> list[Row]:
     """Return the arguments of the scripts that differ, as far as both commands are recorded."""
-    commands = [environment.get("command") for environment in environments]
-    return _rows(*map(script_arguments, commands)) if all(commands) else []
+    commands = [str(environment["command"]) for environment in environments if "command" in environment]
+    return _rows(*map(script_arguments, commands)) if len(commands) == len(environments) else []
 
 
 def _differing(nests: list[dict[str, Any]]) -> list[Row]:

@@ -120,6 +120,8 @@ class Session:
         trainer = self.settings.trainer
         progress = Progress(counts_samples=trainer.means == "samples")
         counters = Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis)
+        times = EpochTimes(self.world.device)
+        hooks.measure(times.in_steps)
         outlets: dict[str, Any] = {"progress": progress, "counters": counters, "writers": self.writers}
         return PassContext(
             settings=trainer,
@@ -139,12 +141,14 @@ class Session:
             hints=LoaderHints(self.logger.warn),
             host_tensors=HostTensors(self.logger.warn),
             endpoints=self._endpoints,
-            captures=Captures(self._endpoints, **outlets, logger=self.logger, is_main=self.world.is_main),
+            captures=Captures(
+                self._endpoints, **outlets, logger=self.logger, is_main=self.world.is_main, watch=times.in_steps
+            ),
             parameter_statistics=ParameterStatistics(trainer, self.world, parallel, **outlets),
             untrained=UntrainedParameters(self.world, parallel, progress, self.logger.warn),
             debug_folder=self.folders.debug,
             profiled=ProfiledSteps(trainer.profile, progress, self.world, self.folders.debug, self.logger.log),
-            times=EpochTimes(self.world.device),
+            times=times,
         )
 
     def check_arguments(self) -> None:

@@ -82,8 +82,7 @@ class TrainingRun:
         self._judging = Judging(trainer, context, self.checkpoints, *followers)
         self.validations = Validations(trainer, context, self.average, self.autosave, self.ending, self._judging.check)
         self._rate_scaling = RateScaling(settings.scale_lr)
-        self.is_training = False
-        self._only_validates = self._starts_anew = False
+        self.is_training = self._only_validates = self._starts_anew = False
 
     # ------------------------------------------------------------------------------------------- data
 
