@@ -113,8 +113,8 @@ class Hooks:
         own = [] if self.is_default(name) else [getattr(self._owner, name)]
         hooks = [*self.added, *self._probes]
         found = own + [method for hook in hooks if callable(method := getattr(hook, name, None))]
-        is_timed = self._watch is not None and name in STEP_HOOKS
-        return [self._watch.timed(name, each) for each in found] if is_timed else found
+        watch = self._watch if name in STEP_HOOKS else None
+        return found if watch is None else [watch.timed(name, each) for each in found]
 
 
 class _Led:
