@@ -231,11 +231,11 @@ def test_samples_are_named_with_the_line_that_loads_them(tmp_path, replayed):
 @pytest.mark.parametrize(
     ("plant", "operation", "cause"),
     [
-        (square_of_much, "pow, whose result () is not finite", "large numbers overflow"),
-        (log_of_0, "log, whose result () is not finite", "the logarithm of 0"),
-        (exp_of_much, "exp, whose result () is not finite", "exp overflows"),
-        (root_of_0, "the gradient of SqrtBackward0", "the gradient of sqrt at 0"),
-        (mean_over_nothing, "mean, whose result () is not finite", "a mean over an empty set"),
+        (square_of_much, "pow, whose result () holds infinity", "large numbers overflow"),
+        (log_of_0, "log, whose result () holds infinity", "the logarithm of 0"),
+        (exp_of_much, "exp, whose result () holds infinity", "exp overflows"),
+        (root_of_0, "the gradient () of SqrtBackward0, which holds infinity", "the gradient of sqrt at 0"),
+        (mean_over_nothing, "mean, whose result () holds NaN", "a mean over an empty set"),
     ],
 )
 def test_the_operation_that_is_to_blame_is_named_with_its_line(tmp_path, replayed, plant, operation, cause):
@@ -258,7 +258,7 @@ def test_a_loss_that_is_walked_back_in_the_midst_of_a_step_is_searched_too(tmp_p
     make().run()
     _, said = replayed(make, step=1)
     line = next(line for line in said.splitlines() if line.startswith("first not finite: "))
-    assert "the gradient of SqrtBackward0, which is not finite" in line
+    assert "the gradient () of SqrtBackward0, which holds infinity" in line
     assert f"test_replay.py, line {OfOneAlone.train_step.__code__.co_firstlineno + 2}" in line
     row = next(line.split() for line in said.splitlines() if line.startswith("first.0.weight"))
     assert row[-1] == "32"
@@ -283,7 +283,7 @@ def test_a_planted_fault_is_found_and_has_the_bits_of_the_run(tmp_path, replayed
     make().run()
     verdict, said = replayed(make, step=8)
     assert (verdict, "loss nan" in said) == ("same", True), said
-    assert "first not finite: mean, whose result () is not finite in " in said
+    assert "first not finite: mean, whose result () holds NaN, in " in said
     assert f"test_replay.py, line {mean_over_nothing.__code__.co_firstlineno + 1}" in said
 
 
@@ -301,7 +301,7 @@ def test_a_fault_of_one_of_several_optimizers_is_found(tmp_path, replayed):
     make().run()
     verdict, said = replayed(make, step=8)
     assert verdict == "same", said
-    assert "first not finite: log, whose result () is not finite in " in said
+    assert "first not finite: log, whose result () holds infinity, in " in said
     assert f"test_replay.py, line {log_of_0.__code__.co_firstlineno + 1}" in said
 
 
@@ -475,7 +475,7 @@ def test_a_debug_run_keeps_the_step_that_is_not_finite_and_its_operation_is_name
     capsule = tmp_path / "run" / "debug" / "step-000004.pt"
     own = settings(tmp_path / "run", debug=True)
     _, said = replayed(lambda: Epochs(own).setup(plant=log_of_0, at=4, lost=True), capsule)
-    assert "first not finite: log, whose result () is not finite" in said
+    assert "first not finite: log, whose result () holds infinity" in said
 
 
 def test_steps_that_fail_leave_no_file_by_default(tmp_path):
