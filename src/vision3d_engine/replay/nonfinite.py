@@ -27,11 +27,19 @@ _LARGE = 0.4  # power of the largest number: above a root of it products overflo
 
 
 class _Call(NamedTuple):
-    """An operation with what it was given, and which of that was not finite before it ran, which may be in place."""
+    """An operation with what it was given.
+
+    Attributes:
+        name: how torch calls it.
+        given: what it reads.
+        broken: which of that was not finite, and what it held, before it ran, which may be in place.
+        finite: where all of that was finite, if each number of the result is made of those at its place; else None.
+    """
 
     name: str
     given: Any
     broken: list[tuple[Any, str]]
+    finite: torch.Tensor | None
 
 
 class Search:
@@ -47,12 +55,14 @@ class Search:
         self._lineage, self._first = Lineage(), dict[str, Origin]()
         self._back = _BackwardSearch()
         self._outside: Origin | None = None
+        self._untraceable: Origin | None = None
         self._of_loss: Origin | None = None
         self._of_results: Origin | None = None
 
     def know(self, value: Any, origin: Origin) -> None:
         """Let what follows from a value that is not finite before the step begins be traced to its origin."""
-        self._lineage.put(value, origin)
+        if not self._lineage.put(value, origin):
+            self._untraceable = self._untraceable or origin
         self._outside = self._outside or (None if origin.is_meant else origin)
 
     @contextmanager
@@ -116,33 +126,30 @@ class Search:
 
     def _origin(self, call: _Call, leaf: Any, trouble: str) -> Origin:
         """Return what a result follows from: NaN from NaN, infinity from either; else it has been made here."""
-        sources = [source for source, its in call.broken if trouble in (its, INFINITY)]
+        if looked_at(partial(_is_new, call.finite), leaf, False):
+            return self._made(call, leaf, trouble, OVERFLOW if _is_large(call.given) else cause_of_operation(call.name))
+        sources = [source for source in call.broken if trouble in (source[1], INFINITY)]
         if sources:
-            return self._lineage.first_of(sources) or self._unknown(call, sources[0])
-        made = self._made(call, leaf, trouble)
-        infinite = self._lineage.first_of(source for source, _ in call.broken)
-        if infinite is not None and not infinite.is_meant:
-            made = replace(infinite, further=f"then NaN: {made}")
+            return self._lineage.first_of(value for value, _ in sources) or self._unknown(call, *sources[0])
+        made = self._made(call, leaf, trouble, cause_of_undefined(call.name))
+        infinite = self._lineage.first_of(value for value, _ in call.broken)
+        return made if infinite is None or infinite.is_meant else replace(infinite, further=f"then NaN: {made}")
+
+    def _made(self, call: _Call, leaf: torch.Tensor, trouble: str, cause: str) -> Origin:
+        what = f"{call.name}, whose result {_shape(leaf)}holds {trouble}"
+        made = Origin(what, cause, line_of_stack(), self._running())
         self._first.setdefault(trouble, made)
         return made
 
-    def _made(self, call: _Call, leaf: torch.Tensor, trouble: str) -> Origin:
-        if call.broken:
-            cause = cause_of_undefined(call.name)
-        else:
-            cause = OVERFLOW if _is_large(call.given) else cause_of_operation(call.name)
-        what = f"{call.name}, whose result {_shape(leaf)}holds {trouble}"
-        return Origin(what, cause, line_of_stack(), self._running())
-
-    def _unknown(self, call: _Call, source: Any) -> Origin:
+    def _unknown(self, call: _Call, source: Any, trouble: str) -> Origin:
         """Return the origin of what none of the operations has made; NaN may follow from what is known otherwise."""
-        trouble, place = trouble_of(source) or NAN, (line_of_stack(), self._running())  # it may have changed in place
+        place, is_meant = (line_of_stack(), self._running()), trouble == INFINITY
         if not isinstance(source, torch.Tensor):
-            return Origin(f"the number {source}, given to {call.name}", CONSTANT, *place, trouble == INFINITY)
-        if trouble == NAN and (known := self._outside or self._back.found):
+            return Origin(f"the number {source}, given to {call.name}", CONSTANT, *place, is_meant)
+        if known := self._untraceable or (None if is_meant else self._outside or self._back.found):
             return known
         what = f"a tensor {_shape(source)}that holds {trouble} and came from outside of torch, given to {call.name}"
-        origin = Origin(what, OUTSIDE if trouble == NAN else CONSTANT, *place, trouble == INFINITY)
+        origin = Origin(what, CONSTANT if is_meant else OUTSIDE, *place, is_meant)
         self._lineage.put(source, origin)
         return origin
 
@@ -222,14 +229,31 @@ class _Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         given = _read(name, args, kwargs or {})
         broken = [(leaf, trouble) for _, leaf in leaves(given) if (trouble := trouble_of(leaf))]
+        call = _Call(name, given, broken, _finite_places(func, broken))
         returned = func(*args, **(kwargs or {}))
-        self._look(_Call(name, given, broken), returned)
+        self._look(call, returned)
         return returned
 
 
 def _read(name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
     """Return what an operation reads of what it is given, without what it only writes."""
     return args[name == "copy_" :], {key: value for key, value in kwargs.items() if not key.startswith("out")}
+
+
+def _finite_places(operation: Any, broken: list[tuple[Any, str]]) -> torch.Tensor | None:
+    """Return at which places all is finite that an operation is given; None where that says nothing of its result."""
+    if broken and torch.Tag.pointwise not in operation.tags:
+        return None
+    places = torch.tensor(True)
+    for value, _ in broken:
+        finite = looked_at(torch.isfinite, value, torch.tensor(False))
+        places = places.to(finite.device) & finite
+    return places
+
+
+def _is_new(finite: torch.Tensor | None, numbers: torch.Tensor) -> bool:
+    """Tell whether numbers of a result are not finite where all that they were made of was."""
+    return finite is not None and bool((finite.to(numbers.device) & ~numbers.isfinite()).any())
 
 
 def _shape(tensor: torch.Tensor) -> str:

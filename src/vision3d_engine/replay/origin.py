@@ -56,11 +56,13 @@ class Lineage:
         self._origins = WeakKeyDictionary[torch.UntypedStorage, Origin]()
         self._places = dict[Origin, int]()
 
-    def put(self, value: Any, origin: Origin) -> None:
-        """Let what follows from a tensor have this origin."""
+    def put(self, value: Any, origin: Origin) -> bool:
+        """Let what follows from a tensor have this origin; tell whether it can be followed, as arrays cannot."""
         self._places.setdefault(origin, len(self._places))
-        if (memory := memory_of(value)) is not None:
+        memory = memory_of(value)
+        if memory is not None:
             self._origins[memory] = origin
+        return memory is not None
 
     def first_of(self, values: Iterable[Any]) -> Origin | None:
         """Return the first origin of several tensors; None where none is known."""
