@@ -8,7 +8,8 @@ import torch
 
 from vision3d_engine import EpochBasedTrainer, Hook, SkipBatch
 from vision3d_engine.loop import epoch_time
-from vision3d_engine.metrics.epoch_times import EpochShares
+from vision3d_engine.metrics.epoch_times import EpochShares, EpochTimes
+from vision3d_engine.metrics.step_clock import StepClock
 from vision3d_engine.metrics.stopwatch import Stopwatch
 
 NAP_S, STEPS = 0.1, 20  # a step without naps takes a hundredth of one
@@ -270,3 +271,15 @@ def test_a_part_inside_of_another_is_counted_once():
     assert set(seconds) == {"outer", "inner"}
     assert NAP_S <= seconds["outer"] < seconds["inner"]
     assert watch.take() == {}
+
+
+def test_an_epoch_that_a_person_has_held_has_no_times():
+    opened = []
+    times = EpochTimes(torch.device("cpu"), lambda: len(opened))
+    clock = StepClock(torch.device("cpu"))
+    clock.count(0.1, 0.2)
+    times.add(clock)
+    opened.append("a prompt")
+    assert times.take() is None
+    times.add(clock)
+    assert times.take() is not None

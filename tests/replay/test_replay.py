@@ -1,8 +1,10 @@
 """A step of a run again: its bits, what is inside of it, and where the first number comes from that is not finite."""
 
+import inspect
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -231,11 +233,11 @@ def test_samples_are_named_with_the_line_that_loads_them(tmp_path, replayed):
 @pytest.mark.parametrize(
     ("plant", "operation", "cause"),
     [
-        (square_of_much, "pow, whose result () is not finite", "large numbers overflow"),
-        (log_of_0, "log, whose result () is not finite", "the logarithm of 0"),
-        (exp_of_much, "exp, whose result () is not finite", "exp overflows"),
-        (root_of_0, "the gradient of SqrtBackward0", "the gradient of sqrt at 0"),
-        (mean_over_nothing, "mean, whose result () is not finite", "a mean over an empty set"),
+        (square_of_much, "pow, whose result () holds infinity", "large numbers overflow"),
+        (log_of_0, "log, whose result () holds infinity", "the logarithm of 0"),
+        (exp_of_much, "exp, whose result () holds infinity", "exp overflows"),
+        (root_of_0, "the gradient () of SqrtBackward0, which holds infinity", "the gradient of sqrt at 0"),
+        (mean_over_nothing, "mean, whose result () holds NaN", "a mean over an empty set"),
     ],
 )
 def test_the_operation_that_is_to_blame_is_named_with_its_line(tmp_path, replayed, plant, operation, cause):
@@ -251,6 +253,224 @@ def test_the_operation_that_is_to_blame_is_named_with_its_line(tmp_path, replaye
     assert cause in line
 
 
+_MASK = torch.tensor([1.0, 0.0])
+
+
+def division_by_0_beside_a_mask_by_its_logarithm(output):
+    weights = torch.softmax(output + _MASK.log(), 0)  # infinity that is meant, and thrown away
+    return (weights / torch.zeros(2)).sum()  # culprit
+
+
+def root_beside_a_reciprocal_that_is_cut(output):
+    inverse = torch.minimum(torch.zeros(2).reciprocal(), torch.ones(2))
+    return (output.sum() * 0 - 1).sqrt() * inverse.sum()  # culprit
+
+
+def scores_divided_by_0_behind_a_mask(output):
+    scores = output.masked_fill(_MASK == 0, -torch.inf)
+    return torch.softmax(scores / (output * 0), 0).sum()  # culprit
+
+
+def infinity_minus_infinity(output):
+    far = torch.zeros(2).masked_fill(_MASK > 0, torch.inf)
+    return (output + (far - far)).sum()  # culprit
+
+
+def zero_times_infinity(output):
+    return (output * 0 * torch.full((2,), torch.inf)).sum()  # culprit
+
+
+def softmax_of_nothing(output):
+    with torch.no_grad():
+        weights = torch.softmax(output.masked_fill(_MASK < 2, -torch.inf), 0)  # culprit
+    return (weights * output).sum()
+
+
+def logarithm_hidden_by_where(output):
+    apart = output - output.detach()
+    return torch.where(apart > 0, apart.log(), apart).sum()  # culprit
+
+
+def nan_of_numpy(output):
+    return (output * torch.from_numpy(np.full(2, np.nan, dtype=np.float32))).sum()  # culprit
+
+
+def number_that_is_nan(output):
+    return output.sum() * float("nan")  # culprit
+
+
+def nan_in_sparse_values(output):
+    values = output.detach() / 0  # culprit
+    swapped = torch.sparse_coo_tensor([[0, 1], [1, 0]], values, (2, 2), check_invariants=False)
+    return torch.sparse.mm(swapped, output[:, None]).sum()
+
+
+def nan_written_into_memory(output):
+    kept = torch.full((2,), torch.nan)
+    torch.sqrt(-1 - output.detach().square(), out=kept)  # culprit
+    return (kept * output).sum()
+
+
+def gradients_that_meet(output):
+    zero = (output - output.detach()).sum() * 1.0  # culprit
+    return zero * 2e38 + zero * 2e38
+
+
+def _line_of_culprit(plant):
+    lines, first = inspect.getsourcelines(plant)
+    return next(f"line {first + at}: `{line.strip()}`" for at, line in enumerate(lines) if "# culprit" in line)
+
+
+def origin_in(said):
+    """What a replay says of the first number that is not finite, with the lines below that belong to it."""
+    return said.split("first not finite: ")[1].split("\n\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("plant", "operation"),
+    [
+        (division_by_0_beside_a_mask_by_its_logarithm, "div, whose result (2,) holds NaN"),
+        (root_beside_a_reciprocal_that_is_cut, "sqrt, whose result () holds NaN"),
+        (scores_divided_by_0_behind_a_mask, "div, whose result (2,) holds infinity"),
+        (infinity_minus_infinity, "sub, whose result (2,) holds NaN"),
+        (zero_times_infinity, "mul, whose result (2,) holds NaN"),
+        (softmax_of_nothing, "_softmax, whose result (2,) holds NaN"),
+        (logarithm_hidden_by_where, "the gradient (2,) of LogBackward0, which holds NaN (0 times infinity)"),
+        (nan_of_numpy, "a tensor (2,) that holds NaN and came from outside of torch"),
+        (number_that_is_nan, "the number nan, given to mul"),
+        (nan_in_sparse_values, "div, whose result (2,) holds infinity"),
+        (nan_written_into_memory, "sqrt, whose result (2,) holds NaN"),
+        (gradients_that_meet, "the gradient () that comes to MulBackward0, which holds infinity as the sum"),
+    ],
+)
+def test_the_operation_that_the_loss_or_the_gradients_follow_from_is_named_and_no_other(
+    tmp_path, replayed, plant, operation
+):
+    def make():
+        return Epochs(settings(tmp_path / "run", nonfinite="ignore")).setup(plant=plant, at=5)
+
+    make().run()
+    verdict, said = replayed(make, step=5)
+    assert verdict == "same"
+    assert origin_in(said).startswith(operation), origin_in(said)
+    assert _line_of_culprit(plant) in origin_in(said).splitlines()[0]
+
+
+def test_infinity_that_an_operation_has_made_is_named_with_the_operation_that_makes_nan_of_it(tmp_path, replayed):
+    def softmax_by_hand(output):
+        exps = (output + 200).exp()
+        return (exps / exps.sum()).sum()
+
+    def make():
+        return Epochs(settings(tmp_path / "run", nonfinite="ignore")).setup(plant=softmax_by_hand, at=5)
+
+    make().run()
+    first, then = origin_in(replayed(make, step=5)[1]).splitlines()[:2]
+    assert first.startswith("exp, whose result (2,) holds infinity, in ")
+    assert then.startswith("  then NaN: div, whose result (2,) holds NaN, in ")
+    assert then.endswith("leave out what it stands for")
+
+
+def test_what_the_forward_pass_has_thrown_away_is_named_beside_the_gradient_that_is_to_blame(tmp_path, replayed):
+    def make():
+        trainer = settings(tmp_path / "run", nonfinite="ignore")
+        return Epochs(trainer).setup(plant=logarithm_hidden_by_where, at=5)
+
+    make().run()
+    first, beside = origin_in(replayed(make, step=5)[1]).splitlines()[:2]
+    assert first.endswith("these hide a number, but not its gradient, so change what goes into the operation")
+    assert beside.startswith("  not in the loss, but made on the way: log, whose result (2,) holds infinity, in ")
+
+
+def test_a_result_that_nothing_is_to_blame_for_is_said_not_to_be_found(tmp_path, replayed):
+    class Numbers(Epochs):
+        def train_step(self, epoch, iteration, data_dict):
+            output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+            return output_dict, {**result_dict, "ratio": float("nan")}
+
+    def make():
+        return Numbers(settings(tmp_path / "run", nonfinite="ignore")).setup()
+
+    make().run()
+    said = origin_in(replayed(make, step=5)[1])
+    assert said.startswith("not found: no operation of torch has made it of finite numbers. Usually: numpy, C or")
+    assert "open the step with --pdb" in said
+
+
+def test_a_number_that_only_looks_at_the_step_is_not_blamed_for_its_gradients(tmp_path, replayed):
+    class Measured(Epochs):
+        def train_step(self, epoch, iteration, data_dict):
+            output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+            return output_dict, {"nothing": torch.zeros(0).mean(), **result_dict}
+
+    def make():
+        return Measured(settings(tmp_path / "run", nonfinite="ignore")).setup(plant=root_of_0, at=5)
+
+    make().run()
+    assert origin_in(replayed(make, step=5)[1]).startswith("the gradient () of SqrtBackward0")
+    assert origin_in(replayed(make, step=4)[1]).startswith("mean, whose result () holds NaN")
+
+
+class Kept(nn.Module):
+    """Holds NaN that no optimizer moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_a_buffer_that_holds_nan_is_named(tmp_path, replayed):
+    class Buffered(Epochs):
+        def setup(self):
+            super().setup()
+            self.model.append(Kept())
+            self.model[-1].scale.fill_(torch.nan)
+            return self
+
+    def make():
+        return Buffered(settings(tmp_path / "run", nonfinite="ignore", max_epoch=1)).setup()
+
+    make().run()
+    assert origin_in(replayed(make, step=1)[1]).startswith("the buffer 5.scale holds NaN. Usually: an earlier")
+
+
+class Twice(nn.Module):
+    """Takes the root of what a layer returns when it is called again."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.root = Root()
+
+    def forward(self, x):
+        return self.root(self.layer(self.root(self.layer(x).square() + 1)) * 0)
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
+def test_a_gradient_is_told_with_the_module_and_its_call(tmp_path, replayed):
+    class Rooted(Epochs):
+        def setup(self):
+            super().setup()
+            self.model[0] = nn.Sequential(Twice(), nn.Linear(4, 8))
+            return self
+
+    def make():
+        return Rooted(settings(tmp_path / "run", nonfinite="ignore", max_epoch=1)).setup()
+
+    make().run()
+    _, said = replayed(make, step=1)
+    assert "the gradient (2, 4) of SqrtBackward0" in origin_in(said)
+    assert "`return x.sqrt()` (module 0.0.root#2). Usually: " in origin_in(said)
+    assert "\n0.0.root#2 " in said
+
+
 def test_a_loss_that_is_walked_back_in_the_midst_of_a_step_is_searched_too(tmp_path, replayed):
     def make():
         return OfOneAlone(settings(tmp_path / "run", max_epoch=1, nonfinite="ignore")).setup()
@@ -258,7 +478,7 @@ def test_a_loss_that_is_walked_back_in_the_midst_of_a_step_is_searched_too(tmp_p
     make().run()
     _, said = replayed(make, step=1)
     line = next(line for line in said.splitlines() if line.startswith("first not finite: "))
-    assert "the gradient of SqrtBackward0, which is not finite" in line
+    assert "the gradient () of SqrtBackward0, which holds infinity" in line
     assert f"test_replay.py, line {OfOneAlone.train_step.__code__.co_firstlineno + 2}" in line
     row = next(line.split() for line in said.splitlines() if line.startswith("first.0.weight"))
     assert row[-1] == "32"
@@ -283,7 +503,7 @@ def test_a_planted_fault_is_found_and_has_the_bits_of_the_run(tmp_path, replayed
     make().run()
     verdict, said = replayed(make, step=8)
     assert (verdict, "loss nan" in said) == ("same", True), said
-    assert "first not finite: mean, whose result () is not finite in " in said
+    assert "first not finite: mean, whose result () holds NaN, in " in said
     assert f"test_replay.py, line {mean_over_nothing.__code__.co_firstlineno + 1}" in said
 
 
@@ -301,7 +521,7 @@ def test_a_fault_of_one_of_several_optimizers_is_found(tmp_path, replayed):
     make().run()
     verdict, said = replayed(make, step=8)
     assert verdict == "same", said
-    assert "first not finite: log, whose result () is not finite in " in said
+    assert "first not finite: log, whose result () holds infinity, in " in said
     assert f"test_replay.py, line {log_of_0.__code__.co_firstlineno + 1}" in said
 
 
@@ -395,6 +615,95 @@ def test_weights_that_an_earlier_step_has_broken_are_named(tmp_path, replayed):
 
     make().run()
     assert "first not finite: the parameter 0.weight holds NaN" in replayed(make, step=4)[1]
+
+
+def test_rows_without_a_finite_number_are_left_out_behind_broken_weights(tmp_path, replayed):
+    def make():
+        return Epochs(settings(tmp_path / "run", nonfinite="ignore")).setup(plant=log_of_0, at=2)
+
+    make().run()
+    _, said = replayed(make, step=4)
+    assert "nan" not in said.split("first not finite")[1]
+    assert said.splitlines()[-1].endswith(" rows without a finite number")
+    assert "4.weight  " in replayed(make, step=2)[1]
+
+
+class Strange(nn.Module):
+    """Returns tensors of all layouts and types."""
+
+    def forward(self, x):
+        rows = x.detach()
+        layouts = torch.strided, torch.jagged
+        nested = [torch.nested.nested_tensor([rows[:1], rows[1:]], layout=layout) for layout in layouts]
+        scattered = torch.sparse_coo_tensor([[0, 0], [1, 1]], rows[:, 0], (2, 2), check_invariants=False)
+        packed = torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+        types = torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.complex32
+        kinds = [rows.to(dtype) for dtype in types]
+        return {"nested": nested, "scattered": [scattered, rows.to_mkldnn()], "packed": packed, "kinds": kinds}
+
+
+class Around(nn.Module):
+    """Multiplies by what it looks up, whose gradient is sparse."""
+
+    def __init__(self):
+        super().__init__()
+        self.strange, self.rows = Strange(), nn.Embedding(12, 8, sparse=True)
+
+    def forward(self, x):
+        self.strange(x)
+        return x * self.rows(torch.tensor([3, 3]))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_tensors_of_any_layout_and_type_in_modules_and_batches_fail_no_step(tmp_path, replayed):
+    class Odd(Epochs):
+        def setup(self):
+            super().setup()
+            self.model[1] = Around()
+            return self
+
+        def before_train_step(self, _epoch, _iteration, data_dict):
+            points = data_dict["points"]
+            data_dict.update(sparse=points.to_sparse(), small=points.to(torch.float8_e5m2), array=points.numpy())
+
+        def train_step(self, epoch, iteration, data_dict):
+            points = data_dict["points"] + data_dict["sparse"].to_dense() + data_dict["small"].float()
+            return super().train_step(epoch, iteration, {**data_dict, "points": points})
+
+    def make():
+        return Odd(settings(tmp_path / "run", max_epoch=1)).setup()
+
+    make().run()
+    verdict, said = replayed(make, step=3)
+    assert verdict == "same", said
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.startswith("1.strange")}
+    assert rows.pop("1.strange['packed']")[-3:] == ["not", "looked", "at"]
+    kinds = [f"['nested'][{each}]" for each in range(2)] + [f"['scattered'][{each}]" for each in range(2)]
+    assert rows.keys() == {f"1.strange{kind}" for kind in [*kinds, *(f"['kinds'][{each}]" for each in range(4))]}
+    assert {row[-1] for row in rows.values()} == {"0"}
+    assert any(line.startswith("1.rows.weight ") for line in said.splitlines())
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.Tensor.to_sparse, lambda points: points.to(torch.float8_e5m2), torch.Tensor.numpy]
+)
+def test_nan_in_a_batch_is_named_whatever_holds_it(tmp_path, replayed, kind):
+    class Held(Epochs):
+        def before_train_step(self, _epoch, _iteration, data_dict):
+            data_dict["held"] = kind(data_dict["points"] / 0)
+
+        def train_step(self, epoch, iteration, data_dict):
+            output_dict, result_dict = super().train_step(epoch, iteration, data_dict)
+            held = data_dict["held"]
+            held = torch.as_tensor(held).to_dense() if held is not None else held
+            return output_dict, {**result_dict, "loss": result_dict["loss"] + (held.float() * 0).sum()}
+
+    def make():
+        return Held(settings(tmp_path / "run", max_epoch=1, nonfinite="ignore")).setup()
+
+    make().run()
+    assert origin_in(replayed(make, step=1)[1]).startswith("data_dict['held'] holds NaN or infinity")
 
 
 def test_figures_are_those_of_the_tensors(tmp_path, replayed):
@@ -500,7 +809,7 @@ def test_a_debug_run_keeps_the_step_that_is_not_finite_and_its_operation_is_name
     capsule = tmp_path / "run" / "debug" / "step-000004.pt"
     own = settings(tmp_path / "run", debug=True)
     _, said = replayed(lambda: Epochs(own).setup(plant=log_of_0, at=4, lost=True), capsule)
-    assert "first not finite: log, whose result () is not finite" in said
+    assert "first not finite: log, whose result () holds infinity" in said
 
 
 @pytest.mark.parametrize("fault", [{"plant": log_of_0, "at": 1}, {"lost": True}], ids=["log line", "loader"])

@@ -73,7 +73,7 @@ def test_an_overflow_is_finite_in_float64_and_that_is_said(tmp_path):
     assert run(tmp_path, "--fault", "exp").returncode == 0
     done = replay(tmp_path, SCRIPT, "--step", 4, "--vary", "precision", "--", "--fault", "exp")
     assert done.returncode == 0, done.stderr
-    assert "first not finite: exp, whose result (2,) is not finite in " in done.stdout
+    assert "first not finite: exp, whose result (2,) holds infinity, in " in done.stdout
     last = done.stdout.splitlines()[-1]
     assert last.startswith("in float64: loss ")
     assert last.endswith("; finite there: the precision is too small for its numbers")
@@ -187,7 +187,7 @@ def test_a_fault_of_one_of_two_processes_is_found_in_its_replay(tmp_path):
     done = replay(tmp_path, SCRIPT, "--step", 3, "--", *fault)
     assert done.returncode == 0, done.stderr
     assert "\nthe same bits as in the run\n" in done.stdout
-    assert "first not finite: process 1: log, whose result (2,) is not finite in " in done.stdout
+    assert "first not finite: process 1: log, whose result (2,) holds infinity, in " in done.stdout
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ class Debugger:
 
     Attributes:
         is_open: somebody is asked, here or on the process that this one waits for.
+        times_open: how often somebody was.
     """
 
     def __init__(self, world: World, say: Callable[[str, str], None]) -> None:
@@ -42,6 +43,7 @@ class Debugger:
         self._hold = Hold()
         self._bars = contextlib.ExitStack()
         self.is_open = False
+        self.times_open = 0
 
     @contextlib.contextmanager
     def at_breakpoints(self, is_wanted: bool) -> Iterator[None]:
@@ -85,7 +87,7 @@ class Debugger:
 
     def _wait(self) -> None:
         """Wait here, where no failure detector takes a process for one that waits in an exchange."""
-        self.is_open = True
+        self.is_open, self.times_open = True, self.times_open + 1
         while not self._hold.is_over():
             time.sleep(_LOOK_S)
         self.is_open = False
@@ -115,7 +117,7 @@ class Debugger:
 
     def opened(self) -> None:
         """Put the bars away."""
-        self.is_open = True
+        self.is_open, self.times_open = True, self.times_open + 1
         self._bars.enter_context(tqdm.external_write_mode(file=sys.stderr, nolock=True))
 
     def closed(self) -> None:

@@ -1,7 +1,7 @@
 """What the time of an epoch goes into."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ class EpochTimes:
 
     Args:
         device: where steps run.
+        interruptions: returns how often a person has held the run; an epoch that was held has no times.
 
     Attributes:
         measured: the parts of the steps that are measured.
@@ -40,7 +41,8 @@ class EpochTimes:
         around: what is done around the steps, by the clock of the host.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, interruptions: Callable[[], int] = int) -> None:
+        self._interruptions, self._interrupted = interruptions, 0
         self.measured, self.in_steps, self.around = Stopwatch(device), Stopwatch(device), Stopwatch()
         self._data_s = self._steps_s = 0.0
         self._began = time.perf_counter()
@@ -61,7 +63,7 @@ class EpochTimes:
         self._steps_s += means["model"] * clock.steps
 
     def take(self) -> EpochShares | None:
-        """Return the shares since the last call; None when no step was made."""
+        """Return the shares since the last call; None when no step was made, or a person has held the run."""
         now, measured, inside, around = (
             time.perf_counter(),
             self.measured.take(),
@@ -70,7 +72,8 @@ class EpochTimes:
         )
         whole, data_s, steps_s = max(now - self._began, 1e-9), self._data_s, self._steps_s
         self._began, self._data_s, self._steps_s = now, 0.0, 0.0
-        if not steps_s:
+        interrupted, self._interrupted = self._interrupted, self._interruptions()
+        if not steps_s or interrupted != self._interrupted:
             return None
         steps_s = min(steps_s, max(whole - data_s - sum(around.values()), 0))  # a device goes on meanwhile
         inside = _scaled(inside, min(steps_s, sum(inside.values())))

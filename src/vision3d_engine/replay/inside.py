@@ -10,42 +10,52 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import Node
 
 from vision3d_engine.core.tree import leaves
-from vision3d_engine.distributed.parallel.shards import local_part
 from vision3d_engine.endpoints.capture import named_modules
+from vision3d_engine.replay.values import all_finite, looked_at, shape_of
+
+# Under this name backward nodes hold the module that has made them.
+_MODULE = "vision3d_engine_module"
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A tensor in a few numbers; all but the count are of its finite values, NaN where there are none."""
+    """A tensor in a few numbers; all but the count are of its finite values, NaN where there are none.
 
-    shape: tuple[int, ...]
-    mean: float
-    std: float
-    least: float
-    most: float
-    nonfinite: int
+    Attributes:
+        nonfinite: how many are not finite; None where the tensor could not be looked at.
+    """
+
+    shape: str
+    mean: float = math.nan
+    std: float = math.nan
+    least: float = math.nan
+    most: float = math.nan
+    nonfinite: int | None = None
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Figures":
-        """Return those of a tensor; waits for the device."""
-        values = tensor.detach().double() if not tensor.is_complex() else tensor.detach().abs().double()
+        """Return those of a tensor of any layout and type; waits for the device."""
+        shape = shape_of(tensor)
+        return looked_at(partial(cls._of_numbers, shape), tensor, cls(shape))
+
+    @classmethod
+    def _of_numbers(cls, shape: str, numbers: torch.Tensor) -> "Figures":
+        values = numbers.double() if not numbers.is_complex() else numbers.abs().double()
         finite = values if all_finite(values) else values[values.isfinite()]
         count = values.numel() - finite.numel()
         if not finite.numel():
-            return cls(tuple(tensor.shape), math.nan, math.nan, math.nan, math.nan, count)
+            return cls(shape, nonfinite=count)
         std, mean = torch.std_mean(finite, correction=0)
         least, most = torch.aminmax(finite)
-        return cls(tuple(tensor.shape), mean.item(), std.item(), least.item(), most.item(), count)
+        return cls(shape, mean.item(), std.item(), least.item(), most.item(), count)
 
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Tell whether all numbers of a tensor are finite; waits for the device.
-
-    A sum is quicker than a look at each, and says so unless it is infinite itself.
-    """
-    return bool(tensor.sum().isfinite()) or bool(torch.isfinite(tensor).all())
+    @property
+    def is_broken(self) -> bool:
+        """Whether there are numbers, but none that is finite."""
+        return bool(self.nonfinite) and math.isnan(self.mean)
 
 
 class Inside:
@@ -72,7 +82,7 @@ class Inside:
 
     @property
     def module(self) -> str:
-        """The module that runs now; empty outside of all."""
+        """The module that runs now, with the number of its call; empty outside of all."""
         return self._running[-1] if self._running else ""
 
     @contextmanager
@@ -80,18 +90,19 @@ class Inside:
         """Watch during a block."""
         with ExitStack() as stack:
             for name, module in named_modules(self._model).items():
-                stack.enter_context(module.register_forward_pre_hook(partial(self._enter, name)))
-                stack.enter_context(module.register_forward_hook(partial(self._leave, name), always_call=True))
+                stack.enter_context(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(self._leave, always_call=True))
             yield
         self._running.clear()
 
-    def _enter(self, name: str, *_: Any) -> None:
-        self._running.append(name)
-
-    def _leave(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self._running.pop()
+    def _enter(self, name: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        _note_module((args, kwargs), self.module)
         self._calls[name] += 1
-        call = f"{name}#{self._calls[name]}" if self._calls[name] > 1 else name
+        self._running.append(f"{name}#{self._calls[name]}" if self._calls[name] > 1 else name)
+
+    def _leave(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        _note_module(output, self.module)
+        call = self._running.pop()
         self.is_looking = True
         for path, tensor in _tensors_of(output).items():
             key = call + path
@@ -114,7 +125,7 @@ class Inside:
 
     def _take_gradient(self, name: str, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
-            self.parameters[name] = Figures.of(local_part(parameter.grad))
+            self.parameters[name] = Figures.of(parameter.grad)
 
     def look_at_parameters(self) -> None:
         """Take the gradients of the parameters as they are now, and put those of activations in the order of these."""
@@ -126,3 +137,24 @@ class Inside:
 def _tensors_of(output: Any) -> Mapping[str, torch.Tensor]:
     found = {path: leaf for path, leaf in leaves(output) if isinstance(leaf, torch.Tensor)}
     return {path: leaf for path, leaf in found.items() if leaf.is_floating_point() or leaf.is_complex()}
+
+
+def _note_module(nest: Any, module: str) -> None:
+    """Note which module has made the backward nodes behind tensors that no other one has made before."""
+    pending = [leaf.grad_fn for _, leaf in leaves(nest) if isinstance(leaf, torch.Tensor)]
+    while pending:
+        node = pending.pop()
+        if node is not None and _MODULE not in notes_of(node):
+            notes_of(node)[_MODULE] = module
+            pending.extend(following for following, _ in node.next_functions)
+
+
+def module_of_node(node: Node) -> str:
+    """Return the module that has made a backward node, with the number of its call; empty outside of all."""
+    return notes_of(node).get(_MODULE, "")
+
+
+def notes_of(node: Node) -> dict[str, Any]:
+    """Return what is noted of a backward node."""
+    noted: Any = node.metadata  # which torch declares as a method
+    return noted

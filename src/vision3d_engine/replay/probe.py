@@ -1,6 +1,6 @@
 """Acts in the process of the script: waits for the step, looks into it, says what it has found, and ends it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import torch
 from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.seeding import kept_generators
 from vision3d_engine.core.tracebacks import cause_of
-from vision3d_engine.core.tree import to_cpu
+from vision3d_engine.core.tree import leaves, to_cpu
 from vision3d_engine.data.sample_seeds import SampleIndex
-from vision3d_engine.distributed.parallel.shards import local_part
 from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
@@ -19,11 +18,13 @@ from vision3d_engine.replay.causes import IN_DATA, IN_WEIGHTS
 from vision3d_engine.replay.clouds import write_clouds
 from vision3d_engine.replay.growth import Growth
 from vision3d_engine.replay.inside import Inside
-from vision3d_engine.replay.nonfinite import Origin, Search, not_finite
+from vision3d_engine.replay.nonfinite import Search
+from vision3d_engine.replay.origin import Origin
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.report import Report, Samples
 from vision3d_engine.replay.smaller_batches import without_each, write_batches
 from vision3d_engine.replay.starting import Start
+from vision3d_engine.replay.values import INFINITY, not_finite, trouble_of
 
 
 class StepProbe(Hook):
@@ -43,7 +44,6 @@ class StepProbe(Hook):
         self._tolerance = tolerance
         self._report: Report | None = None
         self._batch: Any = None
-        self._outside: Origin | None = None
         self._inside, self._growth = Inside(torch.nn.Module()), Growth(())
         self._search = Search(lambda: self._inside.module, lambda: self._inside.is_looking)
 
@@ -75,7 +75,8 @@ class StepProbe(Hook):
             self._plan.answer.add(**self._kept(samples))
         self._report = Report(moment.total_steps, moment.epoch, moment.iteration, self._start, samples)
         self._report.title, self._report.tolerance = self._title(), self._tolerance
-        self._outside = _origin_outside(data_dict, samples, owner.model)
+        for value, origin in _origins_outside(data_dict, samples, owner.model):
+            self._search.know(value, origin)
         self._report.growth = self._growth.text()
         self.say({})  # a step that ends the process has said what is known before it
         owner.train_step = self._looking_inside(owner.train_step)
@@ -119,6 +120,7 @@ class StepProbe(Hook):
                 raise
             if isinstance(returned, tuple) and isinstance(returned[-1], Mapping):
                 self._search.follow_back(returned[-1].get("loss"))
+                self._search.judge(returned[-1])
             return returned
 
         return look
@@ -174,20 +176,26 @@ class StepProbe(Hook):
             self._plan.answer.add(not_shown=str(error))
 
     def _found(self, values: Mapping[str, Any]) -> Origin | None:
-        """Return what is to blame here, if something is not finite."""
-        return None if self._is_finite(values) else self._outside or self._search.forward or self._search.backward
+        """Return what is to blame here, if something is not finite; of a step that has returned nothing, a suspect."""
+        if not values:
+            return self._search.suspect
+        return None if self._is_finite(values) else self._search.found
 
     def _is_finite(self, values: Mapping[str, Any]) -> bool:
-        """Tell whether results and gradients are finite; what is not inside may be meant so, as in masks."""
-        inside = self._inside
-        gradients = [*inside.gradients.values(), *inside.parameters.values()]
-        return bool(values) and not not_finite(values) and not any(figures.nonfinite for figures in gradients)
+        """Tell whether results and gradients of leaves are finite; what is not inside may be meant so, as in masks."""
+        gradients = self._inside.parameters.values()
+        is_broken = self._search.has_reached_leaf or any(figures.nonfinite for figures in gradients)
+        return bool(values) and not not_finite(values) and not is_broken
 
 
-def _origin_outside(data_dict: Any, samples: Samples, model: torch.nn.Module) -> Origin | None:
-    """Return what is not finite before the step has begun."""
-    if paths := not_finite(data_dict):
-        return Origin(f"data_dict{paths[0]} holds NaN or infinity{samples.named_in(data_dict, paths[0])}", IN_DATA)
-    if names := [name for name, each in model.named_parameters() if not_finite(local_part(each.detach()))]:
-        return Origin(f"the parameter {names[0]} holds NaN or infinity", IN_WEIGHTS)
-    return None
+def _origins_outside(data_dict: Any, samples: Samples, model: torch.nn.Module) -> Iterator[tuple[Any, Origin]]:
+    """Yield what is not finite before the step has begun, with what is to be said of it."""
+    for path, leaf in leaves(data_dict):
+        if trouble_of(leaf):
+            yield leaf, Origin(f"data_dict{path} holds NaN or infinity{samples.named_in(data_dict, path)}", IN_DATA)
+    broken = {name: each for name, each in model.named_parameters() if trouble_of(each)}
+    for each in broken.values():
+        yield each, Origin(f"the parameter {next(iter(broken))} holds NaN or infinity", IN_WEIGHTS)
+    for name, each in model.named_buffers():
+        if trouble := trouble_of(each):  # infinity is that of a mask
+            yield each, Origin(f"the buffer {name} holds {trouble}", IN_WEIGHTS, is_meant=trouble == INFINITY)

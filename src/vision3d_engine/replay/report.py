@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from vision3d_engine.core.compare import same_bits
 from vision3d_engine.core.tree import leaves
 from vision3d_engine.data.sample_seeds import SampleIndex
+from vision3d_engine.replay.causes import IN_WEIGHTS
 from vision3d_engine.replay.inside import Figures, Inside
-from vision3d_engine.replay.nonfinite import Origin
+from vision3d_engine.replay.origin import Origin
 from vision3d_engine.replay.starting import Start
+from vision3d_engine.replay.values import rows_not_finite
 
 SAME, CLOSE, DIFFERS, UNRECORDED, FAILED = "same", "close", "differs", "unrecorded", "failed"
 _COLUMNS = ("shape", "mean", "std", "min", "max", "non-finite")
@@ -67,11 +67,8 @@ class Samples:
 
     def named_in(self, data_dict: Any, path: str) -> str:
         """Say which sample it is of, where an entry of the batch has one row a sample."""
-        tensor = dict(leaves(data_dict)).get(path)
-        if not (isinstance(tensor, torch.Tensor) and tensor.ndim and len(tensor) == len(self.indices)):
-            return ""
-        rows = (~torch.isfinite(tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None])).any(1).nonzero().flatten()
-        return f", sample {self.indices[int(rows[0])]}"
+        rows = rows_not_finite(dict(leaves(data_dict)).get(path), len(self.indices))
+        return f", sample {self.indices[rows[0]]}" if rows else ""
 
 
 def _names_in(data_dict: Any, count: int) -> list[str]:
@@ -165,7 +162,16 @@ class Report:
             "gradients of activations": inside.gradients,
             "gradients of parameters": inside.parameters,
         }
-        return [line for title, figures in parts.items() if figures for line in _table(title, figures)]
+        is_broken = any(origin is not None and origin.cause == IN_WEIGHTS for origin in self.origins.values())
+        shown = {title: _of_use(figures) if is_broken else figures for title, figures in parts.items()}
+        left_out = sum(map(len, parts.values())) - sum(map(len, shown.values()))
+        tables = [line for title, figures in shown.items() if figures for line in _table(title, figures)]
+        return [*tables, "", f"left out: {left_out} rows without a finite number"] if left_out else tables
+
+
+def _of_use(figures: Mapping[str, Figures]) -> dict[str, Figures]:
+    """Return those that say something behind weights that were broken before the step."""
+    return {name: each for name, each in figures.items() if not each.is_broken}
 
 
 _VERDICTS = {
@@ -186,8 +192,10 @@ def _table(title: str, figures: Mapping[str, Figures]) -> list[str]:
 
 
 def _cells(each: Figures) -> tuple[str, ...]:
+    if each.nonfinite is None:
+        return (each.shape, *[""] * 4, "not looked at")
     numbers = (f"{number:.4g}" for number in (each.mean, each.std, each.least, each.most))
-    return ("x".join(map(str, each.shape)) or "1", *numbers, str(each.nonfinite))
+    return (each.shape, *numbers, str(each.nonfinite))
 
 
 def _row(cells: tuple[str, ...], widths: list[int]) -> str:
