@@ -2,6 +2,8 @@
 
 import re
 
+from vision3d_engine.core.replay_command import replay_command
+
 _CAUSES = {
     r"log": "the logarithm of 0 is -inf, and of a negative number NaN: clamp what is inside, or use log1p or "
     "log_softmax",
@@ -19,9 +21,15 @@ _CAUSES = {
 }
 OVERFLOW = "large numbers overflow: look at the activations before it, and at the learning rate"
 IN_DATA = "the data holds NaN or infinity: look at the sample, and at what its augmentation divides by"
-IN_WEIGHTS = "an earlier update has broken the weights: replay the step before"
+_BEFORE = "an earlier update has broken the weights; replay the step before: "
+_AT_FIRST = "the weights were broken before the first update: look at how the model is made, or at what it has loaded"
 
 
 def cause_of_operation(name: str) -> str:
     """Return a sentence, given the name of an operation or of its backward node."""
     return next((text for part, text in _CAUSES.items() if re.search(part, name, re.IGNORECASE)), OVERFLOW)
+
+
+def cause_in_weights(step: int) -> str:
+    """Return a sentence, given the step that begins with such weights, and the command that looks further."""
+    return _BEFORE + replay_command(step - 1) if step > 1 else _AT_FIRST

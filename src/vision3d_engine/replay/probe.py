@@ -14,7 +14,7 @@ from vision3d_engine.distributed.parallel.shards import local_part
 from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
-from vision3d_engine.replay.causes import IN_DATA, IN_WEIGHTS
+from vision3d_engine.replay.causes import IN_DATA, cause_in_weights
 from vision3d_engine.replay.clouds import write_clouds
 from vision3d_engine.replay.growth import Growth
 from vision3d_engine.replay.inside import Inside
@@ -74,7 +74,7 @@ class StepProbe(Hook):
             self._plan.answer.add(**self._kept(samples))
         self._report = Report(moment.total_steps, moment.epoch, moment.iteration, self._start, samples)
         self._report.title, self._report.tolerance = self._title(), self._tolerance
-        self._outside = _origin_outside(data_dict, samples, owner.model)
+        self._outside = _origin_outside(data_dict, samples, owner.model, moment.total_steps)
         self._report.growth = self._growth.text()
         self.say({})  # a step that ends the process has said what is known before it
         owner.train_step = self._looking_inside(owner.train_step)
@@ -141,6 +141,12 @@ class StepProbe(Hook):
         self.say(values, self.owner._context.world.gather(self._found(values)))  # noqa: SLF001  all have looked
         raise SystemExit
 
+    def after_train_epoch(self, epoch: int, *_: Any) -> None:
+        """Refuse a step that the epoch does not have, rather than train on to the end of the run."""
+        if epoch == self._plan.target.epoch:
+            message = f"replay got {self._plan.target}; epoch {epoch} has {self._moment.iteration} iterations"
+            self._plan.refuse(message, says=self.owner._context.world.is_main)  # noqa: SLF001  the engine's own
+
     def say(self, values: Mapping[str, Any], found: Sequence[Origin | None] | None = None, **further: Any) -> None:
         """Say what is known of the step.
 
@@ -178,10 +184,10 @@ class StepProbe(Hook):
         return bool(values) and not not_finite(values) and not any(figures.nonfinite for figures in gradients)
 
 
-def _origin_outside(data_dict: Any, samples: Samples, model: torch.nn.Module) -> Origin | None:
+def _origin_outside(data_dict: Any, samples: Samples, model: torch.nn.Module, step: int) -> Origin | None:
     """Return what is not finite before the step has begun."""
     if paths := not_finite(data_dict):
         return Origin(f"data_dict{paths[0]} holds NaN or infinity{samples.named_in(data_dict, paths[0])}", IN_DATA)
     if names := [name for name, each in model.named_parameters() if not_finite(local_part(each.detach()))]:
-        return Origin(f"the parameter {names[0]} holds NaN or infinity", IN_WEIGHTS)
+        return Origin(f"the parameter {names[0]} holds NaN or infinity", cause_in_weights(step))
     return None
