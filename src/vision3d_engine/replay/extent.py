@@ -66,8 +66,8 @@ def _has_ended(counters: Mapping[str, Any], trainer: Any) -> bool:
     """Tell whether counters are those of a run that was trained to its end."""
     if trainer.max_updates is not None and counters.get("updates", 0) >= trainer.max_updates:
         return True
-    is_closed = not counters.get("is_open", True)
-    return is_closed and trainer.max_epoch is not None and counters["epoch"] >= trainer.max_epoch
+    is_trained = counters.get("is_trained", False) or not counters.get("is_open", True)
+    return is_trained and trainer.max_epoch is not None and counters["epoch"] >= trainer.max_epoch
 
 
 def refusal(target: Target, settings: Any) -> str | None:
