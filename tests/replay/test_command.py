@@ -14,7 +14,7 @@ def script(tmp_path):
 
 @pytest.mark.parametrize("step", [[], ["--step", "3"]])
 def test_a_file_with_a_step_needs_a_script(step):
-    with pytest.raises(SystemExit, match="'step-000004.pt': a file with a step needs --script SCRIPT"):
+    with pytest.raises(SystemExit, match=r"'step-000004\.pt': a file with a step needs --script SCRIPT"):
         main(["replay", "step-000004.pt", *step])
 
 
