@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from vision3d_engine.checkpoint.export import consolidate, describe_checkpoint, export_weights
 from vision3d_engine.core.children import exiting_on_signals
 from vision3d_engine.core.cli import ignore_command_line, own_words
-from vision3d_engine.core.errors import ConfigError, EngineError
+from vision3d_engine.core.errors import ConfigError, EngineError, listed
 from vision3d_engine.demo.train import DemoSettings, run_demo
 from vision3d_engine.diff import diff
 from vision3d_engine.replay import replay, replay_file
@@ -101,8 +101,8 @@ def replay_step(  # noqa: PLR0913, PLR0917  its options
             very step.
         processes: 1 to replay a run of several processes in one from any checkpoint, equal to a tolerance.
     """
-    if script is not None and (rank, processes) != (None, None):
-        raise ConfigError("replay got --rank or --processes beside a file with a step, which is that of one process")
+    if script is not None or what.suffix in _OF_FILES:
+        _check_file(what, script, step=step, epoch=epoch, iteration=iteration, rank=rank, processes=processes)
     with _clouds_shown() if view else nullcontext() as clouds, exiting_on_signals():
         looks: dict[str, Any] = {"debugger": pdb, "vary": vary, "clouds": clouds}
         if script is not None:
@@ -113,6 +113,18 @@ def replay_step(  # noqa: PLR0913, PLR0917  its options
         print(text, flush=True)
         if objection:
             raise EngineError(objection)
+
+
+_OF_FILES = {".pt", ".pth"}
+
+
+def _check_file(what: Path, script: Path | None, **of_runs: int | None) -> None:
+    """Refuse what does not go with a file that holds a step."""
+    if script is None:
+        raise ConfigError(f"replay got '{what}': a file with a step needs --script SCRIPT, as in --script train.py")
+    if given := [f"--{name}" for name, value in of_runs.items() if value is not None]:
+        message = f"replay got {listed(given)} beside '{what}', which holds one step of one process. Expected is a file"
+        raise ConfigError(f"{message} with --script alone, or a script with --step N")
 
 
 @contextmanager
@@ -229,13 +241,29 @@ _COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; an error of the engine ends the program with its message instead of a traceback."""
     ignore_command_line()
-    own, _OF_SCRIPT[:] = _split(own_words() if argv is None else list(argv))
+    words = own_words() if argv is None else list(argv)
+    own, _OF_SCRIPT[:] = _split(words)
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            _COMMANDS, prog="vision3d-engine", description="A training engine for 3D vision.", args=own
-        )
+        with _told_where_arguments_go(words):
+            tyro.extras.subcommand_cli_from_dict(
+                _COMMANDS, prog="vision3d-engine", description="A training engine for 3D vision.", args=own
+            )
     except EngineError as error:
         sys.exit(f"error: {error}")
+
+
+@contextmanager
+def _told_where_arguments_go(words: Sequence[str]) -> Iterator[None]:
+    """Say behind the parser's error how a replay is told the arguments of its script, where nothing has told them."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code and words[:1] == ["replay"] and "--" not in words and not isinstance(end.code, str):
+            message = (
+                "error: the script's own arguments go behind --, as in vision3d-engine replay train.py --step 3 -- "
+            )
+            print(f"{message}--my_flag 3", file=sys.stderr)
+        raise
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -45,7 +45,7 @@ class Spoiled(ToyEpochTrainer):
         return output_dict, result_dict
 
 
-@pytest.mark.filterwarnings("ignore:Error detected in")
+@pytest.mark.filterwarnings("default:Error detected in")
 def test_in_debug_mode_a_backward_pass_that_makes_nan_stops_the_run_in_its_step_and_keeps_it(tmp_path):
     class Rooted(ToyEpochTrainer):
         def train_step(self, epoch, iteration, data_dict):
@@ -54,8 +54,9 @@ def test_in_debug_mode_a_backward_pass_that_makes_nan_stops_the_run_in_its_step_
                 result_dict["loss"] = result_dict["loss"] + (self.model.weight * 0).sqrt().sum()
             return output_dict, result_dict
 
-    with pytest.raises(NonFiniteError, match=r"epoch 1, iteration 2: .* returned nan values"):
+    with pytest.raises(NonFiniteError, match=r"epoch 1, iteration 2: .* returned nan values .* of (.*)") as failure:
         Rooted(settings(tmp_path, debug=True)).run()
+    assert f"of {__file__}, line {Rooted.train_step.__code__.co_firstlineno + 3}" in str(failure.value)
     assert kept(tmp_path)["x"].shape == (2, 3)
 
 
@@ -78,6 +79,29 @@ def test_a_run_that_stops_at_a_log_line_names_the_first_step_and_how_it_is_repla
     command = "vision3d-engine replay SCRIPT --step 2"
     (row,) = bad_steps(tmp_path)
     assert row == {"step": 2, "epoch": 1, "iteration": 2, "why": "the run has stopped", "replay": command}
+
+
+def test_the_error_of_a_run_that_stops_says_what_to_do_and_when_a_lower_rate_helps(tmp_path):
+    with pytest.raises(NonFiniteError) as failure:
+        Spoiled(settings(tmp_path, log_steps=3)).run()
+    said = str(failure.value)
+    assert "Where a weight was broken before it, that names the command for the step before; --debug stops a" in said
+    assert "A lower learning rate or clipped gradients help where numbers grow, and nowhere else" in said
+
+
+@pytest.mark.parametrize("own", [{}, {"async_save": False}])
+def test_a_run_that_goes_on_says_its_first_such_step_once_and_at_its_end_that_nothing_is_saved(tmp_path, capfd, own):
+    Spoiled(settings(tmp_path, log_steps=1, max_epoch=3, nonfinite="ignore", **own)).run()
+    text, command = capfd.readouterr().err, "vision3d-engine replay SCRIPT --step 2"
+    (row,) = bad_steps(tmp_path)
+    assert row == {"step": 2, "epoch": 1, "iteration": 2, "why": "the run goes on", "replay": command}
+    (line,) = [line for line in text.splitlines() if "no longer finite" in line]
+    assert "WARNING | the training is no longer finite: epoch 1, since iteration 2 (loss nan)" in line
+    assert f"Look into the step: {command}." in line
+    (line,) = [line for line in text.splitlines() if "not saved, so that it replaces no good file" in line]
+    assert f"Look into the first step that was not finite: {command}. This is said once" in line
+    (line,) = [line for line in text.splitlines() if "run ended" in line]
+    assert "WARNING | run ended, but what it has trained is not saved: 'checkpoint.pth' could not be written" in line
 
 
 def test_so_does_a_run_whose_epoch_ends_before_a_log_line(tmp_path):

@@ -50,8 +50,3 @@ def test_without_viser_the_command_says_what_to_install_before_anything_runs(mon
     monkeypatch.setitem(sys.modules, "viser", None)
     with pytest.raises(SystemExit, match=r'pip install "vision3d-engine\[view\]"'):
         main(["replay", "missing.py", "--step", "1", "--view"])
-
-
-def test_a_file_with_a_step_has_no_share_of_a_process():
-    with pytest.raises(SystemExit, match="beside a file with a step, which is that of one process"):
-        main(["replay", "step-000004.pt", "--script", "train.py", "--rank", "1"])

@@ -14,6 +14,7 @@ import vision3d_engine
 from tests.toys import settings
 from vision3d_engine import EpochBasedTrainer, IterBasedTrainer, build_dataloader
 from vision3d_engine.core.errors import CheckpointError, ConfigError, RegistrationError
+from vision3d_engine.core.replay_command import replay_command
 from vision3d_engine.loop.hooks import PROBES
 from vision3d_engine.replay.capsule import Capsule
 from vision3d_engine.replay.plan import Plan, Target
@@ -614,7 +615,21 @@ def test_weights_that_an_earlier_step_has_broken_are_named(tmp_path, replayed):
         return Epochs(settings(tmp_path / "run", nonfinite="ignore")).setup(plant=log_of_0, at=2)
 
     make().run()
-    assert "first not finite: the parameter 0.weight holds NaN" in replayed(make, step=4)[1]
+    line = next(line for line in replayed(make, step=4)[1].splitlines() if line.startswith("first not finite: "))
+    assert line.startswith("first not finite: the parameter 0.weight holds NaN")
+    assert line.endswith("an earlier update has broken the weights; replay the step before: " + replay_command(3))
+
+
+def test_weights_that_were_broken_before_the_first_step_are_blamed_on_no_step(tmp_path, replayed):
+    def make():
+        toy = Epochs(settings(tmp_path / "run", nonfinite="ignore")).setup()
+        with torch.no_grad():
+            toy.model[0].weight.fill_(float("nan"))
+        return toy
+
+    make().run()
+    said = replayed(make, step=1)[1]
+    assert "the parameter 0.weight holds NaN or infinity. Usually: the weights were broken before the first" in said
 
 
 def test_rows_without_a_finite_number_are_left_out_behind_broken_weights(tmp_path, replayed):

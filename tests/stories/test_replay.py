@@ -56,7 +56,10 @@ def test_a_step_that_fails_shows_its_samples_and_one_that_never_was_is_refused(t
     assert "error: replay_script.py failed with code 1, before or in step 4" in done.stderr
     assert "replay_sample(dataset" in done.stderr.split("error: ")[-1]
     done = replay(tmp_path, SCRIPT, "--step", 99)
-    assert "error: replay_script.py ended before step 99" in done.stderr
+    assert "error: replay got step 99; the run has made 3 steps" in done.stderr
+    done = replay(tmp_path, SCRIPT, "--step", 3, "--", "--folder", "nowhere")
+    assert done.returncode == 1
+    assert "error: replay got step 3; there is no run in 'nowhere'" in done.stderr
 
 
 def test_a_step_in_a_file_is_replayed_elsewhere_without_the_data(tmp_path):

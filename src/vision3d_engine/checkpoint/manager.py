@@ -42,6 +42,7 @@ class CheckpointManager:
         warn: told of a write that failed in the background while the old file survives.
         tolerated: kinds of failures that are only told; a full disk always is, until `join`. Others are raised.
         parallel: how the model is spread over processes; None when it is not.
+        advice: returns what to do about weights that are not finite, given total steps; nothing by default.
         weights: returns what a file holds of a model, its state under ``model``; by default nothing else.
     """
 
@@ -56,6 +57,7 @@ class CheckpointManager:
         warn: Callable[[str], None] | None = None,
         tolerated: tuple[type[EngineError], ...] = (),
         parallel: Parallel | None = None,
+        advice: Callable[[int], str] = lambda _: "",
         weights: Callable[[nn.Module], Mapping[str, Any]] = lambda model: {"model": model_state(model)},
     ) -> None:
         self._folder = absolute_path(checkpoint_dir)
@@ -64,10 +66,9 @@ class CheckpointManager:
         self._failed: dict[str, BaseException] = {}
         self._best = BestModels()
         self._writer = BackgroundWriter(in_background)
-        self._warn = warn or warnings.warn
-        self._tolerated = tolerated
+        self._tell, self._tolerated = _Teller(warn or warnings.warn, tolerated), tolerated
         self._parallel = parallel or Parallel(World(torch.device("cpu")))
-        self._files = StateFiles(self._folder, self._parallel)
+        self._files = StateFiles(self._folder, self._parallel, advice)
         self._weights = weights
 
     @property
@@ -124,9 +125,12 @@ class CheckpointManager:
         parts = {"optimizer": optimizer, "scheduler": scheduler}
         state = {name: part.state_dict() for name, part in parts.items() if part is not None} | dict(extra or {})
         write = self._prepare(filename, metadata, model, state)
-        self._submit(
-            filename, write, save_ckpt_manager, clean_checkpoints, lambda is_written: is_written and on_saved()
-        )
+        try:
+            self._submit(
+                filename, write, save_ckpt_manager, clean_checkpoints, lambda is_written: is_written and on_saved()
+            )
+        except self._tolerated as error:
+            self._tell(error)
 
     def _prepare(self, filename: str, metadata: Mapping[str, Any], model: nn.Module, state: Mapping[str, Any]) -> Any:
         """Copy a state, and return the function that writes the copy."""
@@ -168,11 +172,9 @@ class CheckpointManager:
         for error in self._writer.failures(in_lockstep=self._parallel.store is not None):
             self._tell(error)
 
-    def _tell(self, error: BaseException) -> None:
-        """Warn of a full disk and the like, where the old file survives; raise anything else."""
-        if not isinstance(error, (FolderError, *self._tolerated)):
-            raise error
-        self._warn(f"{error}. Training goes on")
+    def has_failed(self, filename: str) -> bool:
+        """Tell whether the last state that was to be saved under a name is not there; once all is written."""
+        return filename in self._failed
 
     def wait(self) -> None:
         """Wait until all files are written; what went wrong is told by the next save and by `join`."""
@@ -187,7 +189,7 @@ class CheckpointManager:
         error = self._writer.join()
         self._tell_failures()
         if isinstance(error, self._tolerated):
-            self._warn(str(error))
+            self._tell(error)
         elif error is not None:
             raise error
 
@@ -270,6 +272,28 @@ class CheckpointManager:
             self._tell(error)
             return False
         return True
+
+
+class _Teller:
+    """Warns of a full disk and the like, where the old file survives; raises anything else.
+
+    Args:
+        warn: is told.
+        tolerated: kinds of failures of which the first one alone is told: the files behind it mostly fail alike.
+    """
+
+    def __init__(self, warn: Callable[[str], object], tolerated: tuple[type[EngineError], ...]) -> None:
+        self._warn, self._tolerated, self._has_told = warn, tolerated, False
+
+    def __call__(self, error: BaseException) -> None:
+        """Tell what went wrong."""
+        if isinstance(error, FolderError):
+            self._warn(f"{error}. Training goes on")
+        elif not isinstance(error, self._tolerated):
+            raise error
+        elif not self._has_told:
+            self._has_told = True
+            self._warn(f"{error}. This is said once, of further files too")
 
 
 def metadata_of(state: Mapping[str, Any]) -> dict[str, int]:

@@ -11,7 +11,6 @@ from vision3d_engine.checkpoint.files import write_checkpoint
 from vision3d_engine.checkpoint.shard_folders import folders_of, free_folder, remove_unused
 from vision3d_engine.checkpoint.snapshot import Buffers, Snapshot
 from vision3d_engine.core.errors import NonFiniteError, shortened
-from vision3d_engine.core.replay_command import replay_command
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.shards import Shard, take_out
 from vision3d_engine.distributed.processes import is_master
@@ -30,10 +29,12 @@ class StateFiles:
     Args:
         folder: the checkpoint folder.
         parallel: how processes share the model; its `ShardStore` is there once the model is registered, or never.
+        advice: returns what to do about weights that are not finite, given total steps.
     """
 
-    def __init__(self, folder: Path, parallel: Parallel) -> None:
+    def __init__(self, folder: Path, parallel: Parallel, advice: Callable[[int], str]) -> None:
         self._folder, self._parallel, self._buffers = folder, parallel, Buffers()
+        self._advice = advice
 
     @property
     def writes_here(self) -> bool:
@@ -83,10 +84,9 @@ class StateFiles:
         """Raise `NonFiniteError` when a weight is not finite on any process."""
         own = [name for part in WEIGHTS for name in non_finite(_held_of(part, state, shards, parameters), parameters)]
         if wrong := list(dict.fromkeys(name for names in self._gather(own) for name in names)):
-            step = int(state["metadata"].get("total_steps", 0))
-            replay = f". Look into the step, or the last ones before it: {replay_command(step)}" if step else ""
+            advice = self._advice(int(state["metadata"].get("total_steps", 0)))
             message = f"'{filename}' is not saved, so that it replaces no good file: not finite are {shortened(wrong)}"
-            raise NonFiniteError(message + replay)
+            raise NonFiniteError(f"{message}. {advice}" if advice else message)
 
     def _write_shards(self, filename: str, metadata: Mapping[str, Any], shards: Mapping[str, Shard]) -> dict[str, Any]:
         """Write the shards, and return what the file says of them."""

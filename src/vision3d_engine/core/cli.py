@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,22 @@ class Flags(argparse.ArgumentParser):
                 yield f"{word}={next(rest)[0] if is_value else True}"
             else:
                 yield word
+
+    def without(self, words: Sequence[str], flags: Collection[str]) -> Iterator[str]:
+        """Yield the words but for some flags of the engine, with their values.
+
+        Args:
+            words: a command line.
+            flags: the names of the flags; one that the script has taken over stays.
+        """
+        rest = iter(zip(words, [*words[1:], "--"], strict=False))
+        for word, following in rest:
+            name, equals, _ = word.partition("=")
+            flag = self._option_string_actions.get(name)
+            if flag is None or flag.dest not in self.engine_keys.intersection(flags):
+                yield word
+            elif not equals and (not isinstance(flag, Switch) or flag.takes(following, self.has_positionals())):
+                next(rest)
 
     def has_positionals(self) -> bool:
         """Tell whether words without dashes have a reader."""

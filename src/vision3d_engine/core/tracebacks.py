@@ -22,12 +22,22 @@ _BEGIN = "Traceback (most recent call last):\n"
 _FROM_WORKER = re.compile(
     rf"Caught \w+ (in DataLoader worker process \d+)\.\nOriginal .*{re.escape(_BEGIN)}", re.DOTALL
 )
+_PLACE = re.compile(r'^ *File "(.*?)", line (\d+)', re.MULTILINE)
 _FRAME = re.compile(r'  File "(.*?)", line \d+, in .*\n(?:   .*\n|  \[Previous .*\n)*')
 
 
 def is_users(file: str) -> bool:
     """Tell whether a file is the user's own code: none of the engine, of python, or of an installed package."""
     return file.startswith(_TYPED) if file.startswith("<") else not file.startswith(_LIBRARIES)
+
+
+def line_in(stack: str) -> str:
+    """Return the innermost line of the user's own code in the text of a stack, such as ``train.py, line 3``.
+
+    Empty where there is none.
+    """
+    own = [(file, number) for file, number in _PLACE.findall(stack) if is_users(file)]
+    return f"{own[-1][0]}, line {own[-1][1]}" if own else ""
 
 
 def users_part(traceback: TracebackType | None) -> TracebackType | None:

@@ -3,8 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch.nn.parameter import is_lazy
 from vision3d_engine.core.errors import FolderError, NonFiniteError, shortened
 from vision3d_engine.core.files import make_folder
 from vision3d_engine.core.replay_command import replay_command
+from vision3d_engine.core.tracebacks import line_in
 from vision3d_engine.distributed.parallel.shards import local_part
 from vision3d_engine.distributed.parallel.wrapping import unwrap_model
 
 _MAX_NAMES = 5
+_ANOMALY = "Error detected in "
 _OF_ANOMALY = "returned nan values in its"  # torch has no class for the error of its anomaly detection
 # A look at the weights costs as much as a tiny step, so log lines that follow each other faster share one.
 _LOOK_EVERY_S = 1.0
@@ -30,10 +33,14 @@ class NonFiniteNotes:
     Args:
         folder: where the file lies.
         is_main: whether this process writes it.
+
+    Attributes:
+        first: the first step that was noted; None before.
     """
 
     def __init__(self, folder: Path, is_main: bool) -> None:
         self._folder, self._is_main = folder, is_main
+        self.first: int | None = None
 
     def note(self, why: str, step: int, epoch: int, iteration: int) -> str:
         """Note a step, and return the command that replays it; where the file cannot be written, only the log says it.
@@ -44,6 +51,7 @@ class NonFiniteNotes:
             epoch: its epoch.
             iteration: its iteration there.
         """
+        self.first = step if self.first is None else self.first
         row = {"step": step, "epoch": epoch, "iteration": iteration, "why": why, "replay": replay_command(step)}
         with suppress(OSError, FolderError):
             if self._is_main:
@@ -51,31 +59,39 @@ class NonFiniteNotes:
                     file.write(json.dumps(row) + "\n")
         return row["replay"]
 
+    def advice(self, step: int) -> str:
+        """Return what to do about weights that are not finite behind so many steps."""
+        if self.first is None:
+            return f"Look into the step, or the last ones before it: {replay_command(step)}" if step else ""
+        return f"Look into the first step that was not finite: {replay_command(self.first)}"
+
 
 class FiniteWatch:
     """Notices at log lines, where the device is read anyway, that the loss or a weight is no longer finite.
 
     Args:
         model: whose parameters are watched.
-        enabled: whether to look at all.
-        notes: where the step is noted.
+        stops: raise an error; else the loss alone is looked at, and its first such step of the run is said once.
+        notes: where the step is noted; those of the run.
         is_spread: each process holds a part of the weights. They are then looked at only when the loss, which all
             processes know alike, is not finite.
         gather: returns the values of all processes.
+        warn: told of a step where the run goes on.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        enabled: bool,
+        stops: bool,
         notes: NonFiniteNotes,
         *,
         is_spread: bool,
         gather: Callable[[Any], list[Any]],
+        warn: Callable[[str], object],
     ) -> None:
         self._model = model
-        self._enabled = enabled
-        self._notes, self._gather = notes, gather
+        self._stops = stops
+        self._notes, self._gather, self._warn = notes, gather, warn
         self._looked_at = -math.inf
         self._is_spread = is_spread
 
@@ -85,7 +101,7 @@ class FiniteWatch:
         Nothing is returned within a second of the last look.
         """
         now = time.monotonic()
-        if not self._enabled or self._is_spread or now - self._looked_at < _LOOK_EVERY_S:
+        if not self._stops or self._is_spread or now - self._looked_at < _LOOK_EVERY_S:
             return ()
         self._looked_at = now
         weights = [local_part(each).detach() for each in self._model.parameters() if _can_be_nan(each)]
@@ -103,7 +119,8 @@ class FiniteWatch:
         Raises:
             NonFiniteError: naming the first such step of all processes, how it is replayed, and the parameters.
         """
-        if not self._enabled or all(map(math.isfinite, (loss, *probed))):
+        is_known = not self._stops and self._notes.first is not None
+        if is_known or all(map(math.isfinite, (loss, *probed))):
             return
         names = non_finite_parameters(self._model)
         if not math.isfinite(loss):
@@ -112,16 +129,28 @@ class FiniteWatch:
             names = list(dict.fromkeys(name for _, of_process in found for name in of_process))
         elif not names:
             return
-        iteration, epoch = first or progress.iteration, progress.epoch
+        where = f"epoch {progress.epoch}, {'since' if first else 'at'} iteration {first or progress.iteration}"
+        holding = f"(loss {loss}). Weights with NaN or infinity: {shortened(names, _MAX_NAMES)}"
+        self._tell(f"the training is no longer finite: {where} {holding}. ", first or progress.iteration, progress)
+
+    def _tell(self, message: str, iteration: int, progress: Any) -> None:
+        """Note the step, and say what to do about it."""
         step = progress.total_steps - progress.iteration + iteration
-        replay = self._notes.note("the run has stopped", step, epoch, iteration)
-        message = (
-            f"the training is no longer finite: epoch {epoch}, {'since' if first else 'at'} iteration {iteration} "
-            f"(loss {loss}). Weights with NaN or infinity: {shortened(names, _MAX_NAMES)}. No good checkpoint was "
-            f"replaced. Look into the step: {replay}. Then lower the learning rate or clip the gradients; or set "
-            "trainer.nonfinite to 'skip' or 'ignore'"
-        )
-        raise NonFiniteError(message)
+        why = "the run has stopped" if self._stops else "the run goes on"
+        message += _WHAT_TO_DO.format(self._notes.note(why, step, progress.epoch, iteration))
+        if self._stops:
+            raise NonFiniteError(f"{message} {_WAYS_ON}")
+        self._warn(f"{message} The run goes on, since trainer.nonfinite is 'ignore'; this is said once")
+
+
+_WHAT_TO_DO = (
+    "Look into the step: {}. Where a weight was broken before it, that names the command for the step before; --debug "
+    "stops a run in the very step."
+)
+_WAYS_ON = (
+    "A lower learning rate or clipped gradients help where numbers grow, and nowhere else; trainer.nonfinite 'skip' "
+    "leaves such updates out. No good checkpoint was replaced"
+)
 
 
 def _can_be_nan(tensor: torch.Tensor) -> bool:
@@ -177,15 +206,15 @@ class DebugChecks:
         """Return an iteration that says where autograd's anomaly detection has stopped its backward pass."""
 
         def told(iteration: int, data_dict: Any) -> None:
-            try:
-                iterate(iteration, data_dict)
-            except RuntimeError as error:
-                if _OF_ANOMALY not in str(error):
-                    raise
-                what = (
-                    f"{str(error).rstrip('.')} in the backward pass; torch's warning above names the line of the step"
-                )
-                raise self._failure(iteration, f"{what} that it belongs to") from error
+            with _anomalies_heard() as heard:
+                try:
+                    iterate(iteration, data_dict)
+                except RuntimeError as error:
+                    if _OF_ANOMALY not in str(error):
+                        raise
+                    line = line_in("".join(heard))
+                    what = f"{str(error).rstrip('.')} in the backward pass{f', of {line}' if line else ''}"
+                    raise self._failure(iteration, what) from error
 
         return told
 
@@ -206,3 +235,24 @@ class DebugChecks:
 
     def _failure(self, iteration: int, what: str) -> NonFiniteError:
         return NonFiniteError(f"epoch {self._epoch}, iteration {iteration}: {what}")
+
+
+@contextmanager
+def _anomalies_heard() -> Iterator[list[str]]:
+    """Collect the warnings in which anomaly detection says where the forward pass was; all are shown as ever.
+
+    Backward passes may run in threads of torch's own, so what shows the warnings of the process is asked.
+    """
+    heard: list[str] = []
+    show = warnings.showwarning
+
+    def listen(message: Warning | str, *args: Any, **options: Any) -> None:
+        if str(message).startswith(_ANOMALY):
+            heard.append(str(message))
+        show(message, *args, **options)
+
+    warnings.showwarning = listen
+    try:
+        yield heard
+    finally:
+        warnings.showwarning = show

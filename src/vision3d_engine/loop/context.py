@@ -8,6 +8,7 @@ from typing import Any
 from vision3d_engine.core.seeding import StepSeeds, data_seed, derived_seed, seed_everything
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
+from vision3d_engine.debug.finite import NonFiniteNotes
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
 from vision3d_engine.distributed.parallel.base import Parallel
 from vision3d_engine.distributed.parallel.replica_check import ReplicaCheck
@@ -80,6 +81,7 @@ class PassContext:
         captures: which modules put theirs there.
         parameter_statistics: looks at gradients, weights and updates.
         untrained: says which parameters the first epoch has not changed.
+        nonfinite: notes the step in which training was no longer finite.
         debug_folder: where steps are kept that were not finite.
         profiled: profiles some training steps.
         times: what the time of an epoch goes into.
@@ -106,6 +108,7 @@ class PassContext:
     captures: Captures
     parameter_statistics: ParameterStatistics
     untrained: UntrainedParameters
+    nonfinite: NonFiniteNotes
     debug_folder: Path
     profiled: ProfiledSteps
     times: EpochTimes

@@ -9,7 +9,7 @@ import torch
 
 from vision3d_engine.data.loader_hints import SLOW_S, loading_hint, startup_hint
 from vision3d_engine.data.resumable_loader import ResumableLoader
-from vision3d_engine.debug.finite import FiniteWatch, NonFiniteNotes
+from vision3d_engine.debug.finite import FiniteWatch
 from vision3d_engine.logs.log_line import get_log_string, train_line
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.loop.pass_metrics import PassMetrics
@@ -57,10 +57,9 @@ class TrainLog:
         self._trainer, self._context = trainer, context
         self._loader, self._runner, self._meters = loader, runner, meters
         self._metrics, self._skips, self._ending = metrics, skips, ending
-        parallel, is_enabled = context.parallel, context.settings.nonfinite != "ignore"
-        is_spread, notes = parallel.store is not None, NonFiniteNotes(context.debug_folder, context.world.is_main)
-        parts: dict[str, Any] = {"is_spread": is_spread, "gather": context.world.gather}
-        self._finite = FiniteWatch(trainer.model, is_enabled, notes, **parts)
+        is_spread, stops = context.parallel.store is not None, context.settings.nonfinite != "ignore"
+        parts = {"is_spread": is_spread, "gather": context.world.gather, "warn": context.logger.warn}
+        self._finite = FiniteWatch(trainer.model, stops, context.nonfinite, **parts)
         self._say = trainer._line_writer()  # noqa: SLF001  the engine's own
         self._after_log = context.hooks.of("after_log")
         self._length, self._samples_per_step = RunLength.of(context.settings), loader.samples_per_step

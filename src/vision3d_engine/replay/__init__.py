@@ -61,6 +61,7 @@ def replay(
         ConfigError: for a step that cannot be replayed so, saying why.
         EngineError: when the script fails, or ends before the step.
     """
+    _require(script)
     alone = 1 if rank is not None or in_one_process else None
     return _replayed(Plan(str(script), target, "", alone, rank=rank, reruns=in_one_process, **looks), arguments)
 
@@ -69,11 +70,18 @@ def replay_file(file: Path, script: Path, arguments: Sequence[str], **looks: Unp
     """Run the step that lies in a file again, in one process, without the data of the script; see `replay`.
 
     Raises:
+        ConfigError: when there is no such file, or no such script.
         CheckpointError: when there is no step in the file.
         EngineError: when the script fails.
     """
+    _require(file, script)
     target = Target(Capsule(file).step)
     return _replayed(Plan(str(script), target, "", 1, capsule=str(file.absolute()), **looks), arguments)
+
+
+def _require(*files: Path) -> None:
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise ConfigError(f"replay got '{missing[0]}', which does not exist. Expected is the path of a file")
 
 
 def _replayed(plan: Plan, arguments: Sequence[str]) -> tuple[str, str | None]:

@@ -2,6 +2,8 @@
 
 import re
 
+from vision3d_engine.core.replay_command import replay_command
+
 _NO_SOFTMAX = "a row of nothing but -inf has no softmax: leave out rows that a mask covers completely"
 _CAUSES = {
     r"^checkpoint": "the operation lies in what is checkpointed: use_reentrant=False shows which it is",
@@ -23,7 +25,6 @@ _CAUSES = {
 }
 OVERFLOW = "large numbers overflow: look at the activations before it, and at the learning rate"
 IN_DATA = "the data holds NaN or infinity: look at the sample, and at what its augmentation divides by"
-IN_WEIGHTS = "an earlier update has broken the weights: replay the step before"
 CONSTANT = (
     "a mask or a constant of the script is not finite, and what it covers is used: look at whether it covers everything"
 )
@@ -39,6 +40,8 @@ _UNDEFINED = (
     "infinity minus infinity, 0 times infinity, or infinity over infinity: use a large finite number in its place, or "
     "leave out what it stands for"
 )
+_BEFORE = "an earlier update has broken the weights; replay the step before: "
+_AT_FIRST = "the weights were broken before the first update: look at how the model is made, or at what it has loaded"
 
 
 def cause_of_operation(name: str) -> str:
@@ -49,3 +52,8 @@ def cause_of_operation(name: str) -> str:
 def cause_of_undefined(name: str) -> str:
     """Return a sentence, given the name of an operation that has made NaN of infinity."""
     return _NO_SOFTMAX if re.search(r"softmax|attention", name, re.IGNORECASE) else _UNDEFINED
+
+
+def cause_in_weights(step: int) -> str:
+    """Return a sentence, given the step that begins with such weights, and the command that looks further."""
+    return _BEFORE + replay_command(step - 1) if step > 1 else _AT_FIRST

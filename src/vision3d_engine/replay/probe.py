@@ -14,7 +14,7 @@ from vision3d_engine.data.sample_seeds import SampleIndex
 from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
-from vision3d_engine.replay.causes import IN_DATA, IN_WEIGHTS
+from vision3d_engine.replay.causes import IN_DATA, cause_in_weights
 from vision3d_engine.replay.clouds import write_clouds
 from vision3d_engine.replay.growth import Growth
 from vision3d_engine.replay.inside import Inside
@@ -75,7 +75,7 @@ class StepProbe(Hook):
             self._plan.answer.add(**self._kept(samples))
         self._report = Report(moment.total_steps, moment.epoch, moment.iteration, self._start, samples)
         self._report.title, self._report.tolerance = self._title(), self._tolerance
-        for value, origin in _origins_outside(data_dict, samples, owner.model):
+        for value, origin in _origins_outside(data_dict, samples, owner.model, moment.total_steps):
             self._search.know(value, origin)
         self._report.growth = self._growth.text()
         self.say({})  # a step that ends the process has said what is known before it
@@ -149,6 +149,12 @@ class StepProbe(Hook):
         self.say(values, self.owner._context.world.gather(self._found(values)))  # noqa: SLF001  all have looked
         raise SystemExit
 
+    def after_train_epoch(self, epoch: int, *_: Any) -> None:
+        """Refuse a step that the epoch does not have, rather than train on to the end of the run."""
+        if epoch == self._plan.target.epoch:
+            message = f"replay got {self._plan.target}; epoch {epoch} has {self._moment.iteration} iterations"
+            self._plan.refuse(message, says=self.owner._context.world.is_main)  # noqa: SLF001  the engine's own
+
     def say(self, values: Mapping[str, Any], found: Sequence[Origin | None] | None = None, **further: Any) -> None:
         """Say what is known of the step.
 
@@ -188,14 +194,19 @@ class StepProbe(Hook):
         return bool(values) and not not_finite(values) and not is_broken
 
 
-def _origins_outside(data_dict: Any, samples: Samples, model: torch.nn.Module) -> Iterator[tuple[Any, Origin]]:
+def _origins_outside(
+    data_dict: Any, samples: Samples, model: torch.nn.Module, step: int
+) -> Iterator[tuple[Any, Origin]]:
     """Yield what is not finite before the step has begun, with what is to be said of it."""
     for path, leaf in leaves(data_dict):
         if trouble_of(leaf):
             yield leaf, Origin(f"data_dict{path} holds NaN or infinity{samples.named_in(data_dict, path)}", IN_DATA)
     broken = {name: each for name, each in model.named_parameters() if trouble_of(each)}
     for each in broken.values():
-        yield each, Origin(f"the parameter {next(iter(broken))} holds NaN or infinity", IN_WEIGHTS)
+        yield each, Origin(f"the parameter {next(iter(broken))} holds NaN or infinity", cause_in_weights(step))
     for name, each in model.named_buffers():
         if trouble := trouble_of(each):  # infinity is that of a mask
-            yield each, Origin(f"the buffer {name} holds {trouble}", IN_WEIGHTS, is_meant=trouble == INFINITY)
+            yield (
+                each,
+                Origin(f"the buffer {name} holds {trouble}", cause_in_weights(step), is_meant=trouble == INFINITY),
+            )

@@ -10,6 +10,7 @@ from vision3d_engine.core import cli
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import PROBES
 from vision3d_engine.replay.capsule import Capsule, CapsuleProbe
+from vision3d_engine.replay.extent import refusal
 from vision3d_engine.replay.plan import RUN, Plan
 from vision3d_engine.replay.probe import StepProbe
 from vision3d_engine.replay.share import ShareProbe
@@ -60,6 +61,8 @@ def _redirected(plan: Plan, settings: Any, world: World) -> Any:
         plan.refuse(_SPREAD, says=world.is_main)
     if plan.capsule is not None:
         return _on_capsule(plan, settings, Capsule(Path(plan.capsule)))
+    if why := refusal(plan.target, settings):
+        plan.refuse(why, says=world.is_main)
     start = start_before(plan.target, checkpoints_of(settings.exp), settings.exp.output_dir)
     if plan.rank is not None or (plan.reruns and start.processes > 1):
         return _on_share(plan, settings, start)

@@ -8,7 +8,7 @@ from typing import Any
 from vision3d_engine.core.compare import same_bits
 from vision3d_engine.core.tree import leaves
 from vision3d_engine.data.sample_seeds import SampleIndex
-from vision3d_engine.replay.causes import IN_WEIGHTS
+from vision3d_engine.replay.causes import cause_in_weights
 from vision3d_engine.replay.inside import Figures, Inside
 from vision3d_engine.replay.origin import Origin
 from vision3d_engine.replay.starting import Start
@@ -162,7 +162,8 @@ class Report:
             "gradients of activations": inside.gradients,
             "gradients of parameters": inside.parameters,
         }
-        is_broken = any(origin is not None and origin.cause == IN_WEIGHTS for origin in self.origins.values())
+        cause = cause_in_weights(self.step)
+        is_broken = any(origin is not None and origin.cause == cause for origin in self.origins.values())
         shown = {title: _of_use(figures) if is_broken else figures for title, figures in parts.items()}
         left_out = sum(map(len, parts.values())) - sum(map(len, shown.values()))
         tables = [line for title, figures in shown.items() if figures for line in _table(title, figures)]

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,3 +65,8 @@ def _recorded_processes(output: Path) -> int:
     with suppress(OSError, ValueError):
         return int(json.loads((output / "env.json").read_text()).get("processes", 0))
     return 0
+
+
+def newest_counters(checkpoints: Path) -> Mapping[str, Any]:
+    """Return the counters of the newest checkpoint that a run goes on from; empty where there is none."""
+    return max((counters for _, counters in _starts(checkpoints)), key=lambda each: each["total_steps"], default={})

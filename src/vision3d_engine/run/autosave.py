@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from vision3d_engine.checkpoint.files import amend_checkpoint
 from vision3d_engine.checkpoint.manager import NEWEST, CheckpointManager
 from vision3d_engine.core.durations import parse_cadence
-from vision3d_engine.core.errors import EngineError, FolderError, NonFiniteError
+from vision3d_engine.core.errors import EngineError, FolderError
 from vision3d_engine.distributed.coordination.agreement import Agreement
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.capsules import Capsules
@@ -189,10 +189,6 @@ class Autosave:
         except FolderError as error:
             self._failure = error
             trainer.log(f"{error}. Training goes on", level="ERROR")
-        except NonFiniteError as error:
-            if self._context.settings.nonfinite != "ignore":
-                raise
-            trainer.log(str(error), level="ERROR")
         else:
             self._failure = None
 

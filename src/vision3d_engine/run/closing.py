@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vision3d_engine.checkpoint.manager import CheckpointManager
+from vision3d_engine.checkpoint.manager import NEWEST, CheckpointManager
 from vision3d_engine.checkpoint.retention import best_name
 from vision3d_engine.logs.closing_block import closing_block, first_of
 from vision3d_engine.logs.log_line import clock_text, get_print_format
 from vision3d_engine.loop.context import PassContext
 from vision3d_engine.run.run_folder import Folders
 from vision3d_engine.run.stopping import StopRun
+
+_LOST = f"run ended, but what it has trained is not saved: '{NEWEST}' could not be written, see the errors above"
 
 
 class RunClock:
@@ -66,7 +68,9 @@ class Closing:
         except StopRun:
             self._trainer.log(f"so far: {self._moment()}; time {self._clock.text()}")
             raise
-        self._trainer.log(closing_block(f"run ended: {self._moment()}", self._lines()), level="SUCCESS")
+        is_lost = self._checkpoints.has_failed(NEWEST)
+        title, level = (_LOST, "WARNING") if is_lost else ("run ended", "SUCCESS")
+        self._trainer.log(closing_block(f"{title}: {self._moment()}", self._lines()), level=level)
 
     def _moment(self) -> str:
         counters, last = self._context.counters.row(), self._trainer.max_epoch

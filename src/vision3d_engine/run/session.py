@@ -18,6 +18,7 @@ from vision3d_engine.core.tracebacks import ShortTracebacks, cause_of
 from vision3d_engine.data.loader_hints import LoaderHints
 from vision3d_engine.data.prefetcher import HostTensors
 from vision3d_engine.debug.debugger import Debugger
+from vision3d_engine.debug.finite import NonFiniteNotes
 from vision3d_engine.debug.hang_watch import HangWatch
 from vision3d_engine.debug.memory_snapshot import memory_snapshot
 from vision3d_engine.distributed.coordination.reductions import MainNumbers
@@ -146,6 +147,7 @@ class Session:
             ),
             parameter_statistics=ParameterStatistics(trainer, self.world, parallel, **outlets),
             untrained=UntrainedParameters(self.world, parallel, progress, self.logger.warn),
+            nonfinite=NonFiniteNotes(self.folders.debug, self.world.is_main),
             debug_folder=self.folders.debug,
             profiled=ProfiledSteps(trainer.profile, progress, self.world, self.folders.debug, self.logger.log),
             times=times,

@@ -67,6 +67,7 @@ class TrainingRun:
             warn=lambda message: trainer.log(message, level="ERROR"),
             tolerated=(NonFiniteError,) if settings.nonfinite == "ignore" else (),
             parallel=context.parallel,
+            advice=context.nonfinite.advice,
             weights=self.average.states,
         )
         agreement = context.world.agreement()
@@ -78,8 +79,7 @@ class TrainingRun:
         self._stop_requests = StopRequests(agreement, max_time_s, context.world.started_at)
         self.scheduling = Scheduling(trainer, context)
         self._closing = Closing(trainer, context, folders, self.checkpoints, self.resume_state.clock)
-        followers = (self.scheduling, self.autosave, self.ending)
-        self._judging = Judging(trainer, context, self.checkpoints, *followers)
+        self._judging = Judging(trainer, context, self.checkpoints, self.scheduling, self.autosave, self.ending)
         self.validations = Validations(trainer, context, self.average, self.autosave, self.ending, self._judging.check)
         self._rate_scaling = RateScaling(settings.scale_lr)
         self.is_training = self._only_validates = self._starts_anew = False
