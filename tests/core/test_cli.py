@@ -238,6 +238,21 @@ def test_a_longer_flag_of_a_parser_of_the_scripts_own_is_not_taken_for_ours(argv
     assert "unknown argument --devices is ignored" in Path(log_file).read_text()
 
 
+@pytest.mark.parametrize("word", ["--trainer.max_epoch", "--trainer.max-epoch", "--trainer.max_epochs", "--exp.seed"])
+@pytest.mark.parametrize("way", ["{} 3", "{}=3"])
+def test_an_override_that_a_script_does_not_read_is_refused_with_what_reads_it(word, way, argv, tmp_path):
+    argv(*way.format(word).split())
+    with pytest.raises(ConfigError, match=f"^{word}.* sets nothing, since this script .* expected is .* load_config()"):
+        ToyEpochTrainer(settings(tmp_path)).run()
+
+
+def test_an_override_of_a_section_that_is_not_the_engines_is_a_warning(argv, tmp_path):
+    argv("--network.width", "3")
+    toy = ToyEpochTrainer(settings(tmp_path))
+    toy.run()
+    assert "unknown argument --network.width is ignored" in Path(toy.log_file).read_text()
+
+
 def test_a_script_with_a_parser_of_its_own_keeps_its_command_line(argv, tmp_path):
     argv(
         "scene",

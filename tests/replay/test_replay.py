@@ -445,6 +445,31 @@ def test_a_step_in_a_file_has_the_bits_of_the_run_without_its_data(tmp_path, rep
     assert "step 8: epoch 2, iteration 2; replayed from step-000008.pt" in said
 
 
+def test_a_step_in_a_file_knows_its_samples_and_the_lines_that_load_them(tmp_path, replayed):
+    def make(lost=True):
+        return Epochs(settings(tmp_path / "run", max_epoch=3)).setup(lost=lost)
+
+    def samples_in(said):
+        return said[said.index("\nsamples:\n") : said.index("\nloss ")]
+
+    dumping(Epochs, tmp_path / "run", 8).run()
+    capsule = tmp_path / "run" / "debug" / "step-000008.pt"
+    _, of_run = replayed(lambda: make(lost=False), step=8)
+    assert samples_in(replayed(make, capsule)[1]) == samples_in(of_run)
+    assert samples_in(of_run).count("vision3d_engine.replay_sample(dataset, ") == 2
+
+
+def test_a_step_in_a_file_of_an_older_engine_has_its_bits_without_knowing_its_samples(tmp_path, replayed):
+    dumping(Epochs, tmp_path / "run", 8).run()
+    capsule = tmp_path / "run" / "debug" / "step-000008.pt"
+    state = torch.load(capsule, weights_only=True)
+    del state["step"]["samples"]
+    torch.save(state, capsule)
+    verdict, said = replayed(lambda: Epochs(settings(tmp_path / "run", max_epoch=3)).setup(lost=True), capsule)
+    assert verdict == "same", said
+    assert "samples:" not in said
+
+
 def test_a_step_in_a_file_loads_as_data_only(tmp_path):
     dumping(Epochs, tmp_path, 3).run()
     state = torch.load(tmp_path / "debug" / "step-000003.pt", weights_only=True)
@@ -476,6 +501,17 @@ def test_a_debug_run_keeps_the_step_that_is_not_finite_and_its_operation_is_name
     own = settings(tmp_path / "run", debug=True)
     _, said = replayed(lambda: Epochs(own).setup(plant=log_of_0, at=4, lost=True), capsule)
     assert "first not finite: log, whose result () is not finite" in said
+
+
+@pytest.mark.parametrize("fault", [{"plant": log_of_0, "at": 1}, {"lost": True}], ids=["log line", "loader"])
+def test_an_error_between_two_steps_of_an_open_window_keeps_neither(tmp_path, fault):
+    own = {"save_on_exception": True, "grad_acc_steps": 4, "log_steps": 2}
+    toy = Epochs(settings(tmp_path, **own)).setup(**fault | {"lost": False})
+    toy.after_train_step = lambda *_: setattr(toy.train_loader.dataset, "lost", "lost" in fault)
+    with pytest.raises((vision3d_engine.NonFiniteError, vision3d_engine.SampleError)) as failure:
+        toy.run()
+    assert not any("the step is kept" in note for note in getattr(failure.value, "__notes__", []))
+    assert not (tmp_path / "debug").exists() or not [*(tmp_path / "debug").glob("step-*.pt")]
 
 
 def test_steps_that_fail_leave_no_file_by_default(tmp_path):

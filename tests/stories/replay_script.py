@@ -24,7 +24,7 @@ class Clouds(Dataset):
         assert own.fault != "no data"
         if own.fault == "dead worker" and index == 7:
             os._exit(3)
-        far = 1e30 if own.fault == "far sample" and index == 7 else 1  # whose square overflows
+        far = 1e30 if own.fault in {"far sample", "strict"} and index == 7 else 1  # whose square overflows
         sample = {"points": torch.randn(4), "target": torch.rand(()) * far, "name": f"cloud-{index}"}
         return {**sample, "cloud": torch.randn(20, 3), "labels": torch.arange(20)} if own.clouds else sample
 
@@ -56,6 +56,9 @@ class Trainer(EpochBasedTrainer):
             self.endpoints.register("features", data_dict["cloud"].repeat(1, 1, 2))
         if self.own().fault == "shape" and self.total_steps == 4:
             output = output @ torch.ones(7)
+        if self.own().fault == "strict" and data_dict["target"].max() > 1e20:
+            message = "a sample is too far"
+            raise ValueError(message)
         if self.own().fault == "deadlock" and self.total_steps == 3 and is_master():
             wait_for_ever()
         if self.own().fault == "log" and self.total_steps == 3 and not is_master():

@@ -91,6 +91,33 @@ def test_the_sample_that_makes_a_step_not_finite_is_named_with_the_line_that_loa
     assert last.startswith("it is sample 7 (cloud-7): vision3d_engine.replay_sample(dataset, 7, epoch=1, seed=")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("from_file", [False, True])
+def test_the_sample_that_makes_a_step_raise_is_named_from_the_run_and_from_the_file_that_it_leaves(tmp_path, from_file):
+    own = ("--batch_size", "3", "--fault", "strict")
+    assert run(tmp_path, *own, "--debug").returncode == 1
+    (file,) = (tmp_path / "run" / "debug").glob("step-*.pt")
+    what = (file, "--script", SCRIPT) if from_file else (SCRIPT, "--step", int(file.stem.removeprefix("step-")))
+    done = replay(tmp_path, *what, "--vary", "sample", "--", *own)
+    assert done.returncode == 1
+    *_, first, second, third, last = done.stderr.splitlines()
+    outcomes = [line.partition(": ")[2] for line in (first, second, third)]
+    assert outcomes.count("fails, ValueError: a sample is too far") == 2
+    assert sum(line.endswith("; finite") for line in outcomes) == 1
+    assert last.startswith("it is sample 7 (cloud-7): vision3d_engine.replay_sample(dataset, 7, epoch=1, seed=")
+
+
+@pytest.mark.slow
+def test_where_no_sample_is_to_blame_alone_that_is_said(tmp_path):
+    own = ("--fault", "exp", "--batch_size", "3")
+    assert run(tmp_path, *own).returncode == 0
+    done = replay(tmp_path, SCRIPT, "--step", 4, "--vary", "sample", "--", *own)
+    assert done.returncode == 0, done.stderr
+    *without, last = done.stdout.splitlines()[-4:]
+    assert [line.rpartition("; ")[2] for line in without] == ["not finite"] * 3
+    assert last.startswith("leaving out one sample does not help, whichever it is: the fault lies in several of them")
+
+
 def test_the_debugger_of_a_replay_answers_on_a_terminal_and_waits_for_nobody_without_one(tmp_path):
     assert run(tmp_path).returncode == 0
     words = ("replay", SCRIPT, "--step", 4, "--pdb")
@@ -174,9 +201,9 @@ def test_a_run_of_two_processes_is_replayed_by_two_that_the_command_starts(tmp_p
 
 @pytest.fixture(scope="module")
 def run_of_two(tmp_path_factory):
-    """The folder of a run of two processes, which have told the loss of each step, and its words."""
+    """The folder of a run of two processes, which have told the loss of each step and written one into files."""
     folder = tmp_path_factory.mktemp("two")
-    done = run(folder, "--replay_every", "4 iterations", "--told", "run", processes=2)
+    done = run(folder, "--replay_every", "4 iterations", "--told", "run", "--fault", "dump", processes=2)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -195,6 +222,13 @@ def test_one_process_replays_the_share_of_another_from_a_snapshot_of_the_very_st
     head = f"step 5, share of process {rank} of 2: epoch 2, iteration 2; replayed from replay-000004.pth (step 4)"
     assert done.stdout.startswith(head)
     assert ("the same bits as in the run" in done.stdout) is (rank == 0)
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_one_process_replays_the_step_of_one_of_two_from_its_file_to_the_bit(run_of_two, rank):
+    file = run_of_two / "run" / "debug" / ("step-000004-rank1.pt" if rank else "step-000004.pt")
+    done = replay(run_of_two, file, "--script", SCRIPT, "--", "--fault", "no data")
+    assert loss_in(done) == (run_of_two / f"run-4-{rank}").read_text()
 
 
 def test_a_share_from_further_back_needs_one_process_for_all_steps_and_is_equal_to_a_tolerance_then(run_of_two):

@@ -14,7 +14,12 @@ from vision3d_engine.core.yaml_files import doubled, parse_value, read_yaml
 if TYPE_CHECKING:
     from vision3d_engine.core.settings import Settings
 
-_STRICT_SECTIONS = ("exp", "trainer", "scheduler")
+_ENGINE_SECTIONS = ("exp", "trainer")
+_STRICT_SECTIONS = (*_ENGINE_SECTIONS, "scheduler")
+_UNREAD = (
+    "{} on the command line sets nothing, since this script makes its config without it; expected is a config from "
+    "load_config(), which reads such words, or ignore_command_line() where a parser of the script's own does"
+)
 
 
 class Config(dict):
@@ -209,6 +214,18 @@ def load_config(path: str | Path | None = None, argv: Sequence[str] | None = Non
     return Config(values)
 
 
+def refuse_unread(word: str) -> None:
+    """Refuse a word of the command line that names a setting of the engine, or nearly one, and was read by nobody.
+
+    Raises:
+        ConfigError: with what reads it.
+    """
+    dotted = word.removeprefix("--").partition("=")[0].replace("-", "_")
+    known = [f"{name}.{key}" for name in _ENGINE_SECTIONS for key in _known()[name].model_fields]
+    if dotted in known or did_you_mean(dotted, known, similarity=0.85):
+        raise ConfigError(_UNREAD.format(word))
+
+
 def _undashed(values: Mapping[str, Any], words: Sequence[str]) -> Iterator[str]:
     """Say which words are settings without their dashes; one behind a flag may be its value, and belongs to it."""
     known = _all_keys(values)
@@ -268,7 +285,7 @@ def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _mistakes_in(values: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the sections that are there."""
-    yield from _misspelt(values, ("exp", "trainer"))
+    yield from _misspelt(values, _ENGINE_SECTIONS)
     sections = _sections(values)
     for name in [name for name in sections if name in values]:
         yield from _unknown_keys(name, sections[name]) if name in _STRICT_SECTIONS else ()

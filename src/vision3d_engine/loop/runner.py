@@ -34,7 +34,7 @@ class Runner:
         clock: how long the steps take.
         is_last: whether the batch at hand is the last one.
         place: where the batch at hand stands in the data.
-        batch: the batch at hand, on the device; None between two walks.
+        batch: the batch of the step at hand, on the device; None between two steps.
         max_iteration: batches of the whole pass, None when not known.
     """
 
@@ -101,6 +101,7 @@ class Runner:
             started, mark = time.perf_counter(), clock.start()
             try:
                 self.iterate(iteration, data_dict)
+                self.batch = None
             except Exception as error:
                 add_note(error, f"in {self._where(iteration, self.place)}{_named(data_dict)}")
                 raise

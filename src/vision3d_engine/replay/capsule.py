@@ -12,6 +12,7 @@ from vision3d_engine.core.errors import CheckpointError
 from vision3d_engine.core.portable import decoded
 from vision3d_engine.core.seeding import StepSeeds, derived_seed
 from vision3d_engine.core.tree import map_leaves
+from vision3d_engine.data.sample_seeds import SampleIndex
 from vision3d_engine.replay.exchanges import refuse_exchange, refusing_exchanges
 from vision3d_engine.replay.plan import Plan
 from vision3d_engine.replay.probe import StepProbe
@@ -48,6 +49,11 @@ class Capsule:
     def recorded(self) -> Mapping[int, Mapping[str, float]]:
         """Return what the run has recorded of its steps, if the file still lies in its folder."""
         return recorded_steps(self.path.absolute().parent.parent / "logs" / STEPS)
+
+    @property
+    def samples(self) -> list[SampleIndex]:
+        """Which samples the batch is made of; none where that is not known, as in files of older engines."""
+        return [SampleIndex(**sample) for sample in decoded(self._step.get("samples", []))]
 
     @property
     def rank(self) -> int:
@@ -104,6 +110,10 @@ class CapsuleProbe(StepProbe):
             register(loader, None if val_loader is None else of_sets)
 
         owner.register_loader = register_step
+
+    def _seeded(self) -> list[SampleIndex]:
+        """Those of the file; a batch that takes the place of its own is made of fewer."""
+        return [] if self._plan.batch else self._capsule.samples
 
     @property
     def _loader(self) -> Any:

@@ -10,6 +10,7 @@ from vision3d_engine.core.errors import DataError
 from vision3d_engine.core.seeding import kept_generators
 from vision3d_engine.core.tracebacks import cause_of
 from vision3d_engine.core.tree import to_cpu
+from vision3d_engine.data.sample_seeds import SampleIndex
 from vision3d_engine.distributed.parallel.shards import local_part
 from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.loop.result_checks import as_numbers
@@ -69,7 +70,7 @@ class StepProbe(Hook):
             return
         owner, moment, self._batch = self.owner, self._moment, data_dict
         self._inside = Inside(owner.model)
-        samples = Samples.of(owner._pass.runner.place, owner._run.train_data(), data_dict)  # noqa: SLF001
+        samples = Samples.of(self._seeded(), data_dict)
         if self._plan.vary is not None and owner._context.world.is_main:  # noqa: SLF001
             self._plan.answer.add(**self._kept(samples))
         self._report = Report(moment.total_steps, moment.epoch, moment.iteration, self._start, samples)
@@ -79,6 +80,10 @@ class StepProbe(Hook):
         self.say({})  # a step that ends the process has said what is known before it
         owner.train_step = self._looking_inside(owner.train_step)
         owner.update = self._following(owner.update)
+
+    def _seeded(self) -> list[SampleIndex]:
+        """Return which samples the batch is made of, with what each was seeded by; none where that is not known."""
+        return self.owner._run.train_data().seeded_samples_at(self.owner._pass.runner.place) or []  # noqa: SLF001
 
     @property
     def _loader(self) -> Any:
@@ -91,9 +96,10 @@ class StepProbe(Hook):
         if self._plan.vary != "sample":
             return kept
         batch = to_cpu(self.owner._pass.runner.batch)  # noqa: SLF001
+        loadable = [] if self._plan.capsule else samples.seeded
         try:
             with kept_generators(self.owner.device):
-                smaller = without_each(batch, self._loader, samples.seeded)
+                smaller = without_each(batch, self._loader, loadable)
         except DataError as error:
             return {**kept, "smaller": [], "whole": str(error)}
         paths = write_batches(Path(self._plan.scratch), smaller)

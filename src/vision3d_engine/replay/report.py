@@ -36,15 +36,13 @@ class Samples:
         return [sample.index for sample in self.seeded]
 
     @classmethod
-    def of(cls, place: Any, loader: Any, data_dict: Any) -> "Samples":
-        """Return those of a batch, given where it stands in the data.
+    def of(cls, seeded: list[SampleIndex], data_dict: Any) -> "Samples":
+        """Return those of a batch.
 
         Args:
-            place: where it stands.
-            loader: what reads the training data.
+            seeded: which they are; none where that is not known.
             data_dict: the batch.
         """
-        seeded = loader.seeded_samples_at(place) or []
         names = _names_in(data_dict, len(seeded))
         lines = [
             f"{sample.index}{f' ({name})' if name else ''}: {_line_of(sample)}"

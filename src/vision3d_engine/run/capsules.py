@@ -114,6 +114,7 @@ class Capsules:
         context = self._context
         return {
             "batch": encoded(to_cpu(self._trainer._pass.runner.batch), "['batch']"),  # noqa: SLF001
+            "samples": encoded(self._samples(), "['samples']"),
             "total_steps": step,
             "epoch": context.progress.epoch,
             "iteration": context.progress.iteration,
@@ -123,6 +124,11 @@ class Capsules:
             "why": why,
             "line": line,
         }
+
+    def _samples(self) -> list[dict[str, Any]]:
+        """Return which samples the batch is made of, with what each was seeded by; none where that is not known."""
+        place, data = self._trainer._pass.runner.place, self._trainer._run.train_data()  # noqa: SLF001
+        return [sample._asdict() for sample in data.seeded_samples_at(place) or []]
 
 
 def _line_of(error: Exception) -> str:

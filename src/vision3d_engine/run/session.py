@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vision3d_engine.core.cli import Arguments, command_line, forced
-from vision3d_engine.core.config import read_settings
+from vision3d_engine.core.config import read_settings, refuse_unread
 from vision3d_engine.core.durations import parse_duration
 from vision3d_engine.core.errors import ProcessError, add_note
 from vision3d_engine.core.seeding import seed_everything, set_cudnn_deterministic, set_tf32
@@ -145,8 +145,9 @@ class Session:
         )
 
     def check_arguments(self) -> None:
-        """Warn of flags that nobody knows; raise `ConfigError` for one that is nearly a known flag."""
+        """Warn of flags that nobody knows; raise `ConfigError` for one that is nearly a known flag or setting."""
         for word in self.arguments.check():
+            refuse_unread(word)
             self.logger.warn(
                 f"unknown argument {word} is ignored by the engine (for a parser of your own: see ignore_command_line)"
             )
