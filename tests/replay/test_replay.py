@@ -529,6 +529,27 @@ def test_a_step_is_dumped_before_its_update_alone(tmp_path, moment):
         toy.run()
 
 
+FOREIGN = {
+    "half counters": {"optimizer": {"state": {}}, "progress": {"epoch": 3}},
+    "a list": {"optimizer": {"state": {}}, "progress": [1, 2]},
+    "a text": {"optimizer": {"state": {}}, "progress": "half way"},
+    "about what": {"optimizer": {"state": {}}, "about": "mine", "progress": "half way"},
+    "no dict": [1, 2],
+}
+
+
+def test_what_others_have_put_beside_the_checkpoints_is_no_start_of_a_replay(tmp_path, replayed):
+    def make():
+        return Epochs(settings(tmp_path / "run", max_epoch=2)).setup()
+
+    make().run()
+    for name, content in FOREIGN.items():
+        torch.save(content, tmp_path / "run" / "checkpoints" / f"{name}.pth")
+    (tmp_path / "run" / "checkpoints" / "notes.pth").write_text("these are notes")
+    verdict, said = replayed(make, step=8)
+    assert verdict == "same", said
+
+
 def test_a_file_without_a_step_is_refused(tmp_path):
     Epochs(settings(tmp_path)).setup().run()
     with pytest.raises(CheckpointError, match=r"holds no step; expected is a file that trainer.dump_step\(\)"):

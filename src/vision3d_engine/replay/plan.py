@@ -1,9 +1,10 @@
 """What a process that replays a step is told, and what it answers."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -78,6 +79,7 @@ class Plan:
         reruns: it may make the steps before it too, which several processes have made.
         drawn: process and iteration whose random numbers the step of a file draws; None for its own.
         clouds: a folder for the clouds of the batch, to be looked at; None for none.
+        command: process of the command, with which all others end.
     """
 
     script: str
@@ -93,6 +95,7 @@ class Plan:
     reruns: bool = False
     drawn: Sequence[int] | None = None
     clouds: str | None = None
+    command: int = field(default_factory=os.getpid)
 
     def refuse(self, message: str, *, says: bool = True) -> NoReturn:
         """End the process that replays, with a reason which the command then gives.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core import cli
+from vision3d_engine.core.children import end_with
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import PROBES
 from vision3d_engine.replay.capsule import Capsule, CapsuleProbe
@@ -40,6 +41,7 @@ def act() -> None:
     """Run a script as told by the first word of the command line."""
     text, *arguments = cli.own_words()
     plan = Plan.from_json(text)
+    end_with(plan.command)
     cli.pretend(plan.script, arguments)
     prepare(plan)
     sys.path[0] = str(Path(plan.script).absolute().parent)

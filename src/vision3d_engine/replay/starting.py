@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from vision3d_engine.replay.plan import Target
+
+_COUNTERS = ("total_steps", "epoch", "trained", "is_open", "is_trained")
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,26 @@ def start_before(target: Target, checkpoints: Path, output: Path) -> Start:
     return max(found, key=lambda start: start.step, default=beginning)
 
 
-def _starts(folder: Path) -> Iterator[tuple[Start, dict[str, Any]]]:
+def _starts(folder: Path) -> Iterator[tuple[Start, Mapping[str, Any]]]:
     """Yield what a run can go on from, with its counters; what cannot be read is passed over."""
     for path in folder.glob("*.pth"):
         with suppress(OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            if isinstance(state, dict) and "optimizer" in state and (progress := state.get("progress")):
-                processes = (state.get("about") or {}).get("processes", 0)
-                yield Start(path, progress["total_steps"], processes), progress
+            if progress := _counters_in(state):
+                yield Start(path, progress["total_steps"], _mapping_at("about", state).get("processes", 0)), progress
+
+
+def _counters_in(state: Any) -> Mapping[str, Any]:
+    """Return the counters of a checkpoint that a run goes on from; empty for a file of any other kind."""
+    progress = _mapping_at("progress", state)
+    is_whole = bool(_mapping_at("optimizer", state)) and all(isinstance(progress.get(key), int) for key in _COUNTERS)
+    return progress if is_whole else {}
+
+
+def _mapping_at(key: str, state: Any) -> Mapping[str, Any]:
+    """Return what a file holds by a name, where both are mappings; else an empty one."""
+    part = state.get(key) if isinstance(state, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
 
 
 def _recorded_processes(output: Path) -> int:
