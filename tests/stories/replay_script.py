@@ -63,6 +63,9 @@ class Trainer(EpochBasedTrainer):
             wait_for_ever()
         if self.own().fault == "log" and self.total_steps == 3 and not is_master():
             output = output + torch.log(output * 0)
+        if self.own().fault == "raise on 1" and self.total_steps == 3 and not is_master():
+            message = "planted"
+            raise ValueError(message)
         if self.own().fault == "dump" and self.total_steps == 4:
             self.dump_step()
         if self.own().fault == "exp" and self.total_steps == 4:

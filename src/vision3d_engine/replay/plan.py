@@ -110,8 +110,18 @@ class Plan:
 
     @property
     def answer(self) -> "AnswerFile":
-        """Where it answers."""
+        """Where it answers; of several processes the main one."""
         return AnswerFile(Path(self.scratch) / "answer.json")
+
+    def share(self, rank: int) -> "AnswerFile":
+        """Where a process answers of its share of the step: whether it is to blame, and what another run of it needs."""
+        return AnswerFile(Path(self.scratch) / f"share-{rank}.json")
+
+    @property
+    def shares(self) -> "dict[int, dict[str, Any]]":
+        """What processes have answered of their shares, by rank; none of those that have not come to the step."""
+        answers = {rank: self.share(rank).read() for rank in range(self.processes or 1)}
+        return {rank: answer for rank, answer in answers.items() if answer}
 
     def to_json(self) -> str:
         """Return it as text."""
