@@ -41,7 +41,8 @@ def test_a_step_of_a_run_is_replayed_and_one_with_other_arguments_is_refused(tmp
     assert run(tmp_path, "--scale", "2").returncode == 0
     done = replay(tmp_path, SCRIPT, "--epoch", 2, "--iteration", 3, "--", "--scale", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("step 9: epoch 2, iteration 3; replayed from the beginning of the run\nsamples:\n")
+    assert done.stdout.startswith("step 9: epoch 2, iteration 3; replayed from the beginning of the run\n")
+    assert f"\nrun folder: {tmp_path / 'run'}\nsamples:\n" in done.stdout
     assert "\nthe same bits as in the run\n" in done.stdout
     done = replay(tmp_path, SCRIPT, "--step", 9, "--", "--scale", 3)
     assert done.returncode == 1
@@ -57,6 +58,11 @@ def test_a_step_that_fails_shows_its_samples_and_one_that_never_was_is_refused(t
     assert "replay_sample(dataset" in done.stderr.split("error: ")[-1]
     done = replay(tmp_path, SCRIPT, "--step", 99)
     assert "error: replay_script.py ended before step 99" in done.stderr
+    done = replay(tmp_path, SCRIPT, "--step", 2, "--run", "mine")
+    said = (
+        "error: replay got --run mine; no trainer of replay_script.py with this run folder has made step 2. Other run "
+    )
+    assert f"{said}folders of the script: {tmp_path / 'run'}. Expected is" in done.stderr
 
 
 def test_a_step_in_a_file_is_replayed_elsewhere_without_the_data(tmp_path):
@@ -206,7 +212,7 @@ def test_a_fault_of_one_of_two_processes_is_found_in_its_replay_and_no_sample_of
 
 @pytest.fixture(scope="module")
 def far_run_of_two(tmp_path_factory):
-    """The folder of a run of two processes with a sample that is too far, the step and process that load it, and its words."""
+    """The folder of a run of two processes with a sample that is too far, step and process that load it, its words."""
     folder, own = tmp_path_factory.mktemp("far"), ("--fault", "far sample", "--batch_size", "3")
     done = run(folder, *own, "--told", "run", processes=2)
     assert done.returncode == 0, done.stderr

@@ -28,11 +28,14 @@ class Looks(TypedDict, total=False):
             turn (``"sample"``), of several processes the share of each that is to blame; and say whether that is
             finite.
         clouds: write the clouds of the batch into this folder, as a test leaves those of its cases.
+        run: of a script with several trainers the run folder of the one whose step it is; else the first that makes
+            it is looked into.
     """
 
     debugger: bool
     vary: Vary | None
     clouds: str | None
+    run: str | None
 
 
 def replay(
@@ -86,6 +89,10 @@ def _replayed(plan: Plan, arguments: Sequence[str]) -> tuple[str, str | None]:
             answer = answer_of(plan, arguments)
         if "refused" in answer:
             raise ConfigError(answer["refused"])
+        if not (plan.shares or answer["code"]) and "passed" in answer:
+            raise ConfigError(
+                _NO_RUN.format(plan.run, Path(plan.script).name, plan.target, ", ".join(answer["passed"]))
+            )
         name, of_others = Path(plan.script).name, [share for rank, share in plan.shares.items() if rank]
         failures = [share["failed"] for share in of_others if "failed" in share]
         said = "".join(f"\n\n{part}" for part in [*failures, *varied(plan, arguments, answer)])
@@ -102,6 +109,10 @@ def _failure(answer: dict[str, Any], script: str, target: Target) -> str:
     return "\n\n".join([message, *filter(None, [answer.get("text")]), *answer["stacks"]])
 
 
+_NO_RUN = (
+    "replay got --run {}; no trainer of {} with this run folder has made {}. Other run folders of the script: {}. "
+    "Expected is the folder of a run that has made the step"
+)
 _DIFFERS = (
     "{} has other numbers in {} than the run had. Usual causes: another command line; another version of script, data "
     "or torch; another device, number of threads; or the script does not repeat itself, for which "

@@ -80,6 +80,7 @@ class Plan:
         drawn: process and iteration whose random numbers the step of a file draws; None for its own.
         clouds: a folder for the clouds of the batch, to be looked at; None for none.
         command: process of the command, with which all others end.
+        run: run folder of the trainer whose step it is; None for the first of the script that makes it.
     """
 
     script: str
@@ -96,6 +97,7 @@ class Plan:
     drawn: Sequence[int] | None = None
     clouds: str | None = None
     command: int = field(default_factory=os.getpid)
+    run: str | None = None
 
     def refuse(self, message: str, *, says: bool = True) -> NoReturn:
         """End the process that replays, with a reason which the command then gives.
@@ -114,7 +116,7 @@ class Plan:
         return AnswerFile(Path(self.scratch) / "answer.json")
 
     def share(self, rank: int) -> "AnswerFile":
-        """Where a process answers of its share of the step: whether it is to blame, and what another run of it needs."""
+        """Where a process answers of its share: whether it is to blame, and what another run of it needs."""
         return AnswerFile(Path(self.scratch) / f"share-{rank}.json")
 
     @property

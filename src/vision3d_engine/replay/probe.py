@@ -84,6 +84,7 @@ class StepProbe(Hook):
         owner, moment, self._batch = self.owner, self._moment, data_dict
         self._inside = Inside(owner.model)
         samples = Samples.of(self._seeded(), data_dict)
+        self._share.add(run=str(self._start.run))
         if self._plan.vary is not None:
             self._share.add(**self._kept(samples))
         self._report = Report(moment.total_steps, moment.epoch, moment.iteration, self._start, samples)

@@ -150,7 +150,13 @@ class Report:
         title = f", {self.title}" if self.title else ""
         head = f"step {self.step}{title}: epoch {self.epoch}, iteration {self.iteration}; replayed from {self.start}"
         verdict = _VERDICTS[self.verdict].format(self.tolerance)
-        parts = [head, *self._samples_text(), *map(self._value_text, self.values), verdict]
+        parts = [
+            head,
+            f"run folder: {self.start.run}",
+            *self._samples_text(),
+            *map(self._value_text, self.values),
+            verdict,
+        ]
         return "\n".join([*parts, *self._origins_text(), *self._inside_text()])
 
     def _origins_text(self) -> list[str]:

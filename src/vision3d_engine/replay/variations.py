@@ -42,8 +42,9 @@ class _Share:
 
     def __init__(self, plan: Plan, arguments: Sequence[str], rank: int, kept: Mapping[str, Any]) -> None:
         capsule = plan.capsule or kept["capsule"]
-        start = {"capsule": capsule, "drawn": kept.get("drawn"), "target": Target(Capsule(Path(capsule)).step)}
-        self._plan = replace(plan, processes=1, debugger=False, vary=None, clouds=None, rank=None, reruns=False, **start)
+        target = Target(Capsule(Path(capsule)).step)  # where one process has made the steps of all it counts them all
+        start = {"capsule": capsule, "drawn": kept.get("drawn"), "target": target, "run": kept["run"]}
+        self._plan = replace(plan, **_ALONE, **start)
         self._replayed, self._arguments, self._rank, self._kept = plan, arguments, rank, kept
 
     def varied(self, was_finite: bool) -> str:
@@ -81,17 +82,17 @@ class _Share:
         return [f"in float64: {values_text(again)}; {verdict}"]
 
     def _without_each(self, whole: Mapping[str, Any]) -> list[str]:
-        samples = [sample for sample, _ in self._kept["smaller"]]
-        again = [self._again(f"without-{n}", batch=batch) for n, (_, batch) in enumerate(self._kept["smaller"])]
-        lines = [f"without {sample['name']}: {_outcome(each, whole)}" for sample, each in zip(samples, again, strict=True)]
-        helping = [sample for sample, each in zip(samples, again, strict=True) if each.get("is_finite")]
+        smaller = self._kept["smaller"]
+        made = [(sample, self._again(f"without-{n}", batch=batch)) for n, (sample, batch) in enumerate(smaller)]
+        lines = [f"without {sample['name']}: {_outcome(again, whole)}" for sample, again in made]
+        helping = [sample for sample, again in made if again.get("is_finite")]
         said = [f"it is {sample['name']}: {sample['line'] or 'without it the step is finite'}" for sample in helping]
-        unknown = sum(not _is_known(each, whole) for each in again)
-        return [*lines, *(said or [_UNKNOWN.format(unknown, len(again)) if unknown else _NONE_HELPS])]
+        unknown = sum(not _is_known(again, whole) for _, again in made)
+        return [*lines, *(said or [_UNKNOWN.format(unknown, len(made)) if unknown else _NONE_HELPS])]
 
     def _command(self) -> list[str]:
         """Return how a person sees this share alone, where it is one of several."""
-        words = [self._plan.script, "--step", self._plan.target.step, "--rank", self._rank, "--processes", 1]
+        words: list[Any] = [self._plan.script, "--step", self._plan.target.step, "--rank", self._rank, "--processes", 1]
         words += ["--", *self._arguments] if self._arguments else []
         command = shlex.join(map(str, ["vision3d-engine", "replay", *words]))
         return [f"to look into this share alone: {command}"] if self._is_of_several else []
@@ -110,11 +111,19 @@ def _is_known(again: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
     return not has_failed(again) or ("error" in again and len(set(same)) == 1)
 
 
+_ALONE: dict[str, Any] = {
+    "processes": 1,
+    "debugger": False,
+    "vary": None,
+    "clouds": None,
+    "rank": None,
+    "reruns": False,
+}
 _OWN_TYPES = "; it makes tensors of a type of its own"
 _NUMBERS = re.compile(r"[\d.]+")  # of shapes and values, which depend on the samples
 _FINITE_ALONE = (
-    "it is finite when one process runs it by itself, so no sample of it is to blame alone: the fault lies in what the "
-    "processes exchange, in what the script does otherwise on one of several, or in what it keeps outside of its model, "
+    "it is finite when one process runs it by itself, so no sample of it is to blame alone: the fault lies in what "
+    "processes exchange, in what the script does otherwise on one of several, or in what it keeps outside of model, "
     "optimizer and registered states"
 )
 _UNKNOWN = (
