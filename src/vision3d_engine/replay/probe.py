@@ -117,7 +117,7 @@ class StepProbe(Hook):
                 smaller = without_each(batch, self._loader, loadable)
         except DataError as error:
             return {**kept, "smaller": [], "whole": str(error)}
-        paths = write_batches(Path(self._plan.scratch), smaller)
+        paths = write_batches(Path(self._plan.scratch) / f"batches-{self._world.rank}", smaller)
         return {**kept, "smaller": list(zip(samples.told(batch, len(paths)), paths, strict=True)), "whole": ""}
 
     def _looking_inside(self, step: Callable[..., Any]) -> Callable[..., Any]:
