@@ -107,7 +107,7 @@ class StepProbe(Hook):
 
     def _kept(self, samples: Samples) -> dict[str, Any]:
         """Write what another run of the step needs, and return where it lies; draws nothing of what the step draws."""
-        kept = {} if self._plan.capsule else {"capsule": str(self.owner.dump_step())}
+        kept = {"capsule": self._plan.capsule or str(self.owner.dump_step())}
         if self._plan.vary != "sample":
             return kept
         batch = to_cpu(self.owner._pass.runner.batch)  # noqa: SLF001

@@ -22,7 +22,7 @@ def varied(plan: Plan, arguments: Sequence[str], answer: Mapping[str, Any]) -> l
         arguments: the command line of the script.
         answer: what the replay has answered.
     """
-    shares = plan.shares if plan.vary is not None else {}
+    shares = {rank: share for rank, share in plan.shares.items() if "capsule" in share}  # which is kept to be varied
     to_blame = [rank for rank, share in shares.items() if share.get("is_to_blame")]
     was_finite = bool(answer.get("is_finite")) and not to_blame
     if was_finite and plan.vary == "sample":
@@ -41,9 +41,9 @@ class _Share:
     """
 
     def __init__(self, plan: Plan, arguments: Sequence[str], rank: int, kept: Mapping[str, Any]) -> None:
-        capsule = plan.capsule or kept["capsule"]
-        target = Target(Capsule(Path(capsule)).step)  # where one process has made the steps of all it counts them all
-        start = {"capsule": capsule, "drawn": kept.get("drawn"), "target": target, "run": kept["run"]}
+        # By its own count: one process that has come to it by the steps of all has counted them all.
+        target = Target(Capsule(Path(kept["capsule"])).step)
+        start = {"capsule": kept["capsule"], "drawn": kept.get("drawn"), "target": target, "run": kept["run"]}
         self._plan = replace(plan, **_ALONE, **start)
         self._replayed, self._arguments, self._rank, self._kept = plan, arguments, rank, kept
 
