@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoint.old.train import run
+from tests.stories.launching import results_of, start_ranks
 
 OLD = Path(__file__).parent / "old"
 
@@ -41,12 +40,9 @@ def test_a_run_of_one_process_goes_on_from_mid_epoch(tmp_path):
 @pytest.mark.parametrize("kind", ["ranks", "shards"])
 def test_a_run_of_two_processes_goes_on_from_mid_epoch(kind, tmp_path):
     folder, straight = copied(kind, tmp_path), tmp_path / "straight"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.checkpoint.old.train"]
-    words = [sys.executable, *launcher, kind, str(folder), "--resume", "--straight", str(straight)]
+    words = ["-m", "tests.checkpoint.old.train", kind, folder, "--resume", "--straight", straight]
     path = os.pathsep.join([str(OLD.parent.parent.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    results_of(start_ranks(*words, PYTHONPATH=path))
     found = [[json.loads((each / f"found-{rank}.json").read_text()) for rank in (0, 1)] for each in (folder, straight)]
     check(kind, found[0][0], found[1][0])
     assert found[0][1]["digest"] == found[0][0]["digest"]

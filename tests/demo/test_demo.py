@@ -1,17 +1,14 @@
 """The demo in a shortened form, as a person starts it."""
 
-import subprocess
-import sys
-
 import pytest
 
+from tests.stories.forking import run_forked
 from vision3d_engine.commands import main
 from vision3d_engine.demo.picture import draw_result
 
 
 def demo(folder, *words):
-    command = [sys.executable, "-m", "vision3d_engine", "demo", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return run_forked(["-m", "vision3d_engine", "demo", *words], cwd=folder)
 
 
 SHORT = ("--num-train", "40", "--num-val", "20", "--num-points", "64", "--max-epoch", "2", "--batch-size", "10")

@@ -1,7 +1,9 @@
 """``vision3d-engine diff``: what it says of two runs, and with which exit code."""
 
 import json
+import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -171,7 +173,7 @@ def test_a_run_that_was_resumed_in_mid_interval_equals_one_that_was_not(tmp_path
     straight = train(tmp_path / "straight", kind, **often)
     code, text = diff(straight, tmp_path / "resumed")  # as it was left
     assert code == 0, text
-    assert "has not ended" in text
+    assert "steps 1 to 7, stopped by StoppedError" in text, text
     train(tmp_path / "resumed", kind, resume=True, **often)
     code, text = diff(straight, tmp_path / "resumed")
     assert code == 0, text
@@ -262,6 +264,66 @@ def test_many_settings_fit_a_screen_unless_all_are_asked_for(plain, tmp_path, di
     assert "  model.stages.0.width  none  0\n" in diff(plain, wide)[1]
     assert "  and 4 more (--all)\n" in diff(plain, wide)[1]
     assert "  model.stages.11.width" in diff(plain, wide, "--all")[1]
+
+
+def test_runs_that_share_no_name_have_nothing_to_compare(plain, tmp_path, diff):
+    copy = shutil.copytree(plain, tmp_path / "renamed")
+    for path in (copy / "logs" / "steps.jsonl", copy / "metrics.jsonl"):
+        path.write_text(re.sub('"(loss|mae|accuracy)"', r'"other_\1"', path.read_text()))
+    code, text = diff(plain, copy)
+    assert code == 1
+    assert "nothing to compare, since the runs have recorded no number of the same name in common\n" in text
+    assert "only B has other_loss" in text
+
+
+def test_other_arguments_of_the_script_are_named_as_the_cause(tmp_path, diff, monkeypatch):
+    for width in ("8", "16"):
+        monkeypatch.setattr(
+            sys, "argv", ["train.py", "--width", width, "--out", str(tmp_path / width), "--log_steps=2"]
+        )
+        train(tmp_path / width, lr=float(width) / 100)
+    code, text = diff(tmp_path / "8", tmp_path / "16")
+    assert code == 1
+    assert re.search(r"^command +A +B\n  --width +8 +16\n  --out ", text, re.MULTILINE)
+    assert "--log_steps" not in text
+    for name in ("8", "16"):
+        hide_rates(tmp_path / name)
+    _, text = diff(tmp_path / "8", tmp_path / "16")
+    assert text.endswith("another argument of the script: --width is 8 and 16\n"), text
+
+
+def hide_rates(folder):
+    """Let it look as if runs with other rates differed by something else."""
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"lr"', '"rate"'))
+
+
+def test_a_folder_of_a_test_alone_is_refused_with_the_command_that_compares_tests(plain, tmp_path, diff):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "results.json").write_text("{}")
+    code, _ = diff(plain, tmp_path)
+    assert "is the folder of a test" in code
+    assert "vision3d-engine table" in code
+
+
+def test_a_script_that_has_changed_is_named(plain, tmp_path, diff):
+    runs = [shutil.copytree(plain, tmp_path / "a"), train(tmp_path / "b", lr=0.2)]
+    for folder, checksum in zip(runs, ("aa", "bb"), strict=True):
+        record = json.loads((folder / "env.json").read_text())
+        assert len(record["script"]["toys.py"]) == 16
+        (folder / "env.json").write_text(json.dumps(record | {"script": {"toys.py": checksum}}))
+        hide_rates(folder)
+    assert "another script: script.toys.py is aa and bb\n" in diff(*runs)[1]
+
+
+def test_resume_in_an_empty_folder_is_no_resume_and_no_cause(plain, tmp_path, diff):
+    train(tmp_path / "anew", lr=0.2, resume=True)
+    train(tmp_path / "half", max_updates=6, lr=0.2)
+    train(tmp_path / "half", resume=True, lr=0.2)
+    for name in ("anew", "half"):
+        hide_rates(tmp_path / name)
+    assert "was resumed" not in diff(plain, tmp_path / "anew")[1]
+    assert "B was resumed" in diff(plain, tmp_path / "half")[1]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file", "empty"])

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.stories.forking import run_forked
 from vision3d_engine.metrics.registration import moved, rotation_error_deg
 from vision3d_engine.results.comparison import compare
 
@@ -73,8 +73,7 @@ def test_the_scripts_train_and_test_in_a_shortened_form(tmp_path):
     short = ["--data.num_train", "16", "--data.num_val", "8", "--data.num_test", "4", "--data.num_points", "100"]
     short += ["--trainer.num_iters_per_epoch", "4", "--trainer.max_epoch", "1"]
     for script, *words in (["train.py"], ["test.py"], ["test.py", "--data.test_set", "familiar"]):
-        command = [sys.executable, str(EXAMPLE / script), *short, *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = run_forked([EXAMPLE / script, *short, *words], cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         if script == "test.py":
             assert re.search(r"pairs/RR: \d.*worst cases, largest RRE first", done.stderr, re.DOTALL)

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from vision3d_engine import EpochBasedTrainer, Hook
+from vision3d_engine import EpochBasedTrainer, Hook, SkipBatch
 from vision3d_engine.loop import epoch_time
 from vision3d_engine.metrics.epoch_times import EpochShares
 from vision3d_engine.metrics.stopwatch import Stopwatch
@@ -92,7 +92,7 @@ def test_the_part_that_sleeps_has_most_of_the_epoch(tmp_path, part, settings):
     [
         ("forward", "the forward passes of training: --profile 10:20"),
         ("backward", "the backward passes: --profile 10:20"),
-        ("hooks", "the hooks of the script: do what need not happen in each step in after_log"),
+        ("hooks", "the hooks of the script: after_train_step took most of it; do what need not happen in each step in"),
         (
             "optimizer",
             "the updates of the optimizer: make fewer updates of larger batches, or by trainer.grad_acc_steps",
@@ -152,6 +152,54 @@ def test_hooks_around_the_steps_count_as_hooks(tmp_path):
     trainer.add_hook(Naps())
     trainer.run()
     assert trainer.shares()["hooks"] > 0.6
+
+
+def test_a_hook_that_is_slow_in_a_few_steps_alone_is_named_whichever_steps_are_measured(tmp_path):
+    class Rare(Sleepy):
+        def after_train_step(self, _epoch, iteration, *_):
+            time.sleep(8 * NAP_S if iteration % 10 == 8 else 0)
+
+    trainer = Rare(tmp_path, "nothing")
+    trainer.run()
+    assert trainer.shares()["hooks"] > 0.6
+    assert "the hooks of the script: after_train_step took most of it" in trainer.text()
+
+
+@pytest.mark.parametrize(
+    ("moment", "advice"),
+    [("after_log", "trainer.log_steps be larger"), ("after_train_epoch", "do less in it, or not in each epoch")],
+)
+def test_of_slow_hooks_outside_of_steps_the_moment_is_named_with_its_own_advice(tmp_path, moment, advice):
+    trainer = Sleepy(tmp_path, "nothing")
+    trainer.add_hook(type("Naps", (Hook,), {moment: lambda *_: time.sleep(15 * NAP_S)})())
+    trainer.run()
+    (said,) = (line for line in trainer.text().splitlines() if "went into" in line)
+    assert f"the hooks of the script: {moment} took most of it; " in said
+    assert said.endswith(advice)
+
+
+def test_a_batch_that_a_hook_leaves_out_spoils_no_time(tmp_path):
+    class Leaves(Sleepy):
+        def before_train_step(self, _epoch, iteration, *_):
+            if iteration == 3:
+                raise SkipBatch("empty")
+
+    trainer = Leaves(tmp_path, "forward")
+    trainer.run()
+    assert trainer.shares()["forward"] > 0.6
+
+
+def test_captures_that_cost_much_are_named_with_what_they_capture_and_no_hook_is(tmp_path, monkeypatch):
+    trainer = Sleepy(tmp_path, "nothing")
+    trainer.model = None
+    trainer.register_model(torch.nn.Sequential(torch.nn.Linear(3, 1)))
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.01)
+    trainer.capture("0", every=3, histograms=True)
+    monkeypatch.setattr(trainer._context.writers, "histograms", lambda *_: time.sleep(2 * NAP_S))
+    trainer.run()
+    assert trainer.shares()["captures"] > 0.6
+    assert "hooks" not in trainer.shares()
+    assert "let every= be larger, or leave out histograms and clouds, for '0' (every=3)" in trainer.text()
 
 
 def test_a_hook_that_sleeps_in_an_update_of_one_optimizer_alone_is_not_forward(tmp_path):

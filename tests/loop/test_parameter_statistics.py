@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.toys import settings
-from vision3d_engine import EpochBasedTrainer
+from vision3d_engine import EpochBasedTrainer, SkipBatch
 
 KINDS = ("grad_norm", "weight_norm", "update_ratio", "dead_units")
 
@@ -128,7 +128,7 @@ def test_a_log_line_in_the_midst_of_a_window_tells_of_the_update_before_it(tmp_p
     assert rows_of(tmp_path, "grad_norm")[4] == pytest.approx(expected[3]["grad_norm"], rel=1e-5)
 
 
-def test_between_log_lines_no_weight_is_looked_at(tmp_path, monkeypatch):
+def test_between_log_lines_no_weight_is_looked_at_but_in_the_first_update(tmp_path, monkeypatch):
     steps = []
 
     class Counts(Trainer):
@@ -143,7 +143,7 @@ def test_between_log_lines_no_weight_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(parameter_statistics, "squares", lambda each: looked.add(trainer.iteration) or real(each))
     trainer = Counts(tmp_path)
     trainer.run()
-    assert looked == {4, 8}
+    assert looked == {1, 4, 8}, "and the first update of the run"
     assert steps == [(i, i in looked) for i in range(1, 9)]
 
 
@@ -155,6 +155,50 @@ def test_without_the_setting_nothing_is_written_and_the_run_is_the_same_to_the_b
         found.append(flat(trainer.model.parameters()))
     assert torch.equal(*found)
     assert not any(rows_of(tmp_path / "off", kind) for kind in KINDS)
+
+
+class Skips(Trainer):
+    """Leaves out the batches of all log lines."""
+
+    skipped = (2, 4, 6, 8)
+
+    def train_step(self, epoch, iteration, data_dict):
+        if iteration in self.skipped:
+            raise SkipBatch("empty")
+        return super().train_step(epoch, iteration, data_dict)
+
+
+def test_where_the_update_of_a_line_is_put_off_the_next_one_is_told_with_the_line_behind_it(tmp_path):
+    Skips(tmp_path, log_steps=2).run()
+    assert list(rows_of(tmp_path, "grad_norm")) == [2, 4, 6, 8]
+
+
+def test_a_line_without_any_update_before_it_tells_nothing_and_the_next_one_of_the_next_update(tmp_path):
+    type("SkipsMore", (Skips,), {"skipped": (1, 2, 4)})(tmp_path, log_steps=2).run()
+    found = rows_of(tmp_path, "grad_norm")
+    assert list(found) == [4, 6, 8]
+    first, _, third, *_ = by_hand_of([2, 4, 5])
+    assert found[4] == pytest.approx(first, rel=1e-5)
+    assert found[6] == pytest.approx(third, rel=1e-5)
+
+
+def by_hand_of(batches):
+    """Return the norms of the gradients of updates with some of the batches."""
+    model, found = Net(), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for batch in batches:
+        optimizer.zero_grad()
+        loss_of(model, BATCHES[batch]).backward()
+        named = {"model": [model.scale], "table": [model.table.weight]}
+        named |= {f"layers.{i}": [*model.layers[i].parameters()] for i in (0, 2)}
+        found.append({name: flat([each.grad for each in own]).norm().item() for name, own in named.items()})
+        optimizer.step()
+    return found
+
+
+def test_epochs_that_are_shorter_than_the_interval_of_log_lines_have_rows_too(tmp_path):
+    Trainer(tmp_path, log_steps=100, max_epoch=2).run()
+    assert list(rows_of(tmp_path, "grad_norm")) == [8, 16]
 
 
 class Turns(Trainer):
@@ -182,6 +226,19 @@ def test_each_of_several_optimizers_is_told_also_one_that_the_step_updates_itsel
     for step in norms:
         for name, rate in (("a", 0.1), ("b", 0.2)):
             assert ratios[step][name] * weights[step][name] == pytest.approx(rate * norms[step][name], rel=1e-4)
+
+
+def test_an_optimizer_whose_turn_is_never_at_a_log_line_is_told_too(tmp_path):
+    class Rare(Turns):
+        def train_step(self, epoch, iteration, data_dict):
+            name = "b" if iteration % 4 == 1 else "a"
+            self.update(name, self.model[name](data_dict["x"]).square().mean())
+            return {}, {"loss": torch.zeros(())}
+
+    Rare(tmp_path).run()
+    found = rows_of(tmp_path, "grad_norm")
+    assert [step for step, values in found.items() if "b" in values] == [2, 6]
+    assert [step for step, values in found.items() if "a" in values] == [2, 4, 6, 8]
 
 
 def test_what_is_trained_outside_of_the_model_has_the_name_that_the_script_gives_it(tmp_path):

@@ -43,7 +43,7 @@ class Trainer(EpochBasedTrainer):
 
 def warnings_of(folder):
     text = next((folder / "logs").glob("train-*.log")).read_text()
-    return [line for line in text.splitlines() if "WARNING" in line and "has not changed" in line]
+    return [line for line in text.splitlines() if "WARNING" in line and " not changed: " in line]
 
 
 class Both(Net):
@@ -79,7 +79,8 @@ def planted(network, rate=0.1):
 def test_what_the_first_epoch_has_not_changed_is_named_once_with_the_usual_cause(tmp_path, kind, reason):
     kind(tmp_path, max_epoch=3).run()
     (said,) = warnings_of(tmp_path)
-    assert "epoch 1 (6 updates) has not changed" in said
+    when = "epochs 1 to 2 (12 updates) have" if "rate" in reason else "epoch 1 (6 updates) has"
+    assert f"{when} not changed" in said
     assert f"{reason}planted.weight, planted.bias. Freeze" in said
 
 
@@ -123,6 +124,25 @@ class Symmetric(Net):
         return 0.1 * (self.used(x).sum() + self.planted.weight.sum() + self.planted.bias.sum())
 
 
+class WarmsUp(planted(Both)):
+    """The rate of the whole first epoch is 0."""
+
+    def register_parts(self, model):
+        super().register_parts(model)
+        self.register_scheduler(torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: float(epoch > 0)))
+
+
+class Exchanged(planted(Both)):
+    """Another head in mid-epoch, in the model and in the optimizer; the first one was not used before."""
+
+    network = Net
+
+    def before_train_step(self, epoch, iteration, data_dict):
+        if (epoch, iteration) == (1, 4):
+            self.model.planted = nn.Linear(3, 3)
+            self.optimizer.param_groups[1]["params"] = [*self.model.planted.parameters()]
+
+
 class Unfrozen(planted(Frozen)):
     def after_train_epoch(self, epoch, summary_dict):
         self.model.planted.requires_grad_(True)
@@ -147,6 +167,10 @@ class Later(Turns):
     first = 7
 
 
+class Never(Turns):
+    first = 99
+
+
 class Teacher(Net):
     """A copy that follows the weights by a moving average inside of the model."""
 
@@ -169,12 +193,35 @@ class Teacher(Net):
         Unfrozen,
         Turns,
         Later,
+        WarmsUp,
+        Exchanged,
     ],
-    ids=["used", "sometimes", "frozen", "lazy", "symmetric", "teacher", "unfrozen", "turns", "later"],
+    ids=[
+        *("used", "sometimes", "frozen", "lazy", "symmetric", "teacher", "unfrozen", "turns", "later"),
+        *("warms up", "exchanged"),
+    ],
 )
 def test_what_is_used_now_and_then_or_meant_to_rest_raises_no_false_alarm(tmp_path, kind):
     kind(tmp_path, max_epoch=2).run()
     assert warnings_of(tmp_path) == []
+
+
+def test_an_optimizer_whose_turn_never_comes_is_named_once_at_the_end_of_training(tmp_path):
+    Never(tmp_path, max_epoch=3).run()
+    (said,) = warnings_of(tmp_path)
+    assert "epochs 1 to 3 (18 updates) have not changed: " in said
+    assert "2 in an optimizer whose step never came, or changed nothing: planted.weight, planted.bias" in said
+
+
+def test_a_layer_that_was_exchanged_in_the_model_alone_is_in_no_optimizer(tmp_path):
+    class Forgetful(planted(Both)):
+        def before_train_step(self, epoch, iteration, data_dict):
+            if (epoch, iteration) == (1, 4):
+                self.model.planted = nn.Linear(3, 3)
+
+    Forgetful(tmp_path, max_epoch=2).run()
+    (said,) = warnings_of(tmp_path)
+    assert "has not changed: 2 with a gradient, but in no optimizer: planted.weight, planted.bias. Freeze" in said
 
 
 @pytest.mark.parametrize(
@@ -224,4 +271,4 @@ def test_an_epoch_that_a_resume_goes_on_with_or_that_was_cut_is_not_judged(tmp_p
     Stops(tmp_path, log_steps=4).run()
     assert warnings_of(tmp_path) == []
     planted(Sometimes)(tmp_path, resume=True).run()
-    assert all("has not changed" not in path.read_text() for path in (tmp_path / "logs").glob("train-*.log"))
+    assert all(" not changed: " not in path.read_text() for path in (tmp_path / "logs").glob("train-*.log"))

@@ -1,4 +1,4 @@
-"""Starts scripts as several processes without torchrun, which takes seconds more."""
+"""Starts scripts as one process or several, without torchrun, which takes seconds more."""
 
 import os
 import socket
@@ -8,19 +8,34 @@ import sys
 import torch
 
 from tests.patience import PATIENCE_S
+from tests.stories.forking import Forked
 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "OMPI_", "TORCHELASTIC_")
 
 
 def start(script, *words, **variables):
-    """Start a script with no variable of a launcher but these."""
-    left = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-    environment = {**left, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}}
+    """Fork a script with no variable of a launcher but these."""
+    return Forked([script, *words], env=environment_of(variables))
+
+
+def start_anew(script, *words, **variables):
+    """Start a script by the interpreter, which imports all there is anew."""
     command = [sys.executable, str(script), *map(str, words)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment_of(variables), text=True, **streams)
 
 
-def start_ranks(script, *words, size=2, **variables):
+def start_unheard(script, *words, **variables):
+    """Fork a script whose output nobody reads."""
+    return Forked([script, *words], env=environment_of(variables), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def environment_of(variables):
+    left = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    return {**left, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}}
+
+
+def start_ranks(script, *words, size=2, start=start, **variables):
     """Start a script so many times, as processes of one run."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": size}
     return [start(script, *words, RANK=rank, **address, **variables) for rank in range(size)]

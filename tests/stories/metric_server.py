@@ -1,4 +1,4 @@
-"""A process of a world that torchrun has started: trains, validates and tests with registered metrics."""
+"""A process of a world: trains, validates and tests with registered metrics."""
 
 import shutil
 import tempfile

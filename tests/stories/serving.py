@@ -1,4 +1,4 @@
-"""The main loop of a process that torchrun has started for a test: it runs the cases that the test sends."""
+"""The main loop of a process that has been started for a test: it runs the cases that the test sends."""
 
 import sys
 import warnings

@@ -1,15 +1,14 @@
-"""The moving average of the weights on two processes of a real torchrun: as on one, whole and in shards."""
+"""The moving average of the weights on two processes: as on one, whole and in shards."""
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.stories import parallel_server, steps_server
+from tests.stories.launching import outputs_of, start_ranks
 from tests.stories.test_worlds import World
 from vision3d_engine.checkpoint.files import read_checkpoint
 from vision3d_engine.commands import main
@@ -109,8 +108,8 @@ def test_the_best_file_of_two_processes_has_the_score_that_it_was_chosen_for(wor
 def test_a_run_that_is_killed_and_resumed_ends_with_the_bits_of_its_average(world, tmp_path, parallel, number, at):
     trainer = {**EMA, "parallel": parallel, "max_epoch": 3, "grad_acc_steps": 2, "save_every": "2 iterations"}
     straight = run(world, tmp_path / "a", trainer=trainer)
-    died = launched({"folder": str(tmp_path / "b"), "signal": (int(number), at), "trainer": trainer}, tmp_path)
-    assert died.returncode != 0
+    codes = launched({"folder": str(tmp_path / "b"), "signal": (int(number), at), "trainer": trainer}, tmp_path)
+    assert all(codes)
     assert file(tmp_path / "b")["progress"]["is_open"]
     resumed = run(world, tmp_path / "b", trainer={**trainer, "resume": True})
     assert [result["summary"] for result in resumed] == [result["summary"] for result in straight]
@@ -121,13 +120,11 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_bits_of_its_average(worl
 
 
 def launched(case, folder):
-    """Run a case in processes of a torchrun of its own."""
+    """Run a case in two processes of its own; return the exit code of each."""
     script = folder / "script.py"
     script.write_text(f"from tests.stories.parallel_server import run\nrun({case!r})")
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     path = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return [code for code, _, _ in outputs_of(start_ranks(script, PYTHONPATH=path))]
 
 
 @pytest.mark.parametrize(("before", "after"), [("fsdp2", "ddp"), ("ddp", "fsdp2")])

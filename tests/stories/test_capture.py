@@ -1,4 +1,4 @@
-"""What is captured on two processes of a real torchrun is what hooks made by hand see on one, to the last bit."""
+"""What is captured on two processes is what hooks made by hand see on one, to the last bit."""
 
 import json
 from pathlib import Path

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE_S
-from tests.stories.launching import free_port, start
+from tests.stories.launching import free_port, start, start_anew
 from tests.stories.terminal import Terminal
 
 SCRIPT = Path(__file__).parent / "debugger_script.py"
@@ -56,7 +56,7 @@ def test_an_error_without_a_terminal_opens_nothing_and_says_so(tmp_path):
 def world(*words, **variables):
     """Start two processes, of which the second has a terminal."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", **variables}
-    return start(SCRIPT, *words, RANK="0", **address), Terminal(SCRIPT, *words, RANK="1", **address)
+    return start_anew(SCRIPT, *words, RANK="0", **address), Terminal(SCRIPT, *words, RANK="1", **address)
 
 
 def test_a_breakpoint_on_one_process_holds_the_others_past_every_limit(tmp_path):

@@ -1,13 +1,12 @@
 """``vision3d-engine diff`` on runs of real processes."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.patience import PATIENCE_S
+from tests.stories.forking import run_forked
 from tests.stories.launching import outputs_of, start_ranks
 
 SCRIPT = Path(__file__).with_name("replay_script.py")
@@ -19,8 +18,7 @@ def train(folder, processes, *words):
 
 
 def command(folder, *words):
-    command = [sys.executable, "-m", "vision3d_engine", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=PATIENCE_S)
+    return run_forked(["-m", "vision3d_engine", *words], cwd=folder, timeout=PATIENCE_S)
 
 
 def test_one_process_and_two_differ_in_the_batches_of_a_step(tmp_path):

@@ -5,14 +5,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from tests.patience import PATIENCE_S, eventually
-from tests.stories.launching import saved_steps
+from tests.stories.forking import Forked
+from tests.stories.launching import outputs_of, results_of, saved_steps, start_ranks
 
 SCRIPTS = Path(__file__).parent
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
@@ -20,14 +20,7 @@ LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
 
 def start(words, **environment):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return Forked(words, env=environment, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def finish(process):
@@ -47,6 +40,13 @@ def fail(folder, place, fault, processes=2, **settings):
     code, text = finish(start([*LAUNCHER, f"--nproc-per-node={processes}", *script]))
     assert code != 0
     return text
+
+
+def run_ranks(folder, fault, **settings):
+    """Return the exit codes of two processes without a launcher, of which 1 has a fault, and what both say."""
+    words = (folder, "train_step", fault, json.dumps(settings))
+    outputs = outputs_of(start_ranks(SCRIPTS / "failing_script.py", *words))
+    return [code for code, *_ in outputs], "".join(output + error for _, output, error in outputs)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,8 @@ def test_a_process_that_does_not_come_is_named_with_the_line_where_it_is(tmp_pat
 
 
 def test_a_process_whose_code_holds_the_lock_of_python_is_warned_of_and_not_gone(tmp_path):
-    script = [SCRIPTS / "failing_script.py", tmp_path, "train_step", "lock"]
-    settings = {"heartbeat_s": 3, "max_epoch": 1, "collective_timeout_s": 300}
-    code, text = finish(start([*LAUNCHER, "--nproc-per-node=2", *script, json.dumps(settings)]))
-    assert code == 0, text
+    codes, text = run_ranks(tmp_path, "lock", heartbeat_s=3, max_epoch=1, collective_timeout_s=300)
+    assert codes == [0, 0], text
     warning = (
         r"WARNING \| process 1 on \S+ gives no sign of life \(trainer.heartbeat_s: 3\), but runs and is waited for"
     )
@@ -145,17 +143,16 @@ def test_the_last_line_of_each_process_is_the_cause(raised):
 
 
 def test_in_debug_mode_the_process_whose_loss_is_not_finite_is_named_on_all(tmp_path):
-    text = fail(tmp_path, "train_step", "nan", debug=True)
+    codes, text = run_ranks(tmp_path, "nan", debug=True)
+    assert all(codes), codes
     message = "NonFiniteError: epoch 1, iteration 3: the loss is nan"
     assert f"ERROR | stopped by {message}" in text
     assert re.search(rf"ERROR \| process 1 on \S+ failed in train epoch 1, iteration 3 .*: {message}", text)
 
 
 def test_of_a_deadlock_all_processes_write_where_they_are_before_they_end(tmp_path):
-    script = [SCRIPTS / "failing_script.py", tmp_path, "train_step", "sleep"]
-    settings = json.dumps({"hang_after": "4 s", "on_hang": "stop"})
-    code, text = finish(start([*LAUNCHER, "--nproc-per-node=2", *script, settings]))
-    assert code != 0
+    codes, text = run_ranks(tmp_path, "sleep", hang_after="4 s", on_hang="stop")
+    assert all(codes), codes
     assert "ERROR | no step for 4 s (trainer.hang_after) in train epoch 1, iteration 3" in text
     waiting, sleeping = (next(tmp_path.glob(f"debug/hang-*-rank{rank}.txt")).read_text() for rank in range(2))
     assert re.search(r'failing_script.py", line \d+ in main', waiting)  # in the exchange, wherever that is at the time
@@ -164,15 +161,17 @@ def test_of_a_deadlock_all_processes_write_where_they_are_before_they_end(tmp_pa
 
 def test_in_a_group_of_somebody_else_the_error_can_be_caught_and_the_group_stays_open(tmp_path, monkeypatch):
     monkeypatch.setenv("FOREIGN", "1")
-    script = [SCRIPTS / "failing_script.py", tmp_path, "train_step", "raise", "{}"]
-    code, text = finish(start([*LAUNCHER, "--nproc-per-node=2", *script]))
-    assert code == 0, text
+    codes, text = run_ranks(tmp_path, "raise")
+    assert codes == [0, 0], text
     assert "CAUGHT ValueError GROUP IS OPEN" in text
     assert "CAUGHT ProcessError GROUP IS OPEN" in text
 
 
+SETTINGS = {"save_every": "4 iterations"}
+
+
 def train(folder, *flags, gates=(), **settings):
-    settings = json.dumps({"save_every": "4 iterations"} | settings)
+    settings = json.dumps(SETTINGS | settings)
     words = [*LAUNCHER, *flags, SCRIPTS / "noisy_script.py", folder, "epoch", 0.0, settings]
     return start(words, GATES=",".join(gates))
 
@@ -204,9 +203,9 @@ def children(pid):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """Weights of a run on two processes that nobody disturbs."""
-    code, text = finish(train(tmp_path_factory.mktemp("straight") / "run", "--nproc-per-node=2"))
-    assert code == 0, text
-    return digest(text)
+    words = (tmp_path_factory.mktemp("straight") / "run", "epoch", 0.0, json.dumps(SETTINGS))
+    (found,) = results_of(start_ranks(SCRIPTS / "noisy_script.py", *words))
+    return found
 
 
 @pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -237,7 +236,7 @@ def test_a_restart_does_not_go_on_with_a_run_that_was_refused(tmp_path):
 
 
 def test_tasks_of_slurm_find_each_other(straight, tmp_path):
-    words = [SCRIPTS / "noisy_script.py", tmp_path / "run", "epoch", 0.0, json.dumps({"save_every": "4 iterations"})]
+    words = [SCRIPTS / "noisy_script.py", tmp_path / "run", "epoch", 0.0, json.dumps(SETTINGS)]
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
     job["SLURM_STEP_NODELIST"] = "localhost"
     tasks = [start(words, **job, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in range(2)]

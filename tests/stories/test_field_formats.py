@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.stories.field_formats import FORMATS, Cases, PyG, Singles, Trainer, loader, torch_geometric
-from tests.stories.launching import results_of, start, start_ranks
+from tests.stories.launching import results_of, start_anew, start_ranks
 from vision3d_engine import DataError
 from vision3d_engine.core.compare import differences
 from vision3d_engine.core.tree import leaves
@@ -99,5 +99,5 @@ def test_two_processes_test_what_they_have_trained_like_one(tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_two_processes_of_torchrun_test_what_they_have_trained_like_one(name, tmp_path):
     words = ["--standalone", "--nproc-per-node=2", SCRIPT, name, tmp_path]
-    results = results_of([start("-m", "torch.distributed.run", *words, PYTHONPATH=PATH)])
+    results = results_of([start_anew("-m", "torch.distributed.run", *words, PYTHONPATH=PATH)])
     assert_losses_are_those_of_one_process(results, name, tmp_path)

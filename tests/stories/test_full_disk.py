@@ -2,22 +2,22 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.stories.forking import run_forked
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
 
 
 def story(folder, *words):
     root = Path(__file__).parents[2]
-    command = [sys.executable, Path(__file__).with_name("full_disk_script.py"), folder, *words]
+    command = [Path(__file__).with_name("full_disk_script.py"), folder, *words]
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = run_forked(command, env=environment)
     assert done.stdout, done.stderr
     text = "".join(path.read_text() for path in (folder / "logs").iterdir())
     saved = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE_S, eventually, skip_if_ignored
+from tests.stories.forking import Forked
 
 SCRIPT = Path(__file__).parent / "group_script.py"
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -22,15 +23,10 @@ ENDLESS = {"max_epoch": 10_000}  # who is slow to send a signal still finds it r
 
 
 def start(folder, *before, script=SCRIPT, **options):
-    words = [*(before or [sys.executable]), str(script), str(folder), json.dumps(options)]
-    return subprocess.Popen(
-        words,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    """Start the script behind other words, as of a launcher, or fork it."""
+    words = [*before, str(script), str(folder), json.dumps(options)]
+    shared = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.STDOUT, "start_new_session": True}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, **shared) if before else Forked(words, **shared)
 
 
 def wait_for(process, word):

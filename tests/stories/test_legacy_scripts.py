@@ -1,12 +1,12 @@
 """Scripts in the manner of the 2022 engine's users run unmodified, as real processes."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.stories.forking import run_forked
 
 SCRIPTS = Path(__file__).parent / "legacy"
 
@@ -17,8 +17,7 @@ def script(tmp_path):
 
     def run(name, *flags, fails=False):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-        command = [sys.executable, str(SCRIPTS / name), *flags]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = run_forked([SCRIPTS / name, *flags], cwd=tmp_path, env=environment)
         assert (done.returncode != 0) == fails, done.stderr
         return done.stdout + done.stderr
 

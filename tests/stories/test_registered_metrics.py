@@ -1,4 +1,4 @@
-"""Registered metrics on one, two and three processes of a real torchrun, against all samples at once."""
+"""Registered metrics on one, two and three processes, against all samples at once."""
 
 import math
 from pathlib import Path

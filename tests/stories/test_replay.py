@@ -301,6 +301,7 @@ def test_one_process_replays_the_step_of_one_of_two_from_its_file_to_the_bit(run
     file = run_of_two / "run" / "debug" / ("step-000004-rank1.pt" if rank else "step-000004.pt")
     done = replay(run_of_two, file, "--script", SCRIPT, "--", "--fault", "no data")
     assert loss_in(done) == (run_of_two / f"run-4-{rank}").read_text()
+    assert ("the same bits as in the run" in done.stdout) is (rank == 0)
 
 
 def test_a_share_from_further_back_needs_one_process_for_all_steps_and_is_equal_to_a_tolerance_then(run_of_two):

@@ -1,4 +1,4 @@
-"""What two processes of a real torchrun tell of their parameters is what one tells that has both their batches."""
+"""What two processes tell of their parameters is what one tells that has both their batches."""
 
 import json
 from pathlib import Path

@@ -4,29 +4,24 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.patience import PATIENCE_S, eventually
-from tests.stories.launching import saved_steps
+from tests.stories.forking import Forked
+from tests.stories.launching import outputs_of, results_of, saved_steps, start_ranks
+from tests.stories.launching import start as fork
 
 SCRIPT = Path(__file__).parent / "noisy_script.py"
 
 
 def start(folder, kind="epoch", step_s=0.0, processes=1, gate="", **settings):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    words = [str(SCRIPT), str(folder), kind, str(step_s), json.dumps(settings)]
+    words = [*launcher, SCRIPT, folder, kind, step_s, json.dumps(settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GATES": gate}
-    return subprocess.Popen(
-        [sys.executable, *launcher, *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Forked(words, env=environment, stderr=subprocess.STDOUT)
 
 
 def finish(process):
@@ -35,10 +30,11 @@ def finish(process):
     return process.returncode, text
 
 
-def result(folder, **options):
-    code, text = finish(start(folder, **options))
-    assert code == 0, text
-    return text.partition("RESULT ")[2].split()[0]
+def result(folder, kind="epoch", processes=1, **settings):
+    """Return the digest of a run that nobody stops."""
+    words = (SCRIPT, folder, kind, 0.0, json.dumps(settings))
+    (found,) = results_of(start_ranks(*words, size=processes) if processes > 1 else [fork(*words)])
+    return found
 
 
 def wait_for(process, word):
@@ -158,15 +154,16 @@ def test_two_processes_agree_on_the_step_although_one_gets_the_signal(straight_o
 
 
 def test_two_processes_killed_at_once_resume_to_the_same_bits(straight_of_two, tmp_path):
-    process = start(tmp_path / "run", processes=2, gate="train 2.5", save_every="4 iterations")
+    words = (SCRIPT, tmp_path / "run", "epoch", 0.0)
+    processes = start_ranks(*words, json.dumps({"save_every": "4 iterations"}), GATES="train 2.5")
     eventually(lambda: saved_steps(tmp_path / "run") == 8)
-    for worker in children(process.pid):
-        os.kill(worker, signal.SIGKILL)
-    assert finish(process)[0] != 0
-    code, text = finish(start(tmp_path / "run", processes=2, save_every="4 iterations", resume=True))
-    assert code == 0, text
-    assert "in mid-epoch" in text
-    assert text.partition("RESULT ")[2].split()[0] == straight_of_two
+    for process in processes:
+        process.kill()
+    assert [code for code, _, _ in outputs_of(processes)] == [-signal.SIGKILL] * 2
+    resumed = outputs_of(start_ranks(*words, json.dumps({"save_every": "4 iterations", "resume": True})))
+    assert [code for code, _, _ in resumed] == [0, 0], resumed
+    assert "in mid-epoch" in resumed[0][2]
+    assert resumed[0][1].partition("RESULT ")[2].split()[0] == straight_of_two
 
 
 def children(pid):

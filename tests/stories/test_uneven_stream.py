@@ -1,4 +1,4 @@
-"""Two processes of a real torchrun that share an odd number of batches, or data whose length changes."""
+"""Two processes that share an odd number of batches, or data whose length changes."""
 
 from itertools import chain, pairwise
 from pathlib import Path

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import eventually, skip_if_ignored
+from tests.stories.forking import run_forked
 from vision3d_engine.core.children import is_running
 
 SCRIPT = str(Path(__file__).with_name("forgetful_script.py"))
@@ -17,8 +18,7 @@ GROUP = "SIGTERM to the process group"
 
 
 def verify(folder, *words):
-    command = [sys.executable, "-m", "vision3d_engine", "verify-resume", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=1500)
+    return run_forked(["-m", "vision3d_engine", "verify-resume", *words], cwd=folder, timeout=1500)
 
 
 def marks_of(done):

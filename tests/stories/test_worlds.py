@@ -1,8 +1,6 @@
-"""The same numbers on one, two and three processes of a real torchrun, against sums written by hand."""
+"""The same numbers on one, two and three processes of a run, against sums written by hand."""
 
 import os
-import subprocess
-import sys
 from multiprocessing.connection import Listener
 from pathlib import Path
 
@@ -12,21 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.patience import PATIENCE_S
+from tests.stories.launching import start_ranks, start_unheard
 from tests.stories.world_server import Rows, linear
 
 SERVER = Path(__file__).parent / "world_server.py"
 
 
 class World:
-    """Processes started once by torchrun, which run one case after the other."""
+    """Processes started once, which run one case after the other."""
 
     def __init__(self, size, server=SERVER):
         self.listener = Listener(("localhost", 0), authkey=b"test")
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-        words = [sys.executable, *launcher, str(server), str(self.listener.address[1])]
         path = os.pathsep.join([str(server.parent.parent.parent), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        self.process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        words = (server, self.listener.address[1])
+        self.processes = start_ranks(*words, size=size, start=start_unheard, PYTHONPATH=path)
         self.connections = dict(sorted((c.recv(), c) for c in (self.listener.accept() for _ in range(size))))
         self.size = size
 
@@ -44,7 +41,8 @@ class World:
         for connection in self.connections.values():
             connection.send(None)
             connection.close()
-        self.process.wait(PATIENCE_S)
+        for process in self.processes:
+            process.wait(PATIENCE_S)
         self.listener.close()
 
 

@@ -1,4 +1,4 @@
-"""A process of a world that torchrun has started: runs the cases that a test sends, and sends back what came out."""
+"""A process of a world: runs the cases that a test sends, and sends back what came out."""
 
 import tempfile
 from pathlib import Path

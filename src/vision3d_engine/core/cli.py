@@ -85,6 +85,10 @@ class Flags(argparse.ArgumentParser):
         others = (known for known in self._option_string_actions if not flag.startswith(known))
         return did_you_mean(flag, others, similarity=0.85)
 
+    def knows(self, flag: str) -> bool:
+        """Tell whether a flag is defined."""
+        return flag in self._option_string_actions
+
     def count(self) -> int:
         """Return how many arguments are defined; it grows when a script adds one."""
         return len(self._actions)
@@ -164,6 +168,23 @@ def forced(section: str) -> dict[str, Any]:
 def command_line() -> str:
     """Return the command that started this process, quoted for a shell."""
     return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def script_arguments(command: str) -> dict[str, str]:
+    """Return what a command gives to flags that are not the engine's, by flag, and its other words by their place.
+
+    Args:
+        command: as `command_line` returns it.
+    """
+    add_engine_flags(engine := Flags())
+    found, flag = {}, ""
+    for place, word in enumerate(shlex.split(command)[2:], 1):
+        name, equals, value = word.partition("=")
+        if _is_flag(word):
+            flag, found[name] = name, [value] if equals else []
+        else:
+            found.setdefault(flag or f"word {place}", []).append(word)
+    return {name: " ".join(values) or "given" for name, values in found.items() if not engine.knows(name)}
 
 
 def add_engine_flags(parser: Flags) -> None:

@@ -1,10 +1,12 @@
 """The likeliest cause of a difference, in a sentence: the first rule that knows one has it."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vision3d_engine.core.errors import listed, shortened
 from vision3d_engine.diff.findings import Findings
 from vision3d_engine.diff.rows import Row
+from vision3d_engine.report.run_data import section
 
 _MOST_NAMED = 3
 _SHARES = ("processes", "trainer.grad_acc_steps", "trainer.uneven")
@@ -61,12 +63,26 @@ def _settings(found: Findings) -> str:
     return f"{_same(found)}another setting: {_named(rows)}" if rows else ""
 
 
+def _arguments(found: Findings) -> str:
+    rows = [row for row in found.rows.command if not _is_folder(row, found)]
+    return f"{_same(found)}another argument of the script: {_named(rows)}" if rows else ""
+
+
+def _is_folder(row: Row, found: Findings) -> bool:
+    """Tell whether an argument says only where each run lies."""
+    folders = [Path(str(section(run.run.settings, "exp").get("output_dir"))) for run in (found.a, found.b)]
+    given = [*zip(folders, row[1:], strict=True)]
+    return all(value and any(map(str.isalpha, value)) and folder.match(value) for folder, value in given)
+
+
 def _kernels(found: Findings) -> str:
     rows = found.rows.named(*_KERNELS)
     return f"{_same(found)}other kernels, or sums in another order: {_named(rows)}" if rows else ""
 
 
 def _code(found: Findings) -> str:
+    if script := found.rows.named("script"):
+        return f"{_same(found)}another script: {_named(script)}"
     rows = found.rows.named("git", "trainer")
     return f"{_same(found)}other code: {_named(rows)}" if rows else ""
 
@@ -81,13 +97,14 @@ def _resume(found: Findings) -> str:
 
 def _contents(found: Findings) -> str:
     samples = f"the contents of a sample ({shortened(found.new_samples)} are read here for the first time), or "
-    said = "nothing that is recorded differs: " + (samples if found.new_samples and found.before else "")
+    but = f" but {_named(found.rows.command)}" if found.rows.command else ""
+    said = f"nothing that is recorded differs{but}: " + (samples if found.new_samples and found.before else "")
     first = "initial weights, " if not found.before else ""
     return f"{said}{first}code that is not committed, or something that no seed reaches (verify-resume looks for it)"
 
 
 _RULES: Sequence[Callable[[Findings], str]] = (
-    *(_validation, _order, _rate, _chance, _share, _data, _settings, _kernels, _code, _resume, _contents),
+    *(_validation, _order, _rate, _chance, _share, _data, _settings, _arguments, _kernels, _code, _resume, _contents),
 )
 
 

@@ -8,8 +8,12 @@ from vision3d_engine.core.errors import FolderError
 from vision3d_engine.diff.tables import Table
 from vision3d_engine.report.run_data import CONFIG, ENVIRONMENT, NUMBERS, RunData, read_run, section
 from vision3d_engine.results.comparison import RunTest
+from vision3d_engine.results.names import tests_in
 from vision3d_engine.run.run_folder import STEPS
+from vision3d_engine.run.session import STOPPED
 from vision3d_engine.writers.step_values import step_lines
+
+_ENDED = "run ended"
 
 
 class Interval(NamedTuple):
@@ -48,14 +52,18 @@ class Recorded(NamedTuple):
         return [name for name, found in {**is_there, STEPS: self.steps}.items() if not found]
 
     @property
-    def has_ended(self) -> bool:
-        """Whether the log says that the run has ended."""
-        return any(note.level == "SUCCESS" and note.text.startswith("run ended") for note in self.run.notes)
+    def end(self) -> str:
+        """What the log says of the end of the run, behind a comma; empty where it has ended as it should."""
+        ends = [note for note in self.run.notes if note.text.startswith((_ENDED, STOPPED))]
+        began = max((_digits(path.stem) for path in self.run.logs.glob("train-*.log")), default="")
+        if not ends or _digits(ends[-1].time) < began:  # a later attempt is under way, or was killed
+            return ", has not ended"
+        return "" if ends[-1].text.startswith(_ENDED) else f", {ends[-1].text.splitlines()[0]}"
 
     @property
     def was_resumed(self) -> bool:
         """Whether it has gone on from a checkpoint."""
-        return bool(section(self.run.settings, "trainer").get("resume"))
+        return bool(section(self.run.environment, "trainer").get("began_behind"))
 
     def interval(self, step: int) -> Interval | None:
         """Return where a step was; None where that is not recorded."""
@@ -86,12 +94,15 @@ def read_recorded(folder: Path) -> Recorded:
     """Read what a run has recorded; what is missing, torn or still to come is left out.
 
     Raises:
-        FolderError: when no run has worked there.
+        FolderError: when no run has worked there, or a test alone.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise FolderError(f"'{folder}' {what}: name the folder that is exp.output_dir of a run")
     run = read_run(RunTest(folder, ""))
+    if not (run.settings or run.environment or run.curves) and tests_in(folder):
+        message = f"'{folder}' is the folder of a test, which has no training steps: compare tests by"
+        raise FolderError(f"{message} vision3d-engine table RUN RUN")
     steps: dict[int, dict[str, float]] = {}
     intervals: list[Interval] = []
     for line in step_lines(run.logs / STEPS):
@@ -108,6 +119,10 @@ def flat(nest: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, nest
     for key, value in entries:
         yield from flat(value, f"{name}.{key}" if name else str(key))
+
+
+def _digits(text: str) -> str:
+    return "".join(filter(str.isdigit, text))
 
 
 def _is_rate(key: str) -> bool:

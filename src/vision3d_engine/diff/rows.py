@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from vision3d_engine.core.cli import script_arguments
 from vision3d_engine.diff.recorded import Recorded, flat
 from vision3d_engine.report.run_data import section
 
@@ -33,17 +34,19 @@ class Rows(NamedTuple):
         settings: of the config and of the engine, which may change numbers.
         environment: versions, machine, processes, code.
         data: of the loaders.
+        command: of the words behind the script's name, but for settings and flags of the engine.
         idle: what changes no number: where and when the runs ran, how often they log and save.
     """
 
     settings: list[Row]
     environment: list[Row]
     data: list[Row]
+    command: list[Row]
     idle: list[Row]
 
     def named(self, *names: str) -> list[Row]:
         """Return those of these names, or in sections of these names."""
-        return [row for rows in self[:3] for row in rows if any(_is_in(row.name, name) for name in names)]
+        return [row for rows in self[:4] for row in rows if any(_is_in(row.name, name) for name in names)]
 
 
 def rows_of(a: Recorded, b: Recorded) -> Rows:
@@ -52,13 +55,25 @@ def rows_of(a: Recorded, b: Recorded) -> Rows:
     settings, idle = _parted(_differing([run.settings for run in runs]), _IDLE_SETTINGS)
     elsewhere = [{name: value for name, value in run.environment.items() if name != "data"} for run in runs]
     environment, moment = _parted(_differing(elsewhere), _IDLE_ENVIRONMENT)
-    return Rows(settings, environment, _differing([section(run.environment, "data") for run in runs]), idle + moment)
+    data = _differing([section(run.environment, "data") for run in runs])
+    told = {f"--{row.name}" for row in settings + idle}
+    command = [row for row in _commands([run.environment for run in runs]) if row.name not in told]
+    return Rows(settings, environment, data, command, idle + moment)
+
+
+def _commands(environments: list[dict[str, Any]]) -> list[Row]:
+    """Return the arguments of the scripts that differ, as far as both commands are recorded."""
+    commands = [str(environment["command"]) for environment in environments if "command" in environment]
+    return _rows(*map(script_arguments, commands)) if len(commands) == len(environments) else []
 
 
 def _differing(nests: list[dict[str, Any]]) -> list[Row]:
     if not all(nests):
         return []
-    a, b = (dict(flat(nest)) for nest in nests)
+    return _rows(*(dict(flat(nest)) for nest in nests))
+
+
+def _rows(a: dict[str, Any], b: dict[str, Any]) -> list[Row]:
     rows = (Row(name, a.get(name), b.get(name)) for name in {**a, **b})
     return [row for row in rows if repr(row.a) != repr(row.b)]  # 1 is not True, but NaN is NaN
 
@@ -78,7 +93,7 @@ def shown_value(value: Any, widest: int | None = _WIDEST) -> str:
     return text if widest is None or len(text) <= widest else text[: widest - len(_REST)] + _REST
 
 
-_IDLE_ENVIRONMENT = ("time", "command", "launch", "seed")
+_IDLE_ENVIRONMENT = ("time", "command", "launch", "seed", "trainer.began_behind")
 _IDLE_SETTINGS = (
     *(f"exp.{name}" for name in ("name", "output_dir", "checkpoint_dir", "log_dir", "event_dir")),
     *(f"trainer.{name}" for name in ("log_steps", "curve_axis", "write_files", "progress_bar", "save_every")),

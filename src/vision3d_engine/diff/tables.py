@@ -34,7 +34,7 @@ class TableComparison(NamedTuple):
     """How two tables differ.
 
     Attributes:
-        steps: those that both have, in order.
+        steps: those that both have, in order; none where they have no name in common.
         differences: of each number where it differs first, the earliest before others.
         only_a: names that the second never has in these steps.
         only_b: names that the first never has.
@@ -56,6 +56,7 @@ def compare_tables(a: Table, b: Table) -> TableComparison:
             if key in names[1] and key not in first and not _is_same(a[step].get(key), b[step].get(key)):
                 first[key] = FirstDifference(key, step, a[step].get(key), b[step].get(key))
     only = [[key for key in mine if key not in others] for mine, others in (names, names[::-1])]
+    steps = steps if names[0].keys() & names[1].keys() else []
     return TableComparison(steps, sorted(first.values(), key=lambda each: each.step), *only)
 
 
@@ -67,7 +68,9 @@ def apart(a: float | None, b: float | None) -> str:
     """Say how far two numbers are apart: relative to the larger one, and in steps of their type where these are few."""
     if a is None or b is None or not (math.isfinite(a) and math.isfinite(b)):
         return ""
-    relative = abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0
+    if a == b:
+        return "the sign of zero"
+    relative = abs(a - b) / max(abs(a), abs(b))
     count, kind = _ulps(a, b)
     steps = f" ({count} ulp{'s' * (count != 1)} of {kind})" if count <= _MANY_ULPS else ""
     return f"{relative:.1e}{steps}"

@@ -24,7 +24,7 @@ def text_of(found: Findings, everything: bool) -> str:
     """
     most = None if everything else _MOST_ROWS
     rows = found.rows
-    sections = {"settings": rows.settings, "environment": rows.environment, "data": rows.data}
+    sections = {"settings": rows.settings, "environment": rows.environment, "data": rows.data, "command": rows.command}
     parts = [*_heads(found)]
     for title, each in (sections | ({"without effect": rows.idle} if everything else {})).items():
         parts += ["", *_table(title, [_cells(row, everything) for row in each], most)] if each else []
@@ -45,7 +45,7 @@ def _extent(run: Recorded) -> str:
     steps = sorted(run.steps)
     known = f"steps {steps[0]:,} to {steps[-1]:,}" if steps else "no steps"
     gap = steps[-1] - steps[0] + 1 - len(steps) if steps else 0
-    return known + (f", {gap:,} missing" if gap else "") + ("" if run.has_ended else ", has not ended")
+    return known + (f", {gap:,} missing" if gap else "") + run.end
 
 
 def _table(
@@ -86,13 +86,18 @@ def _verdict(found: Findings) -> str:
     numbers, count = found.numbers, len(found.numbers.steps)
     what = "steps" if found.are_exact else "log lines (means, since single steps are not recorded)"
     if not count:
-        return "numbers: nothing to compare, since the runs have recorded no step in common"
+        return f"numbers: nothing to compare, since the runs have recorded no {_lacking(found)} in common"
     if found.step is None:
         known = f"numbers: no difference in {count:,} {what} that both have ({_range(numbers.steps)})"
         return known + ("" if found.are_same else ", but in validations")
     before = f"; until then the same bits ({found.before:,} compared)" if found.before else ""
     place = f"{'' if found.are_exact else 'the log line of '}step {found.step:,} on{_where(found, found.step)}"
     return f"numbers: differ from {place}{before or _UNKNOWN[found.step == 1]}"
+
+
+def _lacking(found: Findings) -> str:
+    has_names = found.numbers.only_a or found.numbers.only_b
+    return "number of the same name" if has_names else "step"
 
 
 def _range(steps: Sequence[int]) -> str:

@@ -61,6 +61,10 @@ class Capture:
         self.is_on = True
         self._modules = modules
 
+    def __str__(self) -> str:
+        own = self._modules if isinstance(self._modules, str) else self._modules.__name__
+        return f"'{own}' (every={self.every})"
+
     def remove(self) -> None:
         """Capture no more."""
         self.is_on = False

@@ -17,6 +17,7 @@ from vision3d_engine.logs.log_line import endpoint_lines
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.feature_clouds import FeatureClouds
 from vision3d_engine.loop.progress import Progress
+from vision3d_engine.metrics.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Captures:
         writers: where numbers go.
         logger: where lines go.
         is_main: whether this process writes.
+        watch: takes the time that statistics, histograms and clouds cost a step.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class Captures:
         writers: Any,
         logger: Any,
         is_main: bool,
+        watch: Stopwatch,
     ) -> None:
         self._endpoints, self._progress, self._counters = endpoints, progress, counters
-        self._writers, self._logger, self._is_main = writers, logger, is_main
+        self._writers, self._logger, self._is_main, self._watch = writers, logger, is_main, watch
         self._captures: list[Capture] = []
         self._owner: Any = None
         self._found: dict[str, Any] = {}
@@ -74,6 +77,11 @@ class Captures:
     def is_used(self) -> bool:
         """Whether anything is to be captured."""
         return any(capture.is_on for capture in self._captures)
+
+    @property
+    def names(self) -> list[str]:
+        """What is captured how often, for messages."""
+        return [str(capture) for capture in self._captures if capture.is_on]
 
     def add(self, capture: Capture, owner: Any) -> None:
         """Capture modules of a trainer's model.
@@ -108,8 +116,11 @@ class Captures:
     def after_backward(self, _epoch: int, _iteration: int, data_dict: Any, output_dict: Any, *_: Any) -> None:
         """Compute the statistics of what was captured, before the hooks of a script can change it."""
         found, self._found = self._found, {}
-        if not (found and self._is_main):
-            return
+        if found and self._is_main:
+            with self._watch.part("captures"):
+                self._compute(found, (data_dict, output_dict))
+
+    def _compute(self, found: dict[str, Any], dicts: tuple[Any, ...]) -> None:
         tensors, step = _tensors_of(found), self._counters.step_of("train")
         self._latest = _Figures(
             step,
@@ -119,7 +130,7 @@ class Captures:
         )
         for capture, modules in self._due.items():
             own = _tensors_of({name: each for name, each in found.items() if name.partition("#")[0] in modules})
-            self._draw(capture, own, (data_dict, output_dict), step)
+            self._draw(capture, own, dicts, step)
 
     def _draw(self, capture: Capture, tensors: dict[str, torch.Tensor], dicts: tuple[Any, ...], step: int) -> None:
         """Write histograms and clouds, as far as they are asked for; reads from the device."""

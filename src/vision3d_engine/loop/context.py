@@ -129,7 +129,7 @@ class PassContext:
         """
         position = (0,) if moment in {"before_train", "after_train"} else self.position()
         seed_everything(derived_seed(self.seed, moment, *position, self.world.rank))
-        with self.times.around.part("hooks"):
+        with self.times.around.part(moment):
             self.hooks.fire(moment, *args)
 
     def progress_bar(self, title: str) -> ProgressBar:

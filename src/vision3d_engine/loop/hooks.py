@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any
 
 from vision3d_engine.core.errors import RegistrationError, did_you_mean, listed
+from vision3d_engine.metrics.stopwatch import Stopwatch
 
 TRAIN_HOOKS = (
     "before_load",
@@ -21,6 +22,7 @@ TRAIN_HOOKS = (
     "after_val_epoch",
     "after_train",
 )
+STEP_HOOKS = ("before_train_step", "after_backward", "after_train_step")
 TEST_HOOKS = ("before_test_epoch", "before_test_step", "after_test_step", "after_test_epoch")
 
 
@@ -63,6 +65,7 @@ class Hooks:
         self.added: list[Any] = []
         self._probes: list[Any] = []
         self._listeners: dict[str, list[Callable[..., Any]]] = {name: [] for name in names}
+        self._watch: Stopwatch | None = None
         for make in PROBES:
             self._adopt(make(), self._probes)
 
@@ -83,6 +86,10 @@ class Hooks:
         if isinstance(hook, Hook):
             hook.owner = self._owner
         others.append(hook)
+
+    def measure(self, watch: Stopwatch) -> None:
+        """Let the hooks of training steps take their time, which costs steps without hooks nothing."""
+        self._watch = watch
 
     def bind(self) -> None:
         """Look up the listeners; called when a run starts, so that methods set on the object are found too."""
@@ -105,7 +112,9 @@ class Hooks:
     def _find(self, name: str) -> list[Callable[..., Any]]:
         own = [] if self.is_default(name) else [getattr(self._owner, name)]
         hooks = [*self.added, *self._probes]
-        return own + [method for hook in hooks if callable(method := getattr(hook, name, None))]
+        found = own + [method for hook in hooks if callable(method := getattr(hook, name, None))]
+        watch = self._watch if name in STEP_HOOKS else None
+        return found if watch is None else [watch.timed(name, each) for each in found]
 
 
 class _Led:

@@ -16,6 +16,7 @@ from vision3d_engine.endpoints.capture import without_wrappers
 from vision3d_engine.loop.counters import Counters
 from vision3d_engine.loop.progress import Progress
 from vision3d_engine.loop.trained import Trained
+from vision3d_engine.optim.named_optimizers import optimizers_of
 from vision3d_engine.update.held import trained
 from vision3d_engine.update.parameter_sums import squares, sums_by_module, zero_rows
 
@@ -24,7 +25,10 @@ _NO_UNITS = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose
 
 
 class ParameterStatistics:
-    """Looks at the last update before each log line (``trainer.parameter_statistics``); nothing else costs anything.
+    """Looks at the last update before each log line (``trainer.parameter_statistics``); others cost next to nothing.
+
+    That update may be put off, when its batch is skipped, or may be another optimizer's. An optimizer whose step
+    was not looked at there is in its first one behind the line, as in the first one of the run.
 
     Computed on the device around the step of each optimizer, read in the one copy of the log line, for each module
     that holds parameters:
@@ -57,10 +61,14 @@ class ParameterStatistics:
         self._names: dict[torch.Tensor, str] = {}
         self._sums: dict[tuple[str, int], tuple[list[str], torch.Tensor]] = {}
         self._rows: dict[str, float] = {}
+        self._on_time, self._owed = set[int](), set[int]()
+        self._updates = 0
 
     def observers(self, trainer: Any) -> Iterator["ParameterStatistics"]:
         """Yield what looks at the updates of a pass, if anything is asked for."""
         if self._is_on and (self._world.is_main or self._is_spread):
+            if self._trainer is None:
+                self._owed = _keys(trainer)
             self._trainer, self._names = trainer, {}
             yield self
 
@@ -70,18 +78,24 @@ class ParameterStatistics:
 
     @property
     def is_due(self) -> bool:
-        """Whether no further update comes before the next log line."""
+        """Whether no further update comes before the next log line, or that before the last one was missed."""
+        return bool(self._owed) or self._is_last
+
+    @property
+    def _is_last(self) -> bool:
         return -self._progress.iteration % self._every < self._window
 
     @contextmanager
     def stepping(self, optimizer: Any) -> Iterator[None]:
         """Compute what a step of an optimizer finds and changes; one exchange where parameters are spread."""
-        named = self._named(optimizer)
+        is_meant = self._is_last or id(optimizer) in self._owed
+        named = self._named(optimizer) if is_meant else {}
         gradients = {name: local_part(each.grad) for name, each in named.items() if each.grad is not None}
-        before = [local_part(each.detach()).clone() for each in named.values()]
         if not gradients:
             yield
             return
+        (self._on_time.add if self._is_last else self._owed.discard)(id(optimizer))
+        before = [local_part(each.detach()).clone() for each in named.values()]
         found = {"grad_norm": (list(gradients), squares([*gradients.values()]))}
         found["weight_norm"] = list(named), (like := squares(before))
         if units := self._units(gradients, named):
@@ -124,6 +138,10 @@ class ParameterStatistics:
         read, found = iter(numbers), {}
         for (kind, _), (names, _) in self._sums.items():
             found.setdefault(kind, {}).update(zip(names, islice(read, len(names)), strict=True))
+        updates, self._updates = self._updates, self._progress.updates
+        if self._trainer is not None and self._updates > updates:
+            self._owed = _keys(self._trainer) - self._on_time
+        self._on_time.clear()
         self._sums.clear()
         if found:
             step, position = self._counters.step_of("train"), self._counters.row()
@@ -139,3 +157,8 @@ class ParameterStatistics:
             rows = sums_by_module(self._rows)
             found["dead_units"] = {name: count / rows[name] for name, count in dead.items()}
         return found
+
+
+def _keys(trainer: Any) -> set[int]:
+    """Return what names the optimizers of a trainer here."""
+    return {id(each) for each in optimizers_of(trainer.optimizer).values()}

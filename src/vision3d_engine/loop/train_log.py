@@ -97,7 +97,7 @@ class TrainLog:
         self._runner.bar.show(means)
         if interval.steady_data_s > SLOW_S:
             context.hints.tell(loading_hint(self._loader.loader, interval.steady_data_s, interval.model_s))
-        with context.times.around.part("hooks"):
+        with context.times.around.part("after_log"):
             for act in self._after_log:
                 act(progress.epoch, iteration, dict(means))
         context.times.fold()

@@ -2,12 +2,15 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import torch
+
+# Marks that wait to be added up; bounds memory between rare log lines.
+_MOST_STAMPS = 1024
 
 
 class Stopwatch:
@@ -34,6 +37,20 @@ class Stopwatch:
             self._part = outer
             self._stamps.append((outer, self._now()))
 
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that takes the time of each of its calls, in none of which it is called again."""
+
+        def run(*args: Any) -> Any:
+            began = self._now()
+            try:
+                return call(*args)
+            finally:
+                self._stamps += [(name, began), (self._part, self._now())]
+                if len(self._stamps) > _MOST_STAMPS:
+                    self.fold()
+
+        return run
+
     def _now(self) -> Any:
         if not self._is_cuda:
             return time.perf_counter()
@@ -42,10 +59,11 @@ class Stopwatch:
         return event
 
     def fold(self) -> None:
-        """Add up what was measured, where the device has just been read; what it has not done yet is left out."""
-        stamps, self._stamps = self._stamps, self._stamps[-1:]
+        """Add up what was measured, without waiting; what the device has not done yet is added up later."""
+        done = len(self._stamps)
         if self._is_cuda:
-            stamps = [stamp for stamp in stamps if stamp[1].query()]
+            done = sum(1 for _ in takewhile(lambda stamp: stamp[1].query(), self._stamps))
+        stamps, self._stamps = self._stamps[:done], self._stamps[max(done - 1, 0) :]
         for (name, start), (_, end) in pairwise(stamps):
             if name:
                 self._seconds[name] += start.elapsed_time(end) / 1e3 if self._is_cuda else end - start

@@ -47,7 +47,10 @@ class Capsule:
         return DataLoader(_Same(same, self._step["iteration"] + 1), batch_size=None)
 
     def recorded(self) -> Mapping[int, Mapping[str, float]]:
-        """Return what the run has recorded of its steps, if the file lies in its folder; of the main process alone."""
+        """Return what the run has recorded of its steps, if the file still lies in its folder.
+
+        A run records those of its main process alone.
+        """
         return {} if self.rank else recorded_steps(self.path.absolute().parent.parent / "logs" / STEPS)
 
     @property

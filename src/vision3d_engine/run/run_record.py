@@ -1,9 +1,11 @@
 """What a run writes down of itself: ``config.yaml``, the settings in force, and ``env.json``, where it ran."""
 
 import contextlib
+import hashlib
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +42,9 @@ def write_record(session: Session, trainer: Any, data: Mapping[str, ResumableLoa
     record |= session.settings.model_dump(mode="json")
     folder, environment = session.folders.output, _environment(session)
     counts = _COUNTS[trainer._schedule_follows]  # noqa: SLF001  the engine's own
-    environment["trainer"] = {"class": type(trainer).__name__, "counts": counts}
+    began = {"began_behind": trainer.total_steps}
+    environment["trainer"] = {"class": type(trainer).__name__, "counts": counts, **began}
+    environment["script"] = _checksums(type(trainer))
     environment["data"] = {title: record_of(loader) for title, loader in data.items()}
     try:
         _write_text(folder / "config.yaml", yaml.safe_dump(printable(record), sort_keys=False))
@@ -69,6 +73,16 @@ def _environment(session: Session) -> dict[str, Any]:
         "seed": session.settings.exp.seed,
         "git": _git_state(),
     }
+
+
+def _checksums(kind: type) -> dict[str, str]:
+    """Return a checksum of the script, and of the file that defines its trainer, by name; notebooks have none."""
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in ("__main__", kind.__module__)]
+    found = {}
+    for path in (Path(file) for file in files if file):
+        with contextlib.suppress(OSError):
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return found
 
 
 def _hardware(device: torch.device) -> dict[str, Any]:

@@ -45,6 +45,9 @@ from vision3d_engine.writers.metric_writers import MetricWriters
 from vision3d_engine.writers.step_values import StepValuesWriter
 
 Redirection = Callable[[Any, World], Any]
+
+STOPPED = "stopped by"
+"""With what the line of a log begins that says which error has stopped a run."""
 REDIRECTIONS: list[Redirection] = []
 """What puts other settings in force than those that a script was given, for tools that run it elsewhere."""
 
@@ -117,6 +120,8 @@ class Session:
         trainer = self.settings.trainer
         progress = Progress(counts_samples=trainer.means == "samples")
         counters = Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis)
+        times = EpochTimes(self.world.device)
+        hooks.measure(times.in_steps)
         outlets: dict[str, Any] = {"progress": progress, "counters": counters, "writers": self.writers}
         return PassContext(
             settings=trainer,
@@ -136,12 +141,14 @@ class Session:
             hints=LoaderHints(self.logger.warn),
             host_tensors=HostTensors(self.logger.warn),
             endpoints=self._endpoints,
-            captures=Captures(self._endpoints, **outlets, logger=self.logger, is_main=self.world.is_main),
+            captures=Captures(
+                self._endpoints, **outlets, logger=self.logger, is_main=self.world.is_main, watch=times.in_steps
+            ),
             parameter_statistics=ParameterStatistics(trainer, self.world, parallel, **outlets),
             untrained=UntrainedParameters(self.world, parallel, progress, self.logger.warn),
             debug_folder=self.folders.debug,
             profiled=ProfiledSteps(trainer.profile, progress, self.world, self.folders.debug, self.logger.log),
-            times=EpochTimes(self.world.device),
+            times=times,
         )
 
     def check_arguments(self) -> None:
@@ -183,7 +190,7 @@ class Session:
 
     def _log_failure(self, error: Exception) -> None:
         """Say what has stopped the run; the traceback goes into the file only, since python prints it."""
-        self.logger.log(f"stopped by {cause_of(error)} ({'; '.join(error.__notes__)})", "ERROR")
+        self.logger.log(f"{STOPPED} {cause_of(error)} ({'; '.join(error.__notes__)})", "ERROR")
         self.logger.log(f"what it has said and its whole traceback are in '{self.folders.logs}'", "INFO")
         level = "DEBUG" if self.world.is_main else "WARNING"
         self.logger.log("".join(traceback.format_exception(error)), level)

@@ -82,8 +82,7 @@ class TrainingRun:
         self._judging = Judging(trainer, context, self.checkpoints, *followers)
         self.validations = Validations(trainer, context, self.average, self.autosave, self.ending, self._judging.check)
         self._rate_scaling = RateScaling(settings.scale_lr)
-        self.is_training = False
-        self._only_validates = self._starts_anew = False
+        self.is_training = self._only_validates = self._starts_anew = False
 
     # ------------------------------------------------------------------------------------------- data
 
@@ -216,6 +215,7 @@ class TrainingRun:
         goes_on = has_trained and self.ending.goes_on()
         while goes_on:
             goes_on = self._train_and_validate()
+        self._context.untrained.close()
         if text := self.ending.text(has_trained):
             self._trainer.log(text)
 
