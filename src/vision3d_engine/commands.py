@@ -84,6 +84,7 @@ def replay_step(  # noqa: PLR0913, PLR0917  its options
     view: bool = False,
     rank: int | None = None,
     processes: Literal[1] | None = None,
+    run: str | None = None,
 ) -> None:
     """Run one step of a run again, to the bit, and look into it; arguments of the script's own follow behind --.
 
@@ -94,22 +95,21 @@ def replay_step(  # noqa: PLR0913, PLR0917  its options
         iteration: the iteration in the epoch.
         script: the script of a file with a step.
         pdb: open python's debugger where the step begins.
-        vary: run it once more in float64 (precision), or without each of its samples in turn (sample), and say
-            whether that is finite.
+        vary: say whether it is finite in float64 (precision), or without each of its samples in turn (sample).
         view: open the clouds of its batch in the browser afterwards.
-        rank: of a run of several processes the one whose share is replayed, in one process; from a checkpoint of the
-            very step.
+        rank: of a run of several processes the one whose share is replayed, in one, from a checkpoint of the very step.
         processes: 1 to replay a run of several processes in one from any checkpoint, equal to a tolerance.
+        run: run folder of the trainer whose step it is; without it the first of the script that makes the step.
     """
     if script is not None or what.suffix in _OF_FILES:
         _check_file(what, script, step=step, epoch=epoch, iteration=iteration, rank=rank, processes=processes)
     with _clouds_shown() if view else nullcontext() as clouds, exiting_on_signals():
-        looks: dict[str, Any] = {"debugger": pdb, "vary": vary, "clouds": clouds}
+        looks: dict[str, Any] = {"debugger": pdb, "vary": vary, "clouds": clouds, "run": run}
         if script is not None:
             text, objection = replay_file(what, script, _OF_SCRIPT, **looks)
         else:
-            shares: dict[str, Any] = {"rank": rank, "in_one_process": processes is not None}
-            text, objection = replay(what, _OF_SCRIPT, Target(step, epoch, iteration), **shares, **looks)
+            target, share = Target(step, epoch, iteration), {"rank": rank, "in_one_process": processes is not None}
+            text, objection = replay(what, _OF_SCRIPT, target, **share, **looks)
         print(text, flush=True)
         if objection:
             raise EngineError(objection)

@@ -2,6 +2,7 @@
 
 import inspect
 import random
+import re
 import shutil
 
 import numpy as np
@@ -126,13 +127,13 @@ def mean_over_nothing(output):
 def replayed(tmp_path):
     """What a replay answers and says."""
 
-    def replay(make, capsule=None, debugger=False, **target):
+    def replay(make, capsule=None, debugger=False, run=None, **target):
         scratch = tmp_path / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         if capsule is not None:
             target = {"step": Capsule(capsule).step}
-        plan = Plan("script.py", Target(**target), str(scratch), None, debugger, capsule and str(capsule))
+        plan = Plan("script.py", Target(**target), str(scratch), None, debugger, capsule and str(capsule), run=run)
         prepare(plan)
         try:
             with pytest.raises(SystemExit):
@@ -783,7 +784,7 @@ def test_a_step_in_a_file_knows_its_samples_and_the_lines_that_load_them(tmp_pat
     assert samples_in(of_run).count("vision3d_engine.replay_sample(dataset, ") == 2
 
 
-def test_a_step_in_a_file_of_an_older_engine_has_its_bits_without_knowing_its_samples(tmp_path, replayed):
+def test_a_step_in_a_file_of_an_older_engine_has_its_bits_and_knows_the_names_of_its_samples_alone(tmp_path, replayed):
     dumping(Epochs, tmp_path / "run", 8).run()
     capsule = tmp_path / "run" / "debug" / "step-000008.pt"
     state = torch.load(capsule, weights_only=True)
@@ -791,7 +792,8 @@ def test_a_step_in_a_file_of_an_older_engine_has_its_bits_without_knowing_its_sa
     torch.save(state, capsule)
     verdict, said = replayed(lambda: Epochs(settings(tmp_path / "run", max_epoch=3)).setup(lost=True), capsule)
     assert verdict == "same", said
-    assert "samples:" not in said
+    assert "replay_sample" not in said
+    assert re.search(r"^samples:\n  cloud-\d+\n  cloud-\d+\nloss", said, re.MULTILINE)
 
 
 def test_a_step_in_a_file_loads_as_data_only(tmp_path):
@@ -851,6 +853,63 @@ def test_a_step_is_dumped_before_its_update_alone(tmp_path, moment):
     setattr(toy, moment, lambda *_: toy.dump_step())
     with pytest.raises(RegistrationError, match="expected is a call in before_train_step, train_step"):
         toy.run()
+
+
+class Both:
+    """A script with two trainers, of which the second dumps a step."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def run(self):
+        Epochs(settings(self.folder / "first", max_epoch=1)).setup().run()
+        dumping(Epochs, self.folder / "second", 8).run()
+
+
+def test_of_two_trainers_of_a_script_the_one_with_the_run_folder_is_replayed_and_the_folder_is_said(tmp_path, replayed):
+    Both(tmp_path).run()
+    second = tmp_path / "second"
+    for step, run, folder in ((3, None, "first"), (3, str(second), "second"), (8, None, "second")):
+        verdict, said = replayed(lambda: Both(tmp_path), step=step, run=run)
+        assert verdict == "same", said
+        assert f"\nrun folder: {tmp_path / folder}\n" in said
+    verdict, said = replayed(lambda: Both(tmp_path), second / "debug" / "step-000008.pt", run=str(second))
+    assert verdict == "same", said
+
+
+def test_samples_that_have_names_alone_are_told_by_them(tmp_path, replayed):
+    def make():
+        toy = Epochs(settings(tmp_path / "run", max_epoch=1)).setup()
+        batches = [
+            {"points": torch.ones(2, 4), "target": torch.ones(2), "name": [f"a-{n}", f"b-{n}"]} for n in range(3)
+        ]
+        toy.register_loader(batches, batches)
+        return toy
+
+    make().run()
+    _, said = replayed(make, step=2)
+    assert "\nsamples:\n  a-1\n  b-1\nloss " in said
+
+
+FOREIGN = {
+    "half counters": {"optimizer": {"state": {}}, "progress": {"epoch": 3}},
+    "a list": {"optimizer": {"state": {}}, "progress": [1, 2]},
+    "a text": {"optimizer": {"state": {}}, "progress": "half way"},
+    "about what": {"optimizer": {"state": {}}, "about": "mine", "progress": "half way"},
+    "no dict": [1, 2],
+}
+
+
+def test_what_others_have_put_beside_the_checkpoints_is_no_start_of_a_replay(tmp_path, replayed):
+    def make():
+        return Epochs(settings(tmp_path / "run", max_epoch=2)).setup()
+
+    make().run()
+    for name, content in FOREIGN.items():
+        torch.save(content, tmp_path / "run" / "checkpoints" / f"{name}.pth")
+    (tmp_path / "run" / "checkpoints" / "notes.pth").write_text("these are notes")
+    verdict, said = replayed(make, step=8)
+    assert verdict == "same", said
 
 
 def test_a_file_without_a_step_is_refused(tmp_path):

@@ -54,13 +54,12 @@ class Trainer(EpochBasedTrainer):
         output = self.model(data_dict["points"])[:, 0]
         if self.own().clouds:
             self.endpoints.register("features", data_dict["cloud"].repeat(1, 1, 2))
+        self.plant()
         if self.own().fault == "shape" and self.total_steps == 4:
             output = output @ torch.ones(7)
         if self.own().fault == "strict" and data_dict["target"].max() > 1e20:
             message = "a sample is too far"
             raise ValueError(message)
-        if self.own().fault == "deadlock" and self.total_steps == 3 and is_master():
-            wait_for_ever()
         if self.own().fault == "log" and self.total_steps == 3 and not is_master():
             output = output + torch.log(output * 0)
         if self.own().fault == "dump" and self.total_steps == 4:
@@ -73,6 +72,13 @@ class Trainer(EpochBasedTrainer):
         if self.own().told:
             Path(f"{self.own().told}-{self.total_steps}-{get_rank()}").write_text(repr(loss.item()))
         return {}, {"loss": loss}
+
+    def plant(self):
+        if self.own().fault == "deadlock" and self.total_steps == 3 and is_master():
+            wait_for_ever()
+        if self.own().fault == "raise on 1" and self.total_steps == 3 and not is_master():
+            message = "planted"
+            raise ValueError(message)
 
     def val_step(self, _epoch, _iteration, data_dict):
         return {}, {"loss": self.model(data_dict["points"]).mean()}

@@ -41,7 +41,8 @@ def test_a_step_of_a_run_is_replayed_and_one_with_other_arguments_is_refused(tmp
     assert run(tmp_path, "--scale", "2").returncode == 0
     done = replay(tmp_path, SCRIPT, "--epoch", 2, "--iteration", 3, "--", "--scale", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("step 9: epoch 2, iteration 3; replayed from the beginning of the run\nsamples:\n")
+    assert done.stdout.startswith("step 9: epoch 2, iteration 3; replayed from the beginning of the run\n")
+    assert f"\nrun folder: {tmp_path / 'run'}\nsamples:\n" in done.stdout
     assert "\nthe same bits as in the run\n" in done.stdout
     done = replay(tmp_path, SCRIPT, "--step", 9, "--", "--scale", 3)
     assert done.returncode == 1
@@ -60,6 +61,11 @@ def test_a_step_that_fails_shows_its_samples_and_one_that_never_was_is_refused(t
     done = replay(tmp_path, SCRIPT, "--step", 3, "--", "--folder", "nowhere")
     assert done.returncode == 1
     assert "error: replay got step 3; there is no run in 'nowhere'" in done.stderr
+    done = replay(tmp_path, SCRIPT, "--step", 2, "--run", "mine")
+    said = (
+        "error: replay got --run mine; no trainer of replay_script.py with this run folder has made step 2. Other run "
+    )
+    assert f"{said}folders of the script: {tmp_path / 'run'}. Expected is" in done.stderr
 
 
 def test_a_step_in_a_file_is_replayed_elsewhere_without_the_data(tmp_path):
@@ -82,6 +88,15 @@ def test_an_overflow_is_finite_in_float64_and_that_is_said(tmp_path):
     assert last.endswith("; finite there: the precision is too small for its numbers")
 
 
+def assert_is_cloud_7(done):
+    """Check that the one sample of three whose leaving-out makes a step finite is named."""
+    *_, whole, first, second, third, last = done.stdout.splitlines()
+    assert whole.startswith("with all samples: loss ")
+    assert whole.endswith("; not finite")
+    assert sorted(line.rpartition("; ")[2] for line in (first, second, third)) == ["finite", "not finite", "not finite"]
+    assert last.startswith("it is sample 7 (cloud-7): vision3d_engine.replay_sample(dataset, 7, epoch=1, seed=")
+
+
 def test_the_sample_that_makes_a_step_not_finite_is_named_with_the_line_that_loads_it(tmp_path):
     own = ("--fault", "far sample", "--batch_size", "3")
     assert run(tmp_path, *own).returncode == 0
@@ -89,9 +104,7 @@ def test_the_sample_that_makes_a_step_not_finite_is_named_with_the_line_that_loa
     step = next(step for step, values in recorded.items() if not math.isfinite(values["loss"]))
     done = replay(tmp_path, SCRIPT, "--step", step, "--vary", "sample", "--", *own)
     assert done.returncode == 0, done.stderr
-    *_, first, second, third, last = done.stdout.splitlines()
-    assert sorted(line.rpartition("; ")[2] for line in (first, second, third)) == ["finite", "not finite", "not finite"]
-    assert last.startswith("it is sample 7 (cloud-7): vision3d_engine.replay_sample(dataset, 7, epoch=1, seed=")
+    assert_is_cloud_7(done)
 
 
 @pytest.mark.slow
@@ -184,13 +197,72 @@ def test_a_step_in_which_a_process_waits_for_ever_does_so_in_its_replay_and_its_
 
 
 @pytest.mark.slow
-def test_a_fault_of_one_of_two_processes_is_found_in_its_replay(tmp_path):
+def test_a_fault_of_one_of_two_processes_is_found_in_its_replay_and_no_sample_of_the_other_is_accused(tmp_path):
     fault = "--fault", "log"
     assert run(tmp_path, *fault, processes=2).returncode == 0
-    done = replay(tmp_path, SCRIPT, "--step", 3, "--", *fault)
+    done = replay(tmp_path, SCRIPT, "--step", 3, "--vary", "sample", "--", *fault)
     assert done.returncode == 0, done.stderr
     assert "\nthe same bits as in the run\n" in done.stdout
     assert "first not finite: process 1: log, whose result (2,) holds infinity, in " in done.stdout
+    assert "\nsamples of process 1:\n" in done.stdout
+    assert "samples of process 0:" not in done.stdout
+    head, whole, why, command = done.stdout.splitlines()[-4:]
+    assert head == "share of process 1, by itself:"
+    assert whole.endswith("; finite")
+    assert why.startswith("it is finite when one process runs it by itself, so no sample of it is to blame alone")
+    assert command.endswith("replay_script.py --step 3 --rank 1 --processes 1 -- --fault log")
+
+
+@pytest.fixture(scope="module")
+def far_run_of_two(tmp_path_factory):
+    """The folder of a run of two processes with a sample that is too far, step and process that load it, its words."""
+    folder, own = tmp_path_factory.mktemp("far"), ("--fault", "far sample", "--batch_size", "3")
+    done = run(folder, *own, "--told", "run", processes=2)
+    assert done.returncode == 0, done.stderr
+    losses = {tuple(map(int, path.name.split("-")[1:])): float(path.read_text()) for path in folder.glob("run-*")}
+    return folder, *min(place for place, loss in losses.items() if not math.isfinite(loss)), own
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_share_of_the_one_that_is_to_blame_is_varied(far_run_of_two):
+    folder, step, rank, own = far_run_of_two
+    done = replay(folder, SCRIPT, "--step", step, "--vary", "sample", "--", *own)
+    assert done.returncode == 0, done.stderr
+    assert f"\nfirst not finite: process {rank}: " in done.stdout
+    assert f"\nsamples of process {rank}:\n" in done.stdout
+    assert f"\nshare of process {rank}, by itself:\n" in done.stdout
+    assert_is_cloud_7(done)
+
+
+@pytest.mark.slow
+def test_a_share_that_one_process_has_come_to_by_the_steps_of_all_is_varied_in_that_step(far_run_of_two):
+    folder, step, rank, own = far_run_of_two
+    alone = ("--rank", rank, "--processes", 1)
+    done = replay(folder, SCRIPT, "--step", step, *alone, "--vary", "sample", "--", *own)
+    assert done.returncode == 0, done.stderr
+    assert_is_cloud_7(done)
+
+
+@pytest.mark.slow
+def test_what_one_of_two_processes_raises_is_told_with_its_samples_and_no_sample_is_accused(tmp_path):
+    fault = "--fault", "raise on 1"
+    assert run(tmp_path, *fault, processes=2).returncode == 1
+    done = replay(tmp_path, SCRIPT, "--step", 3, "--vary", "sample", "--", *fault)
+    assert done.returncode == 1
+    assert "\nprocess 1 has failed: ValueError: planted\nsamples of process 1:\n  " in done.stderr
+    assert "\nshare of process 1, by itself:\nwith all samples: loss " in done.stderr
+    assert "it is sample" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_step_that_cannot_be_run_without_a_sample_says_nothing_of_it(tmp_path):
+    assert run(tmp_path, "--fault", "far sample").returncode == 0
+    recorded = recorded_steps(tmp_path / "run" / "logs" / "steps.jsonl")
+    step = next(step for step, values in recorded.items() if not math.isfinite(values["loss"]))
+    done = replay(tmp_path, SCRIPT, "--step", step, "--vary", "sample", "--", "--fault", "far sample")
+    *_, first, second, last = done.stdout.splitlines()
+    assert all("cannot be run, ValueError: Expected more than 1 value per channel" in line for line in (first, second))
+    assert last.startswith("2 of the 2 steps without a sample cannot be run, so nothing is known of these samples")
 
 
 @pytest.mark.slow

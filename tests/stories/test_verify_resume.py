@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import skip_if_ignored
+from tests.patience import eventually, skip_if_ignored
 from tests.stories.forking import run_forked
 from vision3d_engine.core.children import is_running
 
@@ -199,6 +199,19 @@ def test_a_verification_that_is_stopped_leaves_no_process_and_no_folder(number, 
     assert process.wait(120) == 128 + number
     assert not is_running(int((tmp_path / "pid").read_text()))
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("words", [("verify-resume", "waits.py"), ("replay", "waits.py", "--step", "1")])
+def test_the_script_of_a_command_that_is_killed_ends_by_itself(words, tmp_path):
+    (tmp_path / "waits.py").write_text(
+        "import os, pathlib, time\npathlib.Path('pid.part').write_text(str(os.getpid()))\n"
+        "os.replace('pid.part', 'pid')\ntime.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-m", "vision3d_engine", *words], cwd=tmp_path)
+    eventually((tmp_path / "pid").exists)
+    process.kill()
+    process.wait()
+    eventually(lambda: not is_running(int((tmp_path / "pid").read_text())))
 
 
 @pytest.mark.slow

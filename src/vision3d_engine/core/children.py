@@ -7,6 +7,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
@@ -115,6 +116,17 @@ def end_process() -> NoReturn:
     for act in _LAST_ACTS:
         act()
     os._exit(1)
+
+
+def end_with(pid: int) -> None:
+    """End this process from now on soon after another one of this machine, which may be killed without a word."""
+
+    def watch() -> None:
+        while is_running(pid):
+            time.sleep(_GRACE_S)
+        end_process()
+
+    threading.Thread(target=watch, name=f"ends with process {pid}", daemon=True).start()
 
 
 def home() -> str:

@@ -25,13 +25,17 @@ class Looks(TypedDict, total=False):
     Attributes:
         debugger: open python's debugger in the step.
         vary: run it once more, in one process: in float64 (``"precision"``), or without each sample of its batch in
-            turn (``"sample"``), of several processes that of the main one; and say whether that is finite.
+            turn (``"sample"``), of several processes the share of each that is to blame; and say whether that is
+            finite.
         clouds: write the clouds of the batch into this folder, as a test leaves those of its cases.
+        run: of a script with several trainers the run folder of the one whose step it is; else the first that makes
+            it is looked into.
     """
 
     debugger: bool
     vary: Vary | None
     clouds: str | None
+    run: str | None
 
 
 def replay(
@@ -89,12 +93,17 @@ def _replayed(plan: Plan, arguments: Sequence[str]) -> tuple[str, str | None]:
         plan = replace(plan, scratch=scratch)
         answer = answer_of(plan, arguments)
         if needed := answer.get("processes"):
-            answer = answer_of(replace(plan, processes=needed), arguments)
+            plan = replace(plan, processes=needed)
+            answer = answer_of(plan, arguments)
         if "refused" in answer:
             raise ConfigError(answer["refused"])
-        name = Path(plan.script).name
-        has_variation = plan.vary is not None and ("smaller" in answer or not has_failed(answer))
-        said = f"\n\n{varied(plan, arguments, answer)}" if has_variation else ""
+        if not (plan.shares or answer["code"]) and "passed" in answer:
+            raise ConfigError(
+                _NO_RUN.format(plan.run, Path(plan.script).name, plan.target, ", ".join(answer["passed"]))
+            )
+        name, of_others = Path(plan.script).name, [share for rank, share in plan.shares.items() if rank]
+        failures = [share["failed"] for share in of_others if "failed" in share]
+        said = "".join(f"\n\n{part}" for part in [*failures, *varied(plan, arguments, answer)])
     said += f"\n\nno clouds are shown: {answer['not_shown']}" if "not_shown" in answer else ""
     if has_failed(answer):
         raise EngineError(_failure(answer, name, plan.target) + said)
@@ -108,6 +117,10 @@ def _failure(answer: dict[str, Any], script: str, target: Target) -> str:
     return "\n\n".join([message, *filter(None, [answer.get("text")]), *answer["stacks"]])
 
 
+_NO_RUN = (
+    "replay got --run {}; no trainer of {} with this run folder has made {}. Other run folders of the script: {}. "
+    "Expected is the folder of a run that has made the step"
+)
 _DIFFERS = (
     "{} has other numbers in {} than the run had. Usual causes: another command line; another version of script, data "
     "or torch; another device, number of threads; or the script does not repeat itself, for which "

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ def answer_of(plan: Plan, arguments: Sequence[str]) -> dict[str, Any]:
     return plan.answer.read() | {"code": code, "stacks": [path.read_text() for path in written]}
 
 
-def has_failed(answer: dict[str, Any]) -> bool:
+def has_failed(answer: Mapping[str, Any]) -> bool:
     """Tell whether the step has raised, or was not come to."""
     return answer.get("verdict", FAILED) == FAILED
 
 
-def values_text(answer: dict[str, Any]) -> str:
+def values_text(answer: Mapping[str, Any]) -> str:
     """Return what the step has returned."""
     return ", ".join(f"{key} {value!r}" for key, value in answer["values"].items())

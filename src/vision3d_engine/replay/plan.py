@@ -1,9 +1,10 @@
 """What a process that replays a step is told, and what it answers."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -78,6 +79,8 @@ class Plan:
         reruns: it may make the steps before it too, which several processes have made.
         drawn: process and iteration whose random numbers the step of a file draws; None for its own.
         clouds: a folder for the clouds of the batch, to be looked at; None for none.
+        command: process of the command, with which all others end.
+        run: run folder of the trainer whose step it is; None for the first of the script that makes it.
     """
 
     script: str
@@ -93,6 +96,8 @@ class Plan:
     reruns: bool = False
     drawn: Sequence[int] | None = None
     clouds: str | None = None
+    command: int = field(default_factory=os.getpid)
+    run: str | None = None
 
     def refuse(self, message: str, *, says: bool = True) -> NoReturn:
         """End the process that replays, with a reason which the command then gives.
@@ -107,8 +112,18 @@ class Plan:
 
     @property
     def answer(self) -> "AnswerFile":
-        """Where it answers."""
+        """Where it answers; of several processes the main one."""
         return AnswerFile(Path(self.scratch) / "answer.json")
+
+    def share(self, rank: int) -> "AnswerFile":
+        """Where a process answers of its share: whether it is to blame, and what another run of it needs."""
+        return AnswerFile(Path(self.scratch) / f"share-{rank}.json")
+
+    @property
+    def shares(self) -> "dict[int, dict[str, Any]]":
+        """What processes have answered of their shares, by rank; none of those that have not come to the step."""
+        answers = {rank: self.share(rank).read() for rank in range(self.processes or 1)}
+        return {rank: answer for rank, answer in answers.items() if answer}
 
     def to_json(self) -> str:
         """Return it as text."""

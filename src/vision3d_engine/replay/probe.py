@@ -11,6 +11,7 @@ from vision3d_engine.core.seeding import kept_generators
 from vision3d_engine.core.tracebacks import cause_of
 from vision3d_engine.core.tree import leaves, to_cpu
 from vision3d_engine.data.sample_seeds import SampleIndex
+from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import Hook
 from vision3d_engine.loop.result_checks import as_numbers
 from vision3d_engine.metrics.running_means import read_numbers
@@ -20,11 +21,14 @@ from vision3d_engine.replay.growth import Growth
 from vision3d_engine.replay.inside import Inside
 from vision3d_engine.replay.nonfinite import Search
 from vision3d_engine.replay.origin import Origin
-from vision3d_engine.replay.plan import Plan
-from vision3d_engine.replay.report import Report, Samples
+from vision3d_engine.replay.plan import AnswerFile, Plan
+from vision3d_engine.replay.report import Report, Samples, samples_text
 from vision3d_engine.replay.smaller_batches import without_each, write_batches
 from vision3d_engine.replay.starting import Start
 from vision3d_engine.replay.values import INFINITY, not_finite, trouble_of
+
+Found = tuple[Origin | None, list[str]]
+"""What is to blame on a process, and the lines of its samples."""
 
 
 class StepProbe(Hook):
@@ -52,6 +56,15 @@ class StepProbe(Hook):
         """Where the step at hand stands in the run."""
         return self.owner._progress  # noqa: SLF001  the engine's own
 
+    @property
+    def _world(self) -> World:
+        return self.owner._context.world  # noqa: SLF001
+
+    @property
+    def _share(self) -> AnswerFile:
+        """Where this process answers of its share."""
+        return self._plan.share(self._world.rank)
+
     def _is_here(self) -> bool:
         """Tell whether the step at hand is the one."""
         return self._plan.target.is_at(self._moment)
@@ -71,10 +84,12 @@ class StepProbe(Hook):
         owner, moment, self._batch = self.owner, self._moment, data_dict
         self._inside = Inside(owner.model)
         samples = Samples.of(self._seeded(), data_dict)
-        if self._plan.vary is not None and owner._context.world.is_main:  # noqa: SLF001
-            self._plan.answer.add(**self._kept(samples))
+        self._share.add(run=str(self._start.run))
+        if self._plan.vary is not None:
+            self._share.add(**self._kept(samples))
         self._report = Report(moment.total_steps, moment.epoch, moment.iteration, self._start, samples)
         self._report.title, self._report.tolerance = self._title(), self._tolerance
+        self._report.processes = self._world.size
         for value, origin in _origins_outside(data_dict, samples, owner.model, moment.total_steps):
             self._search.know(value, origin)
         self._report.growth = self._growth.text()
@@ -93,7 +108,7 @@ class StepProbe(Hook):
 
     def _kept(self, samples: Samples) -> dict[str, Any]:
         """Write what another run of the step needs, and return where it lies; draws nothing of what the step draws."""
-        kept = {} if self._plan.capsule else {"capsule": str(self.owner.dump_step())}
+        kept = {"capsule": self._plan.capsule or str(self.owner.dump_step())}
         if self._plan.vary != "sample":
             return kept
         batch = to_cpu(self.owner._pass.runner.batch)  # noqa: SLF001
@@ -103,7 +118,7 @@ class StepProbe(Hook):
                 smaller = without_each(batch, self._loader, loadable)
         except DataError as error:
             return {**kept, "smaller": [], "whole": str(error)}
-        paths = write_batches(Path(self._plan.scratch), smaller)
+        paths = write_batches(Path(self._plan.scratch) / f"batches-{self._world.rank}", smaller)
         return {**kept, "smaller": list(zip(samples.told(batch, len(paths)), paths, strict=True)), "whole": ""}
 
     def _looking_inside(self, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,6 +131,7 @@ class StepProbe(Hook):
                 with self._inside.watching(), self._search.in_forward():
                     returned = step(epoch, iteration, data_dict)
             except Exception as error:
+                self._share.add(is_to_blame=True, failed=self._failure(cause_of(error)))
                 self.say({}, error=cause_of(error))
                 raise
             if isinstance(returned, tuple) and isinstance(returned[-1], Mapping):
@@ -124,6 +140,11 @@ class StepProbe(Hook):
             return returned
 
         return look
+
+    def _failure(self, cause: str) -> str:
+        """Say what has failed here, and which samples this process had."""
+        rank, samples = self._world.rank, self._report.samples.lines if self._report else []
+        return "\n".join([f"process {rank} has failed: {cause}", *samples_text(f"samples of process {rank}:", samples)])
 
     def _following(self, update: Callable[..., Any]) -> Callable[..., Any]:
         """Return an update in the midst of the step whose loss is followed back."""
@@ -146,28 +167,32 @@ class StepProbe(Hook):
             self._growth.look(self._moment.total_steps)
             return
         values = read_numbers(dict(result_dict))
-        self.say(values, self.owner._context.world.gather(self._found(values)))  # noqa: SLF001  all have looked
+        found = self._found(values)
+        self._share.add(is_to_blame=found is not None)
+        self.say(values, self._world.gather((found, self._report.samples.lines)))  # all have looked
         raise SystemExit
 
     def after_train_epoch(self, epoch: int, *_: Any) -> None:
         """Refuse a step that the epoch does not have, rather than train on to the end of the run."""
         if epoch == self._plan.target.epoch:
             message = f"replay got {self._plan.target}; epoch {epoch} has {self._moment.iteration} iterations"
-            self._plan.refuse(message, says=self.owner._context.world.is_main)  # noqa: SLF001  the engine's own
+            self._plan.refuse(message, says=self._world.is_main)
 
-    def say(self, values: Mapping[str, Any], found: Sequence[Origin | None] | None = None, **further: Any) -> None:
+    def say(self, values: Mapping[str, Any], found: Sequence[Found] | None = None, **further: Any) -> None:
         """Say what is known of the step.
 
         Args:
             values: what it has returned; nothing if it has failed, or has yet to be made.
-            found: what is to blame on each process; None where the others cannot be asked.
+            found: what is to blame on each process, and its samples; None where the others cannot be asked.
             further: what else to answer.
         """
-        if self._report is None or not self.owner._context.world.is_main:  # noqa: SLF001
+        if self._report is None or not self._world.is_main:
             return
+        found = [(self._found(values), self._report.samples.lines)] if found is None else found
         self._report.values, self._report.recorded = values, self._recorded.get(self._report.step)
         self._report.inside = self._inside
-        self._report.origins = dict(enumerate([self._found(values)] if found is None else found))
+        self._report.origins = {rank: origin for rank, (origin, _) in enumerate(found)}
+        self._report.lines = {rank: lines for rank, (_, lines) in enumerate(found)}
         facts = {"verdict": self._report.verdict, "text": self._report.text(), **further}
         self._plan.answer.add(**facts, is_finite=self._is_finite(values), values=as_numbers(values))
         if self._plan.clouds is not None and (values or further):

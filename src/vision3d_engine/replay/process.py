@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core import cli
+from vision3d_engine.core.children import end_with
+from vision3d_engine.core.files import absolute_path
 from vision3d_engine.distributed.world import World
 from vision3d_engine.loop.hooks import PROBES
 from vision3d_engine.replay.capsule import Capsule, CapsuleProbe
@@ -14,7 +16,7 @@ from vision3d_engine.replay.extent import refusal
 from vision3d_engine.replay.plan import RUN, Plan
 from vision3d_engine.replay.probe import StepProbe
 from vision3d_engine.replay.share import ShareProbe
-from vision3d_engine.replay.starting import Start, start_before
+from vision3d_engine.replay.starting import Start, newest_start, start_before
 from vision3d_engine.run.run_folder import STEPS, checkpoints_of, logs_of
 from vision3d_engine.run.session import REDIRECTIONS
 from vision3d_engine.writers.step_values import recorded_steps
@@ -41,6 +43,7 @@ def act() -> None:
     """Run a script as told by the first word of the command line."""
     text, *arguments = cli.own_words()
     plan = Plan.from_json(text)
+    end_with(plan.command)
     cli.pretend(plan.script, arguments)
     prepare(plan)
     sys.path[0] = str(Path(plan.script).absolute().parent)
@@ -57,13 +60,16 @@ def _redirected(plan: Plan, settings: Any, world: World) -> Any:
 
     With another number of processes than the run had the program ends, and says how many it needs.
     """
+    run = absolute_path(settings.exp.output_dir)
+    if plan.run is not None and absolute_path(plan.run).resolve() != run.resolve():
+        return _passed(plan, settings, newest_start(checkpoints_of(settings.exp), run), says=world.is_main)
     if settings.trainer.parallel == "fsdp2" and world.size > 1:
         plan.refuse(_SPREAD, says=world.is_main)
     if plan.capsule is not None:
         return _on_capsule(plan, settings, Capsule(Path(plan.capsule)))
     if why := refusal(plan.target, settings):
         plan.refuse(why, says=world.is_main)
-    start = start_before(plan.target, checkpoints_of(settings.exp), settings.exp.output_dir)
+    start = start_before(plan.target, checkpoints_of(settings.exp), run)
     if plan.rank is not None or (plan.reruns and start.processes > 1):
         return _on_share(plan, settings, start)
     if plan.processes is None and start.processes not in {0, world.size}:
@@ -71,6 +77,14 @@ def _redirected(plan: Plan, settings: Any, world: World) -> Any:
         raise SystemExit
     recorded = recorded_steps(logs_of(settings.exp) / STEPS)
     PROBES[:] = [partial(StepProbe, plan, start, recorded)]
+    return _changed(settings, plan, {}, _from(start, settings.trainer))
+
+
+def _passed(plan: Plan, settings: Any, start: Start, *, says: bool) -> Any:
+    """Return the settings with which another trainer than the one asked for goes on from where its run has come to."""
+    if says:
+        plan.answer.add(passed=[*plan.answer.read().get("passed", []), str(start.run)])
+    PROBES.clear()
     return _changed(settings, plan, {}, _from(start, settings.trainer))
 
 
@@ -90,7 +104,7 @@ def _on_share(plan: Plan, settings: Any, start: Start) -> Any:
 
 def _on_capsule(plan: Plan, settings: Any, capsule: Capsule) -> Any:
     """Return the settings with which a script makes the step of a file, and no other."""
-    start = Start(capsule.path, capsule.step - 1, 1)
+    start = Start(capsule.path, capsule.step - 1, 1, absolute_path(settings.exp.output_dir))
     PROBES[:] = [partial(CapsuleProbe, plan, start, capsule)]
     trainer = {**_from(start, settings.trainer), "overfit": 0, "val_first": False}
     trainer |= {"precision": "fp32"} if plan.in_double else {}

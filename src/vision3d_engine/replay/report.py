@@ -23,8 +23,8 @@ class Samples:
     """The samples of a batch.
 
     Attributes:
-        lines: of each its index, name and the line that loads it; empty where these are not known.
-        seeded: which they are, with what each was seeded by; likewise.
+        lines: of each its index, name and the line that loads it, or the name alone; empty where none is known.
+        seeded: which they are, with what each was seeded by; empty where that is not known.
     """
 
     lines: list[str]
@@ -43,12 +43,12 @@ class Samples:
             seeded: which they are; none where that is not known.
             data_dict: the batch.
         """
-        names = _names_in(data_dict, len(seeded))
+        names = _names_in(data_dict, len(seeded)) if seeded else []
         lines = [
             f"{sample.index}{f' ({name})' if name else ''}: {_line_of(sample)}"
             for sample, name in zip(seeded, names, strict=True)
         ]
-        return cls(lines, seeded)
+        return cls(lines or list(map(str, _names_of(data_dict))), seeded)
 
     def told(self, data_dict: Any, count: int) -> list[dict[str, str]]:
         """Return of each of so many samples its ``name`` and the ``line`` that loads it, empty where it is not known.
@@ -73,8 +73,14 @@ class Samples:
 
 def _names_in(data_dict: Any, count: int) -> list[str]:
     """Return the names of so many samples that a batch holds, empty ones where it holds none."""
+    names = _names_of(data_dict)
+    return names if len(names) == count else [""] * count
+
+
+def _names_of(data_dict: Any) -> list[str]:
+    """Return the names of the samples of a batch; none where it holds none."""
     names = data_dict.get("name", data_dict.get("names")) if isinstance(data_dict, Mapping) else None
-    return list(names) if isinstance(names, list | tuple) and len(names) == count else [""] * count
+    return list(names) if isinstance(names, list | tuple) else []
 
 
 def _line_of(sample: SampleIndex) -> str:
@@ -100,6 +106,8 @@ class Report:
         inside: what was seen inside.
         title: which part of the step it is; empty for all that the main process had.
         tolerance: by which share numbers may differ from those of the run; 0 where their bits are the same.
+        processes: how many have made the step.
+        lines: of each process that was asked, the lines of its samples.
     """
 
     step: int
@@ -114,6 +122,8 @@ class Report:
     inside: Inside | None = None
     title: str = ""
     tolerance: float = 0
+    processes: int = 1
+    lines: Mapping[int, list[str]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -137,7 +147,13 @@ class Report:
         title = f", {self.title}" if self.title else ""
         head = f"step {self.step}{title}: epoch {self.epoch}, iteration {self.iteration}; replayed from {self.start}"
         verdict = _VERDICTS[self.verdict].format(self.tolerance)
-        parts = [head, *self._samples_text(), *map(self._value_text, self.values), verdict]
+        parts = [
+            head,
+            f"run folder: {self.start.run}",
+            *self._samples_text(),
+            *map(self._value_text, self.values),
+            verdict,
+        ]
         return "\n".join([*parts, *self._origins_text(), *self._inside_text()])
 
     def _origins_text(self) -> list[str]:
@@ -146,7 +162,10 @@ class Report:
         return [*found, self.growth] if found and self.growth else found
 
     def _samples_text(self) -> list[str]:
-        return ["samples:", *(f"  {line}" for line in self.samples.lines)] if self.samples.lines else []
+        """List the samples of the processes that are to blame; where none is, of the main one."""
+        shown = [rank for rank, origin in self.origins.items() if origin] or [0]
+        title = "samples of process {}:" if self.processes > 1 else "samples:"
+        return [line for rank in shown for line in samples_text(title.format(rank), self.lines.get(rank, []))]
 
     def _value_text(self, key: str) -> str:
         recorded = (self.recorded or {}).get(key)
@@ -183,6 +202,11 @@ _VERDICTS = {
     UNRECORDED: "the run has recorded nothing of this step to compare with",
     FAILED: "the step has failed",
 }
+
+
+def samples_text(title: str, lines: list[str]) -> list[str]:
+    """Return the lines of samples under a title; nothing where there are none."""
+    return [title, *(f"  {line}" for line in lines)] if lines else []
 
 
 def _table(title: str, figures: Mapping[str, Figures]) -> list[str]:

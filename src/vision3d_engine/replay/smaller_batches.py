@@ -56,7 +56,8 @@ def _parts(batch: Any, collate: Callable[[list[Any]], Any], ways: Mapping[str, C
 
 
 def write_batches(folder: Path, batches: Sequence[Any]) -> list[str]:
-    """Write batches as files of data only, and return where they lie."""
+    """Write batches as files of data only into a folder, and return where they lie."""
+    folder.mkdir(exist_ok=True)
     paths = [folder / f"batch-{number}.pt" for number in range(len(batches))]
     for path, batch in zip(paths, batches, strict=True):
         write_checkpoint(path, {"batch": encoded(to_cpu(batch), "['batch']")})

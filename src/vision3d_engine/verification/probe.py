@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d_engine.core import cli
+from vision3d_engine.core.children import end_with
 from vision3d_engine.loop.hooks import PROBES, TRAIN_HOOKS, Hook
 from vision3d_engine.verification.notes import parts_of
 from vision3d_engine.verification.places import STEPS, Place
@@ -24,6 +25,7 @@ def act() -> None:
     """Run a script as told by the first word of the command line."""
     text, *arguments = cli.own_words()
     plan = Plan.from_json(text)
+    end_with(plan.command)
     cli.pretend(plan.script, arguments)
     cli.force(
         exp={"output_dir": plan.folder, "checkpoint_dir": None, "log_dir": None, "event_dir": None},

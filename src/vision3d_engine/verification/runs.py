@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vision3d_engine.core.errors import EngineError
@@ -28,6 +28,7 @@ class Plan:
         steps: training steps after which the run ends, at the end of their epoch.
         resume: whether it goes on from a checkpoint.
         kill: where it is killed; None to let it end.
+        command: process of the command, with which all others end.
     """
 
     script: str
@@ -36,6 +37,7 @@ class Plan:
     steps: int
     resume: bool = False
     kill: Kill | None = None
+    command: int = field(default_factory=os.getpid)
 
     @property
     def longest_epoch(self) -> int:
