@@ -47,8 +47,9 @@ class Extent:
             return f"replay got {target}; epoch {epoch} has {length} iterations"
         if not self.begins or (target.step or self._first_step(epoch, iteration)) <= self.steps + self.unrecorded:
             return None
-        message = f"replay got {target}; the run has made {self.steps} steps (of epoch {max(self.begins)} iteration "
-        return f"{message}{self.longest[max(self.begins)]} is the last that it has recorded). Expected is one of these"
+        newest = max(self.begins)
+        where = f"of epoch {newest} iteration {self.longest[newest]} is the last that it has recorded"
+        return f"replay got {target}; the run has made {self.steps} steps ({where}). Expected is one of these{_ANOTHER}"
 
     def _length(self, epoch: int) -> int:
         """Return how many iterations an epoch has that others follow."""
@@ -83,6 +84,7 @@ def refusal(target: Target, settings: Any) -> str | None:
     return extent.refusal(target)
 
 
+_ANOTHER = "; for a step of another trainer of the script, its run folder: --run FOLDER"
 _NO_RUN = (
     "replay got {}; there is no run in '{}': no step is recorded there, and no checkpoint that a run goes on from. "
     "Expected are, behind --, the arguments that the run had, and the folder in which it was started"
