@@ -121,7 +121,7 @@ class Session:
         trainer = self.settings.trainer
         progress = Progress(counts_samples=trainer.means == "samples")
         counters = Counters(progress, self.world.named_sums(), self.world.size, trainer.curve_axis)
-        times = EpochTimes(self.world.device)
+        times = EpochTimes(self.world.device, lambda: self.debugger.times_open)
         hooks.measure(times.in_steps)
         outlets: dict[str, Any] = {"progress": progress, "counters": counters, "writers": self.writers}
         return PassContext(
