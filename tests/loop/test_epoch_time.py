@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vision3d_engine import EpochBasedTrainer, Hook, SkipBatch
-from vision3d_engine.loop import epoch_time
+from vision3d_engine.loop import epoch_time, step_sampler
 from vision3d_engine.metrics.epoch_times import EpochShares, EpochTimes
 from vision3d_engine.metrics.step_clock import StepClock
 from vision3d_engine.metrics.stopwatch import Stopwatch
@@ -246,13 +246,17 @@ def test_the_setting_that_helps_is_one_that_is_not_in_force(tmp_path, part, sett
     assert advice in said
 
 
-def test_only_steps_behind_a_log_line_are_measured_and_the_others_run_as_they_are(tmp_path):
+def test_only_steps_behind_a_log_line_are_measured_once_a_second_and_the_others_run_as_they_are(tmp_path, monkeypatch):
     class Looking(Sleepy):
         def after_train_step(self, _epoch, iteration, *_):
             if "_step" in vars(self._pass) and vars(self._pass)["_step"].__name__ == "call":
                 measured.append(iteration)
 
     measured = []
+    Looking(tmp_path / "quick", "nothing").run()
+    assert measured == [2]
+    measured.clear()
+    monkeypatch.setattr(step_sampler, "_EVERY_S", 0.0)
     Looking(tmp_path, "nothing").run()
     assert measured == [2, 6, 11, 16]
     measured.clear()
