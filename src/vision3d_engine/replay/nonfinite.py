@@ -101,7 +101,7 @@ class Search:
             return self._beside_forward(self._back.found)
         traced = self._of_loss or self._of_results
         if traced is not None or self.suspect is None:
-            return traced or _NOWHERE
+            return traced or NOWHERE
         return self.suspect if self.suspect is self._outside else replace(self.suspect, further=_UNTRACED)
 
     def _beside_forward(self, origin: Origin) -> Origin:
@@ -279,7 +279,7 @@ def _is_large_leaf(numbers: torch.Tensor) -> bool:
     return bool(finite.numel()) and finite.abs().max().item() > torch.finfo(numbers.dtype).max ** _LARGE
 
 
-_NOWHERE = Origin("not found: no operation of torch has made it of finite numbers", NOT_FOUND)
+NOWHERE = Origin("not found: no operation of torch has made it of finite numbers", NOT_FOUND)
 _UNTRACED = "it is the first in the step; whether what the step returns follows from it could not be traced"
 _OF_ZERO = " (0 times infinity)"
 _HIDDEN = (

@@ -19,7 +19,7 @@ from vision3d_engine.replay.causes import IN_DATA, cause_in_weights
 from vision3d_engine.replay.clouds import write_clouds
 from vision3d_engine.replay.growth import Growth
 from vision3d_engine.replay.inside import Inside
-from vision3d_engine.replay.nonfinite import Search
+from vision3d_engine.replay.nonfinite import NOWHERE, Search
 from vision3d_engine.replay.origin import Origin
 from vision3d_engine.replay.plan import AnswerFile, Plan
 from vision3d_engine.replay.report import Report, Samples, samples_text
@@ -167,9 +167,9 @@ class StepProbe(Hook):
             self._growth.look(self._moment.total_steps)
             return
         values = read_numbers(dict(result_dict))
-        found = self._found(values)
-        self._share.add(is_to_blame=found is not None)
-        self.say(values, self._world.gather((found, self._report.samples.lines)))  # all have looked
+        found = _to_blame(self._world.gather((self._found(values), self._report.samples.lines)))  # all have looked
+        self._share.add(is_to_blame=found[self._world.rank][0] is not None)
+        self.say(values, found)
         raise SystemExit
 
     def after_train_epoch(self, epoch: int, *_: Any) -> None:
@@ -217,6 +217,13 @@ class StepProbe(Hook):
         gradients = self._inside.parameters.values()
         is_broken = self._search.has_reached_leaf or any(figures.nonfinite for figures in gradients)
         return bool(values) and not not_finite(values) and not is_broken
+
+
+def _to_blame(found: Sequence[Found]) -> Sequence[Found]:
+    """Return what was found on each process, without those whose gradients another one has broken in their exchange."""
+    if all(origin in {None, NOWHERE} for origin, _ in found):
+        return found
+    return [(None if origin == NOWHERE else origin, lines) for origin, lines in found]
 
 
 def _origins_outside(
