@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.toys import ToyEpochTrainer, settings
-from vision3d_engine import NonFiniteError
+from vision3d_engine import EpochBasedTrainer, NonFiniteError
 from vision3d_engine.core.portable import decoded
 from vision3d_engine.utils.profiling import profile_cpu_runtime, profile_cuda_runtime
 
@@ -28,6 +28,35 @@ def test_in_debug_mode_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the
     with pytest.raises(NonFiniteError, match="epoch 1, iteration 2: the gradient is not finite in weight"):
         toy.run()
     assert kept(tmp_path)["x"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("factor", [1.0, float("inf")])
+def test_debug_mode_looks_at_the_sparse_gradients_of_embeddings_too(tmp_path, factor):
+    class Embedded(EpochBasedTrainer):
+        def train_step(self, _epoch, iteration, data_dict):
+            return {}, {"loss": Scaled.apply(self.model(data_dict["x"]), factor if iteration == 2 else 1.0).mean()}
+
+    toy = Embedded(settings(tmp_path, debug=True, val_every="never"))
+    toy.register_loader([{"x": torch.tensor([0, 1, 1])}] * 3)
+    toy.register_optimizer(torch.optim.SGD(toy.register_model(torch.nn.Embedding(3, 2, sparse=True)).parameters()))
+    if factor == 1.0:
+        toy.run()
+    else:
+        with pytest.raises(NonFiniteError, match="epoch 1, iteration 2: the gradient is not finite in weight"):
+            toy.run()
+
+
+class Scaled(torch.autograd.Function):
+    """Passes numbers on, and their gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx, numbers, factor):
+        ctx.factor = factor
+        return numbers.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
 
 
 class Spoiled(ToyEpochTrainer):

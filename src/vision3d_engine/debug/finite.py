@@ -174,7 +174,13 @@ def non_finite_gradients(model: nn.Module) -> list[str]:
     Parameters without a gradient (frozen, or not reached) are passed over; of spread ones this process's part counts.
     """
     named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
-    return [name for name, gradient in named if not torch.isfinite(local_part(gradient)).all()]
+    return [name for name, gradient in named if not torch.isfinite(_numbers_of(gradient)).all()]
+
+
+def _numbers_of(gradient: torch.Tensor) -> torch.Tensor:
+    """Return the part of a gradient that is here; of a sparse one, as embeddings have, the numbers that it holds."""
+    part = local_part(gradient)
+    return part.coalesce().values() if part.is_sparse else part
 
 
 class DebugChecks:
@@ -224,7 +230,7 @@ class DebugChecks:
         Raises:
             NonFiniteError: naming the parameters.
         """
-        gradients = [local_part(each.grad) for each in self._model.parameters() if each.grad is not None]
+        gradients = [_numbers_of(each.grad) for each in self._model.parameters() if each.grad is not None]
         if not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
             return
         if names := non_finite_gradients(self._model):  # the norm of large numbers may be infinite
