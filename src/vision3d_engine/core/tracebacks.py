@@ -36,8 +36,13 @@ def line_in(stack: str) -> str:
 
     Empty where there is none.
     """
-    own = [(file, number) for file, number in _PLACE.findall(stack) if is_users(file)]
+    own = [(file, number) for file, number in places_in(stack) if is_users(file)]
     return f"{own[-1][0]}, line {own[-1][1]}" if own else ""
+
+
+def places_in(stack: str) -> list[tuple[str, int]]:
+    """Return files and numbers of the lines that the text of a stack names, the innermost last."""
+    return [(file, int(number)) for file, number in _PLACE.findall(stack)]
 
 
 def users_part(traceback: TracebackType | None) -> TracebackType | None:

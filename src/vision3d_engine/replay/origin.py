@@ -1,7 +1,6 @@
 """Where numbers that are not finite come from: in words, and from operation to operation."""
 
 import linecache
-import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from vision3d_engine.core.tracebacks import is_users
+from vision3d_engine.core.tracebacks import is_users, places_in
 from vision3d_engine.replay.values import memory_of
 
-_FRAME = re.compile(r'File "(.*?)", line (\d+)')
 _OWN = "vision3d_engine/replay/"
 _LONGEST_SOURCE = 100
 
@@ -78,7 +76,7 @@ def line_of_stack() -> str:
 
 def line_in(stack: str) -> str:
     """Return the line of the script in a stack that python has printed."""
-    return _line_of([(file, int(number)) for file, number in _FRAME.findall(stack)])
+    return _line_of(places_in(stack))
 
 
 def _line_of(frames: Sequence[tuple[str, int]]) -> str:
