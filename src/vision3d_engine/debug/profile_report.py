@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from vision3d_engine.core.columns import aligned
 from vision3d_engine.debug.profile_costs import Costs
 
 _MOST_ROWS = 12
@@ -49,14 +50,7 @@ def _modules(costs: Costs) -> list[tuple[str, ...]]:
 def _table(title: str, heads: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return the lines of the first rows; none without rows."""
     shown = [(title, *heads), *rows[:_MOST_ROWS]] if rows else []
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return [_row(row, widths) for row in shown]
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Return a line whose first cell is on the left, and the numbers on the right."""
-    numbers = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return "  ".join(["", f"{cells[0]:<{widths[0]}}", *numbers]).rstrip()
+    return [f"  {line}".rstrip() for line in aligned(shown)]
 
 
 def _large(number: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from vision3d_engine.core.columns import aligned
 from vision3d_engine.logs.log_line import get_print_format
 
 
@@ -12,11 +13,4 @@ def number_table(numbers: Mapping[tuple[str, str], float]) -> str:
         return ""
     texts = {place: f"{number:{get_print_format(number)}}" for place, number in numbers.items()}
     lines = [["", *columns], *([row, *(texts.get((column, row), "") for column in columns)] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_line(line, widths) for line in lines)
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    """Return a row: its name, then numbers that end below one another."""
-    numbers = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return "  ".join([f"    {cells[0]:<{widths[0]}}", *numbers]).rstrip()
+    return "\n".join(f"    {line}".rstrip() for line in aligned(lines))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from vision3d_engine.core.columns import aligned
 from vision3d_engine.core.named_parts import NamedParts
 
 _COLUMNS = ("name", "parameters", "numbers", "lr", "weight decay")
@@ -54,7 +55,7 @@ def groups_table(optimizer: Any, model: nn.Module | None = None) -> str | None:
         return None
     rows = [_row(*each) for each in zip(group_names(optimizer), groups, strict=True)]
     rows += _rest_row(groups, model)
-    return "parameter groups:\n" + "\n".join(_aligned([_COLUMNS, *rows]))
+    return "parameter groups:\n" + "\n".join(f"  {line}" for line in aligned([_COLUMNS, *rows]))
 
 
 def _row(name: str, group: dict[str, Any]) -> tuple[str, ...]:
@@ -73,10 +74,3 @@ def _sizes(parameters: Sequence[Any]) -> tuple[str, str]:
     """Return how many parameters there are, and how many numbers they hold; lazy ones do not know theirs yet."""
     numbers = sum(each.numel() for each in parameters if not is_lazy(each))
     return f"{len(parameters):,}", f"{numbers:,}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *figures in rows:
-        cells = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
-        yield "  " + "  ".join([name.ljust(widths[0]), *cells])

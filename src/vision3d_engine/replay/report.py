@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vision3d_engine.core.columns import aligned
 from vision3d_engine.core.compare import same_bits
 from vision3d_engine.core.tree import leaves
 from vision3d_engine.data.sample_seeds import SampleIndex
@@ -212,8 +213,7 @@ def samples_text(title: str, lines: list[str]) -> list[str]:
 def _table(title: str, figures: Mapping[str, Figures]) -> list[str]:
     """Return a table with a row for each tensor."""
     rows = [(title, *_COLUMNS), *((name, *_cells(each)) for name, each in figures.items())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["", *(_row(row, widths) for row in rows)]
+    return ["", *aligned(rows)]
 
 
 def _cells(each: Figures) -> tuple[str, ...]:
@@ -221,8 +221,3 @@ def _cells(each: Figures) -> tuple[str, ...]:
         return (each.shape, *[""] * 4, "not looked at")
     numbers = (f"{number:.4g}" for number in (each.mean, each.std, each.least, each.most))
     return (each.shape, *numbers, str(each.nonfinite))
-
-
-def _row(cells: tuple[str, ...], widths: list[int]) -> str:
-    numbers = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return "  ".join([f"{cells[0]:<{widths[0]}}", *numbers])

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vision3d_engine.core.columns import aligned
 from vision3d_engine.core.errors import ConfigError, ResultError, did_you_mean, listed
 from vision3d_engine.results.names import ROWS, SUMMARY, named, tests_in
 from vision3d_engine.results.statistics import CaseStatistics
@@ -216,9 +217,7 @@ def number_text(value: Any) -> str:
 
 def as_text(table: Table) -> str:
     """Return a table in columns, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rows = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in table)
-    return "\n".join("  ".join(row).rstrip() for row in rows)
+    return "\n".join(map(str.rstrip, aligned(table)))
 
 
 def as_markdown(table: Table) -> str:
